@@ -1,0 +1,68 @@
+"""The door to MindCV's factory: variants become entry points of `mindcv.create_model`, and checkpoints load strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable
+
+from mindcv.models import model_factory
+from mindcv.models.features import FeatureExtractWrapper
+from mindcv.models.registry import register_model
+from mindspore import nn
+
+OUR_MODELS: dict[str, str] = {}  # model name -> module
+
+
+def register_variants(module: str, network: Callable[..., nn.Cell], variants: dict[str, dict]) -> None:
+    """Makes one entry point a row of `variants` (model name -> keyword arguments of `network`) and registers it."""
+    for name, row in variants.items():
+        OUR_MODELS[name] = module
+        register_model(_entry_point(module, name, network, row))
+
+
+def _entry_point(module: str, name: str, network: Callable[..., nn.Cell], row: dict) -> Callable[..., nn.Cell]:
+    def create(
+        pretrained: bool = False,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        features_only: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **kwargs,
+    ) -> nn.Cell:
+        if pretrained:
+            raise ValueError(
+                f"No MindSpore weights are published for {name}, so pretrained=True cannot be honoured. "
+                f"Convert the authors' PyTorch weights with mindska.weights and pass checkpoint_path instead."
+            )
+        net = network(
+            **{**row, **kwargs}, num_classes=num_classes, in_channels=in_channels, features_only=features_only
+        )
+        net.model_name = name
+        if not features_only:
+            return net
+        wrong = [i for i in out_indices if not 0 <= i < len(net.feature_info)]
+        if wrong:
+            raise ValueError(
+                f"out_indices {list(out_indices)}: {wrong} do not exist; {name} has the features "
+                + ", ".join(f"{i} (stride {info['reduction']})" for i, info in enumerate(net.feature_info))
+            )
+        return FeatureExtractWrapper(net, out_indices=list(out_indices))
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module
+    create.__doc__ = f"{name}: {network.__name__} with {row}."
+    return create
+
+
+def _load_model_checkpoint(model: nn.Cell, checkpoint_path: str = "", ema: bool = False, auto_mapping: bool = False):
+    # MindCV's loader does nothing, without a word, when the file is missing or no name fits.
+    inner = model.net if isinstance(model, FeatureExtractWrapper) else model
+    if getattr(inner, "model_name", None) not in OUR_MODELS:
+        return mindcv_load(model, checkpoint_path, ema, auto_mapping)
+    from ..weights import load_checkpoint_into  # only here: weights is a heavier room than models
+
+    return load_checkpoint_into(inner, checkpoint_path, ema=ema)
+
+
+mindcv_load = model_factory.load_model_checkpoint
+model_factory.load_model_checkpoint = _load_model_checkpoint

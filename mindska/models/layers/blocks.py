@@ -1,0 +1,155 @@
+"""Blocks that SkaNet and VAN share: patch embedding, convolutional MLP, layer scale, stochastic layers, initial values.
+
+Sources: VAN (Guo et al., Visual Attention Network, 2022), section 3.3; SkaNet (ICANN 2023) builds on the same parts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm over (B, C, H, W) with PyTorch's defaults, which all three papers use."""
+    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+
+def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, dilation: int = 1, group: int = 1) -> nn.Conv2d:
+    """Convolution with bias whose padding keeps the size (divided by the stride)."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Conv2d(
+        cin, cout, kernel, stride, "pad", padding, dilation=dilation, group=group, has_bias=True, weight_init="zeros"
+    )
+
+
+class GELU(nn.Cell):
+    """Exact GELU, x * Phi(x), element-wise.
+
+    `nn.GELU` is three times slower on CPU, and the automatic gradient of erf contains a power (see `bprop`).
+    """
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * 0.5 * (1.0 + ops.erf(x * math.sqrt(0.5)))
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        phi = ops.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+        return (dout * (0.5 * (1.0 + ops.erf(x * math.sqrt(0.5))) + x * phi),)
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth (Huang et al., 2016): drops a sample's residual branch with probability `rate`.
+
+    `uniform` (B,) in [0, 1) decides: sample i is kept where uniform[i] < 1 - rate, and scaled by 1 / (1 - rate).
+    The trainer passes it, so that a resumed run drops what the uninterrupted one would have; without it MindSpore draws.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = float(rate)
+        self.dropout = nn.Dropout(p=self.rate)
+
+    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        if uniform is None:
+            return x * self.dropout(ops.ones((x.shape[0], 1, 1, 1), x.dtype))
+        kept = (uniform < 1 - self.rate).astype(x.dtype) / (1 - self.rate)
+        return x * kept.reshape(-1, 1, 1, 1)
+
+
+class Dropout(nn.Cell):
+    """Dropout of features (B, C); `uniform` (B, C) decides as in `DropPath`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = float(rate)
+        self.dropout = nn.Dropout(p=self.rate)
+
+    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        if uniform is None:
+            return self.dropout(x)
+        return x * ((uniform < 1 - self.rate).astype(x.dtype) / (1 - self.rate))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__((channels,), epsilon=eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return super().construct(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+class PatchEmbed(nn.Cell):
+    """Overlapping patch embedding: strided convolution and batch norm. (B, Cin, H, W) -> (B, C, ceil(H/s), ceil(W/s))"""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = conv(cin, cout, kernel, stride)
+        self.norm = batch_norm(cout)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class ConvMlp(nn.Cell):
+    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution. (B, C, H, W) -> (B, C, H, W)"""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = conv(dim, hidden)
+        self.dwconv = conv(hidden, hidden, 3, group=hidden)
+        self.act = GELU()
+        self.fc2 = conv(hidden, dim)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.dwconv(self.fc1(x))))
+
+
+class Block(nn.Cell):
+    """x + scale_1 * attention(norm(x)), then x + scale_2 * mlp(norm(x)). (B, C, H, W) -> (B, C, H, W)
+
+    `uniform` (B, 2) drives the two stochastic depths.
+    """
+
+    def __init__(self, dim: int, attention: nn.Cell, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = batch_norm(dim)
+        self.attn = attention
+        self.norm2 = batch_norm(dim)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.layer_scale_1 = Parameter(Tensor(np.full(dim, 1e-2, np.float32)), name="layer_scale_1")
+        self.layer_scale_2 = Parameter(Tensor(np.full(dim, 1e-2, np.float32)), name="layer_scale_2")
+
+    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
+        first = None if uniform is None else uniform[:, 0]
+        second = None if uniform is None else uniform[:, 1]
+        x = x + self.drop_path(self.layer_scale_1.reshape(-1, 1, 1) * self.attn(self.norm1(x)), first)
+        return x + self.drop_path(self.layer_scale_2.reshape(-1, 1, 1) * self.mlp(self.norm2(x)), second)
+
+
+def init_weights(net: nn.Cell) -> None:
+    """Initial values of the authors of SkaNet and VAN, the ones that win where their initialisers are nested.
+
+    Convolutions normal(0, sqrt(2 / fan_out)), with fan_out = kh * kw * out / groups; linear layers normal(0, 0.02)
+    (theirs is truncated at +-2, a hundred deviations away; MindSpore's `TruncatedNormal` would cut at two); biases 0.
+    """
+    for cell in net.cells_and_names():
+        cell = cell[1]
+        if isinstance(cell, nn.Conv2d):
+            fan_out = cell.kernel_size[0] * cell.kernel_size[1] * cell.out_channels // cell.group
+            cell.weight.set_data(initializer(Normal(math.sqrt(2.0 / fan_out)), cell.weight.shape, cell.weight.dtype))
+        elif isinstance(cell, nn.Dense):
+            cell.weight.set_data(initializer(Normal(0.02), cell.weight.shape, cell.weight.dtype))
+            cell.bias.set_data(initializer("zeros", cell.bias.shape, cell.bias.dtype))

@@ -1,0 +1,130 @@
+"""Graph layers: nearest neighbours among pooled nodes, and the max-relative convolution over them.
+
+Source: SkaNet (ICANN 2023), which takes them from Vision GNN (Han et al., 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.ops import constexpr
+
+from .blocks import GELU, batch_norm, conv
+
+GROUPS = 4
+
+
+def sincos_codes(channels: int, grid: int) -> np.ndarray:
+    """Sine-cosine position codes of a square grid: (grid * grid, channels) float64, half of the channels per axis."""
+    omega = 1.0 / 10000 ** (np.arange(channels // 4, dtype=np.float64) / (channels // 4))
+    angle = np.outer(np.arange(grid, dtype=np.float64), omega)  # (grid, channels / 4)
+    axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    return np.concatenate([np.tile(axis, (grid, 1)), np.repeat(axis, grid, axis=0)], axis=1)
+
+
+def bicubic_taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sources (new_size, 4) and float32 weights (new_size, 4) of bicubic interpolation, as PyTorch defines it.
+
+    a = -0.75, pixel centres at half-integers (`align_corners=False`), edges repeated, no antialiasing.
+    """
+    position = (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * np.float32(size / new_size)
+    position -= np.float32(0.5)
+    first = np.floor(position)
+    t = position - first
+    a = np.float32(-0.75)
+
+    def near(d):  # |d| <= 1
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d):  # 1 < |d| < 2
+        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+    weights = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], axis=1).astype(np.float32)
+    sources = first.astype(np.int64)[:, None] + np.arange(-1, 3)
+    return np.clip(sources, 0, size - 1), weights
+
+
+@lru_cache(maxsize=32)
+def relative_position(channels: int, nodes: int, reduced_nodes: int) -> np.ndarray:
+    """What is added to the distances between `nodes` queries and `reduced_nodes` keys: (nodes, reduced_nodes) float32.
+
+    The similarity 2 E E^T / C of position codes is taken on a square grid of int(sqrt(nodes)) and interpolated along
+    the flattened index, as the authors do: for an image that is not square the geometry is skewed, but it is theirs.
+    """
+    grid = int(math.sqrt(nodes))
+    codes = sincos_codes(channels, grid)
+    columns, column_weights = bicubic_taps(grid * grid, reduced_nodes)
+    rows, row_weights = bicubic_taps(grid * grid, nodes)
+    # Rounded to float32 before the interpolation, as in the definition; in strips, since the whole is nodes^2.
+    narrow = np.empty((grid * grid, reduced_nodes), np.float32)
+    for start in range(0, grid * grid, 1024):
+        strip = (2 * codes[start : start + 1024] @ codes.T / channels).astype(np.float32)
+        narrow[start : start + 1024] = sum(strip[:, columns[:, i]] * column_weights[:, i] for i in range(4))
+    if grid * grid == nodes:
+        return -narrow
+    return -sum(narrow[rows[:, i]] * row_weights[:, i, None] for i in range(4))
+
+
+@constexpr
+def _relative_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
+    # A compile-time constant in graph mode: off the hot path, and not in the checkpoint.
+    return Tensor(relative_position(channels, nodes, reduced_nodes))
+
+
+def nearest_nodes(queries: Tensor, keys: Tensor, k: int, dilation: int) -> Tensor:
+    """Indices (B, N, k) int32 of every dilation-th of the k * dilation keys nearest to each query, nearest first.
+
+    queries (B, N, C), keys (B, M, C). The distance is the squared Euclidean one between L2-normalised features, plus
+    the relative position. Always computed in float32: in half precision most distances would be ties.
+    """
+    queries, keys = queries.astype(mstype.float32), keys.astype(mstype.float32)
+    queries = queries / ops.maximum(ops.sqrt((queries * queries).sum(-1, keepdims=True)), 1e-12)
+    keys = keys / ops.maximum(ops.sqrt((keys * keys).sum(-1, keepdims=True)), 1e-12)
+    position = _relative_position(queries.shape[2], queries.shape[1], keys.shape[1])
+    # |query|^2 is the same for all keys: it does not change their order.
+    offset = (keys * keys).sum(-1).expand_dims(1) + position  # (B, N, M)
+    closeness = ops.bmm(queries * 2, keys.swapaxes(1, 2)) - offset
+    return ops.topk(closeness, k * dilation)[1][:, :, ::dilation]
+
+
+class MaxRelativeConv(nn.Cell):
+    """Max-relative graph convolution (Vision GNN, equation 4) over `k` dilated neighbours. (B, C, H, W) -> same
+
+    Each node x_i takes max_j(x_j - x_i) over its neighbours j among the nodes pooled by `reduction`; then the channels,
+    interleaved x_0, d_0, x_1, d_1, ..., go through a grouped 1x1 convolution, batch norm and GELU.
+    Where fewer than k * dilation nodes exist the dilation shrinks to what fits (the authors' code stops there).
+    """
+
+    def __init__(self, dim: int, k: int, dilation: int, reduction: int) -> None:
+        super().__init__()
+        self.k, self.dilation, self.reduction = k, dilation, reduction
+        self.pool = nn.AvgPool2d(reduction, reduction) if reduction > 1 else nn.Identity()
+        self.conv = conv(2 * dim, dim, group=GROUPS)
+        self.norm = batch_norm(dim)
+        self.act = GELU()
+
+    def nodes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, N, C) and pooled keys (B, M, C) of a map (B, C, H, W)."""
+        return x.flatten(start_dim=2).swapaxes(1, 2), self.pool(x).flatten(start_dim=2).swapaxes(1, 2)
+
+    def neighbours(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Indices (B, N, k) int32 of each query's neighbours among the keys."""
+        dilation = min(self.dilation, keys.shape[1] // self.k)
+        return nearest_nodes(ops.stop_gradient(queries), ops.stop_gradient(keys), self.k, dilation)
+
+    def construct(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        queries, keys = self.nodes(x)
+        n, m = queries.shape[1], keys.shape[1]
+        index = self.neighbours(queries, keys) + (ops.arange(b, dtype=mstype.int32) * m).reshape(b, 1, 1)
+        rows = keys.reshape(b * m, c)
+        # max(x_j) - x_i is max(x_j - x_i) to the bit; a chain of maxima avoids the arg-max that `max(axis)` computes.
+        nearest = ops.gather(rows, index[:, :, 0], 0)  # (B, N, C)
+        for j in range(1, self.k):
+            nearest = ops.maximum(nearest, ops.gather(rows, index[:, :, j], 0))
+        interleaved = ops.stack((queries, nearest - queries), axis=3).reshape(b, n, 2 * c)
+        return self.act(self.norm(self.conv(interleaved.swapaxes(1, 2).reshape(b, 2 * c, h, w))))

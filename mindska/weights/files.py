@@ -1,0 +1,113 @@
+"""Weights from files, strictly: a file that is missing or does not fit is an error that says what differs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from .convert import WeightsError, from_torch, listing
+
+EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
+STATE_PREFIX = "state."  # everything else that a training checkpoint holds
+TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
+
+
+def read_torch(path: Union[str, Path]) -> Mapping:
+    """A PyTorch checkpoint, read by the safe loader only (tensors and plain containers; no code is run).
+
+    Raises:
+        ImportError: PyTorch is not installed.
+        WeightsError: the file holds anything else.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
+        ) from error
+    try:
+        # timm saves its command line, an argparse.Namespace, with the weights: a plain container as well.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{path} is not a PyTorch file of plain weights, and was not opened: {reason}") from error
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}; expected a state dict")
+    return loaded
+
+
+def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = None) -> dict[str, np.ndarray]:
+    """Parameters (name -> array) of `model_name` in a MindSpore checkpoint or the authors' PyTorch file.
+
+    Args:
+        ema: True for the averaged weights (an error when there are none), False for the raw ones, None for the averaged
+            where the file has them.
+
+    Raises:
+        FileNotFoundError, WeightsError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path.absolute()}")
+    if path.suffix in TORCH_SUFFIXES:
+        loaded = read_torch(path)
+        return from_torch(model_name, loaded, use_ema="state_dict_ema" in loaded if ema is None else ema)
+    try:
+        parameters = ms.load_checkpoint(str(path))
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable MindSpore checkpoint: {str(error).splitlines()[0]}") from error
+    averaged = {name[len(EMA_PREFIX) :]: p.asnumpy() for name, p in parameters.items() if name.startswith(EMA_PREFIX)}
+    if ema and not averaged:
+        raise WeightsError(f"{path} has no averaged (EMA) weights")
+    if averaged and ema is not False:
+        return averaged
+    # Strings and numbers (MindCV and our trainer append some) are no parameters.
+    return {
+        name: p.asnumpy()
+        for name, p in parameters.items()
+        if isinstance(p, ms.Tensor) and not name.startswith((EMA_PREFIX, STATE_PREFIX))
+    }
+
+
+def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
+    """Puts weights into a network; every parameter is filled and every weight used.
+
+    A network made with `features_only` has no classifier: then the classifier's weights may be left over.
+
+    Raises:
+        WeightsError: names or shapes differ; the message lists them. The network is then unchanged.
+    """
+    parameters = {p.name: p for p in net.get_parameters()}
+    missing = [f"{name} {parameters[name].shape}" for name in parameters if name not in weights]
+    spare = "classifier." if getattr(net, "features_only", False) else ()
+    unknown = [
+        f"{name} {tuple(weights[name].shape)}"
+        for name in weights
+        if name not in parameters and not (spare and name.startswith(spare))
+    ]
+    wrong = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(p.shape)} in the network"
+        for name, p in parameters.items()
+        if name in weights and tuple(weights[name].shape) != tuple(p.shape)
+    ]
+    if missing or unknown or wrong:
+        raise WeightsError(
+            f"{source} does not fit {getattr(net, 'model_name', type(net).__name__)}."
+            + listing("missing in the file", missing)
+            + listing("unknown to the network", unknown)
+            + listing("of another shape", wrong)
+        )
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
+
+
+def load_checkpoint_into(net: nn.Cell, path: Union[str, Path], ema: Optional[bool] = None) -> None:
+    """Loads a checkpoint file (see `read_weights`) into a model of mindska (see `load_into`)."""
+    load_into(net, read_weights(path, net.model_name, ema), str(path))

@@ -1,0 +1,196 @@
+"""What the parity tests assert and what `python tests/parity/report.py` prints: the measured differences themselves.
+
+Differences are rms over the standard deviation of the authors' float64 values, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache, lru_cache
+from pathlib import Path
+
+import mindcv
+import mindspore as ms
+import numpy as np
+import torch
+from mindspore import Tensor, nn, ops
+
+import mindska  # noqa: F401  registers the models
+from mindska.models.layers.graph import MaxRelativeConv
+from mindska.weights import from_torch, load_into
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "goldens")]
+import torch_skanet
+from fill import fill, image
+
+CASES = ("skanet_small_160", "skanet_small_256_b2", "skanet_small_ls005_160", "skanet_small_ls005_256_b2")
+TRAIN_CASE = "train_skanet_small_ls005_160_b4"
+MODEL = "skanet_s"
+
+
+@cache
+def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Description and arrays of a golden case."""
+    with np.load(HERE / "goldens" / f"{case}.npz") as arrays:
+        return json.loads((HERE / "goldens" / f"{case}.json").read_text()), dict(arrays)
+
+
+@cache
+def authors_keys(model: str = MODEL) -> dict[str, tuple[int, ...]]:
+    """The authors' state-dict keys and shapes, in order."""
+    keys = json.loads((HERE / "goldens" / "keys.json").read_text())[model]
+    return {key: tuple(shape) for key, shape in keys}
+
+
+@lru_cache(maxsize=4)
+def golden_state_dict(layer_scale_factor: float) -> dict[str, torch.Tensor]:
+    """The goldens' weights under the authors' keys."""
+    filled = {key: fill(key, shape) for key, shape in authors_keys().items()}
+    for key in filled:
+        if "layer_scale" in key:
+            filled[key] = filled[key] * np.float32(layer_scale_factor)
+    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in filled.items()}
+
+
+def golden_input(case: str) -> np.ndarray:
+    meta, _ = golden(case)
+    return image(meta["image_seed"], meta["input"])
+
+
+def rms(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square difference over the expected values' standard deviation."""
+    expected = expected.astype(np.float64)
+    return float(np.sqrt(np.mean((actual.astype(np.float64) - expected) ** 2)) / expected.std())
+
+
+def reference(layer_scale_factor: float = 1.0, **overrides) -> torch_skanet.SkaNet:
+    """The PyTorch reference with the goldens' weights, in eval mode."""
+    net = torch_skanet.create(MODEL, **overrides)
+    net.load_state_dict(golden_state_dict(layer_scale_factor))
+    return net.eval()
+
+
+def port(layer_scale_factor: float = 1.0, **kwargs) -> nn.Cell:
+    """The port with the goldens' weights, in eval mode."""
+    net = mindcv.create_model(MODEL, **kwargs)
+    load_into(net, from_torch(MODEL, golden_state_dict(layer_scale_factor)))
+    return net.set_train(False)
+
+
+def port_taps(net: nn.Cell, x: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Intermediate maps (named as in the goldens) and neighbour indices of each block, in PyNative mode."""
+    taps: dict[str, np.ndarray] = {}
+    neighbours: dict[str, np.ndarray] = {}
+    handles = []
+
+    def keep(name):
+        def hook(cell, inputs, output):
+            taps[name] = output.asnumpy()
+
+        return hook
+
+    def keep_neighbours(name):
+        def hook(cell, inputs, output):
+            neighbours[name] = cell.neighbours(*cell.nodes(inputs[0])).asnumpy()
+
+        return hook
+
+    for i, stage in enumerate(net.stages, start=1):
+        handles.append(stage.patch_embed.register_forward_hook(keep(f"stage{i}_embed")))
+        handles.append(stage.blocks[-1].register_forward_hook(keep(f"stage{i}_block")))
+        handles.append(stage.norm.register_forward_hook(keep(f"stage{i}_norm")))
+        for j, block in enumerate(stage.blocks):
+            graph = block.attn.ska.graph
+            assert isinstance(graph, MaxRelativeConv)
+            handles.append(graph.register_forward_hook(keep_neighbours(f"block{i}.{j}")))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    taps["logits"] = net(Tensor(x)).asnumpy()
+    for handle in handles:
+        handle.remove()
+    return taps, neighbours
+
+
+def case_differences(taps: dict[str, np.ndarray], case: str) -> dict[str, float]:
+    """Difference of each tap from the golden's float64 values, `logits` included."""
+    _, arrays = golden(case)
+    differences = {"logits": rms(taps["logits"], arrays["logits_f64"])}
+    for key in arrays:
+        if key.endswith("/idx"):
+            name = key[: -len("/idx")]
+            differences[name] = rms(taps[name].reshape(-1)[arrays[key]], arrays[f"{name}/val_f64"])
+    return differences
+
+
+@cache
+def reference_case(case: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Taps and neighbours of the PyTorch reference."""
+    net = reference(golden(case)[0]["layer_scale_factor"])
+    with torch.no_grad():
+        taps = {name: tap.numpy() for name, tap in net.taps(torch.from_numpy(golden_input(case))).items()}
+    return taps, {name: graph.neighbours.numpy() for name, graph in net.graphs().items()}
+
+
+@cache
+def port_case(case: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Taps and neighbours of the port."""
+    return port_taps(port(golden(case)[0]["layer_scale_factor"]), golden_input(case))
+
+
+@cache
+def imposed_case(case: str) -> dict[str, float]:
+    """Difference of the port from the reference when the reference is handed the port's neighbours."""
+    taps, neighbours = port_case(case)
+    net = reference(golden(case)[0]["layer_scale_factor"]).double()
+    for name, graph in net.graphs().items():
+        graph.imposed = torch.from_numpy(neighbours[name].astype(np.int64))
+    with torch.no_grad():
+        expected = net.taps(torch.from_numpy(golden_input(case)).double())
+    return {name: rms(taps[name], tap.numpy()) for name, tap in expected.items()}
+
+
+def different_neighbours(case: str) -> int:
+    """Number of entries in which the port's neighbours and the reference's differ."""
+    ours, theirs = port_case(case)[1], reference_case(case)[1]
+    return sum(int((ours[name] != theirs[name]).sum()) for name in theirs)
+
+
+class CrossEntropy(nn.Cell):
+    """Mean cross entropy of the port on a batch, for gradients."""
+
+    def __init__(self, net: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.net = net
+
+    def construct(self, x: Tensor, labels: Tensor) -> Tensor:
+        return ops.cross_entropy(self.net(x), labels)
+
+
+@cache
+def port_gradients() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Loss, gradients (by the authors' keys) and parameters after one training-mode pass of the golden's batch."""
+    from mindska.weights.convert import key_map
+
+    meta, _ = golden(TRAIN_CASE)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    net = port(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0).set_train(True)
+    loss_cell = CrossEntropy(net)
+    step = ms.value_and_grad(loss_cell, None, weights=net.trainable_params())
+    loss, gradients = step(Tensor(golden_input(TRAIN_CASE)), Tensor(meta["labels"], ms.int32))
+    keys = key_map(MODEL)
+    by_key = {keys[p.name]: g.asnumpy() for p, g in zip(net.trainable_params(), gradients)}
+    return float(loss.asnumpy()), by_key, {keys[p.name]: p.asnumpy() for p in net.get_parameters()}
+
+
+@cache
+def reference_gradients() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The same from the PyTorch reference in float32."""
+    meta, _ = golden(TRAIN_CASE)
+    net = reference(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0).train()
+    loss = torch.nn.functional.cross_entropy(
+        net(torch.from_numpy(golden_input(TRAIN_CASE))), torch.tensor(meta["labels"])
+    )
+    loss.backward()
+    state = {key: value.numpy() for key, value in net.state_dict().items()}
+    return loss.item(), {key: p.grad.numpy() for key, p in net.named_parameters()}, state

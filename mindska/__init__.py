@@ -6,5 +6,11 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are mostly about it
 
 __version__ = "0.1.0"
 
+from . import distributed
+
+getattr(distributed, "share_cores", int)()  # OpenMP reads its number of threads when MindSpore loads it
+
 # Registers the models. Afterwards: mindcv.create_model("skanet_s").
-from . import models  # noqa: F401
+from . import models
+
+__all__ = ["distributed", "models"]

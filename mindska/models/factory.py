@@ -1,4 +1,4 @@
-"""The door to MindCV's factory: variants become entry points of `mindcv.create_model`, and checkpoints load strictly."""
+"""The door to MindCV's factory: variants become entry points of `mindcv.create_model`; checkpoints load strictly."""
 
 from __future__ import annotations
 

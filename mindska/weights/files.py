@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -15,6 +16,7 @@ from .convert import WeightsError, from_torch, listing
 
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint holds
+RECORD = "state.record"  # JSON: what the file is (model, preprocessing, classes, epoch, ...)
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 
 
@@ -43,6 +45,24 @@ def read_torch(path: Union[str, Path]) -> Mapping:
     return loaded
 
 
+def read_file(path: Union[str, Path]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All arrays of a MindSpore checkpoint, and its record (empty when it was not written by mindska).
+
+    Raises:
+        FileNotFoundError; WeightsError when the file is damaged or is no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path.absolute()}")
+    try:
+        loaded = ms.load_checkpoint(str(path), crc_check=True)
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable MindSpore checkpoint: {str(error).splitlines()[0]}") from error
+    # Strings and numbers (MindCV appends some) are no parameters.
+    arrays = {name: value.asnumpy() for name, value in loaded.items() if isinstance(value, ms.Tensor)}
+    return arrays, json.loads(loaded.get(RECORD, "{}"))
+
+
 def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = None) -> dict[str, np.ndarray]:
     """Parameters (name -> array) of `model_name` in a MindSpore checkpoint or the authors' PyTorch file.
 
@@ -59,21 +79,13 @@ def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = 
     if path.suffix in TORCH_SUFFIXES:
         loaded = read_torch(path)
         return from_torch(model_name, loaded, use_ema="state_dict_ema" in loaded if ema is None else ema)
-    try:
-        parameters = ms.load_checkpoint(str(path))
-    except (ValueError, RuntimeError, TypeError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable MindSpore checkpoint: {str(error).splitlines()[0]}") from error
-    averaged = {name[len(EMA_PREFIX) :]: p.asnumpy() for name, p in parameters.items() if name.startswith(EMA_PREFIX)}
+    arrays, _ = read_file(path)
+    averaged = {name[len(EMA_PREFIX) :]: array for name, array in arrays.items() if name.startswith(EMA_PREFIX)}
     if ema and not averaged:
         raise WeightsError(f"{path} has no averaged (EMA) weights")
     if averaged and ema is not False:
         return averaged
-    # Strings and numbers (MindCV and our trainer append some) are no parameters.
-    return {
-        name: p.asnumpy()
-        for name, p in parameters.items()
-        if isinstance(p, ms.Tensor) and not name.startswith((EMA_PREFIX, STATE_PREFIX))
-    }
+    return {name: array for name, array in arrays.items() if not name.startswith((EMA_PREFIX, STATE_PREFIX))}
 
 
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:

@@ -24,9 +24,9 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, dilation: int = 1, group: int = 1) -> nn.Conv2d:
     """Convolution with bias whose padding keeps the size (divided by the stride)."""
     padding = dilation * (kernel - 1) // 2
-    return nn.Conv2d(
-        cin, cout, kernel, stride, "pad", padding, dilation=dilation, group=group, has_bias=True, weight_init="zeros"
-    )
+    # Weights get their values in `init_weights`.
+    initial = dict(has_bias=True, weight_init="zeros", bias_init="zeros")
+    return nn.Conv2d(cin, cout, kernel, stride, "pad", padding, dilation=dilation, group=group, **initial)
 
 
 class GELU(nn.Cell):
@@ -39,7 +39,8 @@ class GELU(nn.Cell):
         return x * 0.5 * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        phi = ops.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+        # ops.exp is off by 6e-6 on CPU; expm1 is exact to float32.
+        phi = (1.0 + ops.expm1(-0.5 * x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
         return (dout * (0.5 * (1.0 + ops.erf(x * math.sqrt(0.5))) + x * phi),)
 
 
@@ -47,7 +48,7 @@ class DropPath(nn.Cell):
     """Stochastic depth (Huang et al., 2016): drops a sample's residual branch with probability `rate`.
 
     `uniform` (B,) in [0, 1) decides: sample i is kept where uniform[i] < 1 - rate, and scaled by 1 / (1 - rate).
-    The trainer passes it, so that a resumed run drops what the uninterrupted one would have; without it MindSpore draws.
+    The trainer passes it, so that a resumed run drops what the uninterrupted one would have; else MindSpore draws.
     """
 
     def __init__(self, rate: float) -> None:
@@ -91,7 +92,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class PatchEmbed(nn.Cell):
-    """Overlapping patch embedding: strided convolution and batch norm. (B, Cin, H, W) -> (B, C, ceil(H/s), ceil(W/s))"""
+    """Overlapping patch embedding: strided convolution and batch norm. (B, Cin, H, W) -> (B, C, H/s, W/s)"""
 
     def __init__(self, cin: int, cout: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -145,8 +146,7 @@ def init_weights(net: nn.Cell) -> None:
     Convolutions normal(0, sqrt(2 / fan_out)), with fan_out = kh * kw * out / groups; linear layers normal(0, 0.02)
     (theirs is truncated at +-2, a hundred deviations away; MindSpore's `TruncatedNormal` would cut at two); biases 0.
     """
-    for cell in net.cells_and_names():
-        cell = cell[1]
+    for _, cell in net.cells_and_names():
         if isinstance(cell, nn.Conv2d):
             fan_out = cell.kernel_size[0] * cell.kernel_size[1] * cell.out_channels // cell.group
             cell.weight.set_data(initializer(Normal(math.sqrt(2.0 / fan_out)), cell.weight.shape, cell.weight.dtype))

@@ -1,0 +1,270 @@
+"""Typed configuration: a YAML file, then the command line on top of it. An unknown key is an error.
+
+The names are MindCV's where MindCV has one, timm's otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+
+Numbers = tuple[float, ...]
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
+
+
+def _option(default: Any, help: str, choices: Optional[Sequence] = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run can be told. `None` where a default depends on the model or the machine."""
+
+    # Machine
+    device_target: str = _option(
+        "auto", "where to run; auto takes what this MindSpore was built for", ("auto", "CPU", "GPU", "Ascend")
+    )
+    mode: str = _option("graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"))
+    seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers")
+
+    # Model
+    model: str = _option("skanet_s", "name in MindCV's factory")
+    num_classes: Optional[int] = _option(None, "classes; default: as many as the data has")
+    pretrained: bool = _option(False, "start from published MindSpore weights, where there are any")
+    ckpt_path: str = _option("", "start from (train) or evaluate (validate) these weights: .ckpt, .pth, .pth.tar")
+    drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's")
+    drop_path_rate: Optional[float] = _option(None, "stochastic depth of the last block; default: the model's")
+
+    # Data
+    dataset: str = _option(
+        "imagenet", "folders of images, or CIFAR in its binary format", ("imagenet", "cifar10", "cifar100")
+    )
+    data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)")
+    train_split: str = _option("train", "subfolder with the training images")
+    val_split: str = _option("val", "subfolder with the validation images")
+    batch_size: int = _option(128, "images per device and step")
+    num_parallel_workers: Optional[int] = _option(None, "data workers per process; default: its share of the cores")
+    python_multiprocessing: bool = _option(False, "data workers are processes instead of threads")
+
+    # Pixels; defaults come with the model
+    image_resize: Optional[tuple[int, ...]] = _option(None, "network input size in pixels: one number, or height width")
+    crop_pct: Optional[float] = _option(None, "share of the resized image that the evaluation's centre crop keeps")
+    interpolation: Optional[str] = _option(None, "resize filter", ("bilinear", "bicubic", "nearest", "lanczos"))
+    mean: Optional[Numbers] = _option(None, "mean of the three channels, on a scale of 0 to 1")
+    std: Optional[Numbers] = _option(None, "standard deviation of the three channels, on a scale of 0 to 1")
+
+    # Augmentation
+    scale: Numbers = _option((0.08, 1.0), "share of the area that a random crop takes, from to")
+    ratio: Numbers = _option((0.75, 1.3333333333333333), "aspect ratio of a random crop, from to")
+    pad_crop: int = _option(0, "pad by so many pixels and crop at the image's own size, instead of scale and ratio")
+    hflip: float = _option(0.5, "probability of a horizontal flip")
+    vflip: float = _option(0.0, "probability of a vertical flip")
+    color_jitter: Optional[Numbers] = _option(
+        None, "strength of brightness, contrast, saturation; not with auto_augment"
+    )
+    auto_augment: Optional[str] = _option(None, "RandAugment and relatives, e.g. randaug-m9-mstd0.5-inc1")
+    re_prob: float = _option(0.0, "probability of random erasing")
+    re_scale: Numbers = _option((0.02, 0.33), "share of the area that is erased, from to")
+    re_ratio: Numbers = _option((0.3, 3.3), "aspect ratio of what is erased, from to")
+    re_value: str = _option(
+        "random", "what erased pixels become: normal noise, or the mean colour", ("random", "const")
+    )
+    mixup: float = _option(0.0, "mixup's alpha; 0: off")
+    cutmix: float = _option(0.0, "cutmix's alpha; 0: off")
+    cutmix_prob: float = _option(1.0, "probability that a batch is mixed at all")
+    mixup_switch_prob: float = _option(0.5, "probability of cutmix rather than mixup when both are on")
+    aug_repeats: int = _option(0, "repeated augmentation: copies of each image in an epoch; 0: off")
+
+    # Optimisation
+    epoch_size: int = _option(300, "epochs in all, cooldown included")
+    opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion"))
+    lr: float = _option(1e-3, "highest learning rate")
+    beta1: float = _option(0.9, "AdamW's first decay")
+    beta2: float = _option(0.999, "AdamW's second decay")
+    eps: float = _option(1e-8, "AdamW's epsilon")
+    momentum: float = _option(0.9, "momentum of sgd and momentum")
+    use_nesterov: bool = _option(False, "Nesterov momentum")
+    weight_decay: float = _option(0.05, "weight decay")
+    weight_decay_filter: str = _option(
+        "norm_and_bias",
+        "norm_and_bias: none on biases and other 1-D parameters; disable: on all",
+        ("norm_and_bias", "disable"),
+    )
+    scheduler: str = _option("cosine_decay", "learning-rate schedule", ("cosine_decay", "step_decay", "constant"))
+    min_lr: float = _option(1e-6, "lowest learning rate of the cosine, and of the cooldown")
+    warmup_epochs: int = _option(5, "epochs of linear warm-up")
+    warmup_lr: float = _option(1e-6, "learning rate at the start of the warm-up")
+    cooldown_epochs: int = _option(0, "epochs at min_lr in the end")
+    decay_epochs: int = _option(30, "epochs between two steps of step_decay")
+    decay_rate: float = _option(0.1, "factor of step_decay")
+    lr_epoch_stair: bool = _option(True, "the learning rate changes at epochs only (as in timm), not at every step")
+    loss: str = _option("CE", "loss function", ("CE", "BCE"))
+    label_smoothing: float = _option(0.1, "label smoothing")
+    clip_grad: bool = _option(False, "clip the gradients' global norm")
+    clip_value: float = _option(5.0, "largest global norm, with clip_grad")
+    gradient_accumulation_steps: int = _option(1, "batches that make one update")
+    ema: bool = _option(False, "average the weights, and evaluate the average")
+    ema_decay: float = _option(0.9998, "share of the old value that the average keeps at each update")
+
+    # Precision
+    amp_level: str = _option("O0", "mixed precision, as in mindspore.amp", ("O0", "O2", "O3", "auto"))
+    loss_scale_type: str = _option("fixed", "fixed or dynamic loss scale", ("fixed", "dynamic"))
+    loss_scale: float = _option(1.0, "loss scale (initial, when dynamic)")
+    dataset_sink_mode: bool = _option(False, "feed batches through the device's queue (GPU and Ascend)")
+
+    # Record
+    ckpt_save_dir: str = _option("output", "folder for checkpoints, metrics, curves")
+    resume: bool = _option(True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run")
+    keep_checkpoint_max: int = _option(3, "best checkpoints to keep (besides the newest two)")
+    ckpt_save_interval: int = _option(1, "epochs between checkpoints")
+    ckpt_save_steps: int = _option(0, "steps between further checkpoints within an epoch; 0: none")
+    val_while_train: bool = _option(True, "evaluate during training")
+    val_interval: int = _option(1, "epochs between evaluations")
+    log_interval: int = _option(50, "steps between rows of metrics.csv")
+    max_skipped_steps: int = _option(50, "stop after so many updates in a row without a finite loss")
+    result_json: str = _option("", "validate: write the results to this file")
+
+    def global_batch(self, world_size: int) -> int:
+        """Images per update over all ranks."""
+        return self.batch_size * world_size * self.gradient_accumulation_steps
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            choices, value = entry.metadata["choices"], getattr(self, entry.name)
+            if choices and value is not None and value not in choices:
+                raise ConfigError(f"{entry.name} is {value!r}; expected one of {', '.join(map(str, choices))}")
+        for name in ("batch_size", "epoch_size", "gradient_accumulation_steps", "log_interval", "val_interval",
+                     "ckpt_save_interval", "max_skipped_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("hflip", "vflip", "re_prob", "cutmix_prob", "mixup_switch_prob", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
+        for name in ("lr", "loss_scale", "clip_value"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; expected a number in [0, 1)")
+        if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size and self.scheduler != "constant":
+            raise ConfigError(
+                f"epoch_size is {self.epoch_size}, but warm-up ({self.warmup_epochs}) and cooldown "
+                f"({self.cooldown_epochs}) leave no epoch between them; raise epoch_size or lower them"
+            )
+        if self.image_resize is not None and (len(self.image_resize) not in (1, 2) or min(self.image_resize) < 1):
+            raise ConfigError(f"image_resize is {self.image_resize}; expected one size in pixels, or height and width")
+        if self.color_jitter is not None and self.auto_augment is not None:
+            raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
+
+
+TYPES: dict[str, Any] = typing.get_type_hints(Config)
+
+
+def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
+    """`value` as type `expected`; ConfigError when it is something else."""
+    if typing.get_origin(expected) is Union:  # Optional[X]
+        if value is None:
+            return None
+        expected = typing.get_args(expected)[0]
+    if typing.get_origin(expected) is tuple:
+        item = typing.get_args(expected)[0]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(name, v, item, source) for v in values)
+    if expected is float and isinstance(value, str):
+        try:  # YAML reads 1e-3 (without a point) as a string
+            return float(value)
+        except ValueError:
+            pass
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, expected) and not (expected in (int, float) and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{source}: {name} is {value!r}; expected {getattr(expected, '__name__', expected)}")
+
+
+def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
+    """Settings of a recipe, checked; only plain YAML is read."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"No configuration file at {path.absolute()}")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not plain YAML: {error}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected lines of `key: value`")
+    for key in loaded:
+        if key not in TYPES:
+            close = difflib.get_close_matches(str(key), TYPES, n=1)
+            raise ConfigError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return {key: _convert(key, value, TYPES[key], str(path)) for key, value in loaded.items()}
+
+
+def _parse_text(name: str, text: str) -> Any:
+    """A command-line word as the type of option `name`."""
+    try:
+        # A path or a name stays what it is, even one that looks like a number; the rest is read as YAML reads it.
+        value = text if TYPES[name] is str else yaml.safe_load(text)
+        return _convert(name, value, TYPES[name], "command line")
+    except (ConfigError, yaml.YAMLError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "") -> Config:
+    """Configuration from `--config FILE` and one `--key value` for each setting; the command line wins.
+
+    Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
+    Exits with status 2 and a message when something is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--config FILE] [--key value ...]", description=description, allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="recipe in YAML; the options below go on top of it")
+    for entry in dataclasses.fields(Config):
+        choices = entry.metadata["choices"]
+        text = entry.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        text += f" [{entry.default}]" if entry.default not in (None, "") else ""
+        extra: dict[str, Any] = {}
+        if TYPES[entry.name] is bool:
+            extra = dict(nargs="?", const="true", metavar="true|false")
+        elif "tuple" in str(TYPES[entry.name]):
+            extra = dict(nargs="+", metavar="N")
+        parser.add_argument(
+            f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
+        )
+    namespace = vars(parser.parse_args(arguments))
+    try:
+        path = namespace.pop("config")
+        settings = read_yaml(path) if path else {}
+        for name, text in namespace.items():
+            if isinstance(text, list):  # several numbers
+                text = "[" + ",".join(text) + "]"
+            settings[name] = _parse_text(name, text)
+        return Config(**settings)
+    except (ConfigError, argparse.ArgumentTypeError) as error:
+        parser.error(str(error))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings in which two configurations differ, one line each."""
+    keys = sorted(set(old) | set(new))
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain values (tuples become lists), for JSON and YAML."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    }

@@ -1,0 +1,70 @@
+"""Accuracy and loss of a classifier, over every image exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+
+@dataclass(frozen=True)
+class Result:
+    """Top-1 and top-5 in percent, mean cross entropy (natural logarithm, no smoothing), number of images."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %, loss {self.loss:.4f} over {self.images} images"
+
+
+class EvalStep(nn.Cell):
+    """Sums over a batch, padding (label -1) left out: (correct top-1, correct top-5, cross entropy, images), float32.
+
+    Inputs: images (B, C, H, W); labels (B,) int32.
+    """
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.network(images).astype(ms.float32)
+        real = (labels >= 0).astype(ms.float32)
+        labels = ops.maximum(labels, Tensor(0, ms.int32)).expand_dims(1)
+        own = ops.gather_elements(logits, 1, labels)  # (B, 1)
+        # Logits not below or equal the true class's, so that a NaN never counts as correct.
+        better = ops.logical_not(logits <= own).astype(ms.float32).sum(1)
+        loss = -ops.gather_elements(ops.log_softmax(logits, 1), 1, labels).squeeze(1)
+        top1 = ((better < 1).astype(ms.float32) * real).sum()
+        top5 = ((better < 5).astype(ms.float32) * real).sum()
+        return ops.stack((top1, top5, ops.select(real > 0, loss, ops.zeros_like(loss)).sum(), real.sum()))
+
+
+def evaluate(
+    step: EvalStep,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    all_reduce_sum: Callable[[np.ndarray], np.ndarray],
+) -> Result:
+    """Runs `step` over this rank's batches and totals the sums of all ranks.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    totals = np.zeros(4, np.float64)
+    for images, labels in batches:
+        totals += step(Tensor(images), Tensor(labels)).asnumpy()
+    totals = all_reduce_sum(totals)
+    if totals[3] == 0:
+        raise ValueError("Nothing to evaluate: the validation set has no image")
+    top1, top5, loss = totals[:3] / totals[3]
+    return Result(100 * float(top1), 100 * float(top5), float(loss), int(totals[3]))

@@ -1,0 +1,87 @@
+"""From a configuration to the objects it names: network, pixels, loss, step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import mindcv
+import mindspore as ms
+from mindcv.loss import create_loss
+from mindcv.models.registry import get_pretrained_cfg
+from mindspore import nn
+
+from .config import Config, ConfigError
+from .data import Augmentation, Preprocessing
+from .models.factory import OUR_MODELS
+from .training.step import StepOptions
+from .weights import load_checkpoint_into
+
+IMAGENET = dict(
+    input_size=(3, 224, 224),
+    crop_pct=0.875,
+    interpolation="bilinear",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+
+
+def preprocessing(config: Config, recorded: dict[str, Any] | None = None) -> Preprocessing:
+    """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
+    if recorded:
+        default = Preprocessing(**recorded)
+    else:
+        card = {**IMAGENET, **get_pretrained_cfg(config.model)}
+        size = tuple(card["input_size"][1:])
+        default = Preprocessing(size, card["crop_pct"], card["interpolation"], tuple(card["mean"]), tuple(card["std"]))
+    changes = {name: getattr(config, name) for name in ("crop_pct", "interpolation", "mean", "std")}
+    if config.image_resize is not None:
+        changes["image_size"] = config.image_resize * 2 if len(config.image_resize) == 1 else config.image_resize
+    return dataclasses.replace(default, **{name: value for name, value in changes.items() if value is not None})
+
+
+def augmentation(config: Config) -> Augmentation:
+    """The configuration's augmentation of training images."""
+    return Augmentation(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augmentation)})
+
+
+def num_classes(config: Config, class_names: list[str]) -> int:
+    """The configured number of classes, or as many as the data has; the data may not have more than configured."""
+    if config.num_classes is None:
+        return len(class_names)
+    if config.num_classes < len(class_names):
+        raise ConfigError(
+            f"num_classes is {config.num_classes}, but the data has {len(class_names)} classes "
+            f"({', '.join(class_names[:5])}, ...); leave num_classes out to take the data's"
+        )
+    return config.num_classes
+
+
+def network(config: Config, num_classes: int) -> nn.Cell:
+    """The network, with its initial weights, in the configured precision."""
+    if config.model not in mindcv.list_models():
+        ours = ", ".join(sorted(OUR_MODELS))
+        raise ConfigError(f"model is {config.model!r}; MindCV's factory does not know it. Ours: {ours}")
+    rates = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
+    net = mindcv.create_model(config.model, num_classes, config.pretrained, **rates)
+    if config.ckpt_path:
+        load_checkpoint_into(net, config.ckpt_path)
+    if config.amp_level != "O0":
+        ms.amp.auto_mixed_precision(net, config.amp_level)
+    return net
+
+
+def loss(config: Config) -> nn.Cell:
+    """MindCV's loss with the configured label smoothing."""
+    return create_loss(config.loss, label_smoothing=config.label_smoothing)
+
+
+def step_options(config: Config) -> StepOptions:
+    """How a step updates the network."""
+    return StepOptions(
+        clip_value=config.clip_value if config.clip_grad else None,
+        accumulation=config.gradient_accumulation_steps,
+        ema_decay=config.ema_decay if config.ema else None,
+        loss_scale=config.loss_scale,
+        dynamic_loss_scale=config.loss_scale_type == "dynamic",
+    )

@@ -1,0 +1,7 @@
+"""Training: one step as a graph, the loop around it, and what a checkpoint holds."""
+
+from .loop import RunError, Trainer
+from .optim import build_optimizer, learning_rates
+from .step import StepOptions, TrainStep
+
+__all__ = ["RunError", "StepOptions", "TrainStep", "Trainer", "build_optimizer", "learning_rates"]

@@ -1,0 +1,261 @@
+"""The training loop: batches -> steps -> rows, evaluations and checkpoints; and how a run resumes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
+
+from ..config import Config, differences, to_dict
+import typing
+
+if typing.TYPE_CHECKING:
+    from ..data import EvalLoader, TrainLoader
+if typing.TYPE_CHECKING:
+    from ..distributed import World, all_reduce_sum, barrier
+from ..evaluation import EvalStep, Result, evaluate
+from ..weights import WeightsError
+from .record import RunRecord
+from .state import CheckpointFolder, load_state, save_state, weight_parameters, write_checkpoint
+from .step import TrainStep
+
+log = logging.getLogger("mindska")
+
+# What may differ between a run and the one that it goes on from.
+FREE = {
+    "device_target", "mode", "data_dir", "num_parallel_workers", "python_multiprocessing", "dataset_sink_mode",
+    "ckpt_save_dir", "resume", "keep_checkpoint_max", "ckpt_save_interval", "ckpt_save_steps", "val_while_train",
+    "val_interval", "val_split", "log_interval", "max_skipped_steps", "result_json",
+}  # fmt: skip
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; kept in every checkpoint.
+
+    Attributes:
+        step: finished batches; losses: those since the last row of metrics.csv; scores: top-1 (percent) of evaluated
+        steps; best: the step with the highest.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Optional[int]:
+        return max(self.scores, key=lambda step: (self.scores[step], -step)) if self.scores else None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self), scores={str(step): score for step, score in self.scores.items()})
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        return cls(**{**values, "scores": {int(step): score for step, score in values["scores"].items()}})
+
+
+class Trainer:
+    """Trains for `config.epoch_size` epochs, going on from the newest good checkpoint in `config.ckpt_save_dir`.
+
+    Args:
+        step: the training step with network, loss and optimiser.
+        loader: this rank's training batches.
+        rates: learning rate of every update.
+        eval_network: a second instance of the network, in which the (averaged) weights are evaluated.
+        eval_loader: this rank's validation batches; None: no evaluation.
+        record: what a checkpoint says of itself (model, preprocessing, classes).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        step: TrainStep,
+        loader: TrainLoader,
+        rates: list[float],
+        eval_network: nn.Cell,
+        eval_loader: Optional[EvalLoader],
+        record: dict[str, Any],
+    ) -> None:
+        self.config, self.world, self.step, self.loader, self.rates = config, world, step, loader, rates
+        self.steps_per_epoch = loader.steps_per_epoch
+        self.total_steps = self.steps_per_epoch * config.epoch_size
+        self.eval_network, self.eval_loader = eval_network, eval_loader
+        self.eval_step = EvalStep(eval_network).set_train(False)
+        self.record = dict(record, config=to_dict(config), world_size=world.size)
+        self.folder = CheckpointFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
+        self.progress = Progress()
+        self.main = world.rank == 0
+
+    def fit(self) -> Progress:
+        """Runs to the end and returns where it stands.
+
+        Raises:
+            RunError: the output folder belongs to another run, the loss stays non-finite, ranks start unequal.
+        """
+        resumed = self._resume()
+        self._check_equal_start()
+        barrier()
+        if self.main:
+            self.folder.clean()
+        rows = RunRecord(self.folder.folder, self.progress.step) if self.main else None
+        if resumed:
+            log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
+        self.step.set_train(True)
+        remaining = self.total_steps - self.progress.step
+        bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=None if self.main else True)
+        started, done = time.perf_counter(), 0
+        try:
+            for images, labels, noise in self.loader.batches(self.progress.step, remaining) if remaining else ():
+                loss, norm = self.step(Tensor(images), Tensor(labels), Tensor(noise))
+                self.progress.losses.append(float(loss.asnumpy()))
+                self.progress.norms.append(float(norm.asnumpy()))
+                self.progress.step += 1
+                done += len(images) * self.world.size
+                step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
+                self._stop_if_hopeless()
+                rate = self.rates[(step - 1) // self.config.gradient_accumulation_steps]
+                bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{rate:.2e}", refresh=False)
+                bar.update()
+                end_of_epoch = step % self.steps_per_epoch == 0
+                if end_of_epoch or step % self.config.log_interval == 0:
+                    row = self._summary(epoch, rate, done / (time.perf_counter() - started), bar)
+                    if end_of_epoch:
+                        row.update(self._evaluate_epoch(round(epoch), bar))
+                    if rows:
+                        rows.add(step, epoch, **row)
+                    started, done = time.perf_counter(), 0
+                if self._due(step, end_of_epoch):
+                    self._save(int(epoch))
+        finally:
+            bar.close()
+            if rows:
+                rows.close()
+                rows.draw(self.folder.folder / "curves.png")
+        return self.progress
+
+    def _resume(self) -> Optional[Path]:
+        """Restores the newest readable checkpoint of this run; None when there is none."""
+        saved = self.folder.saved()
+        if saved and not self.config.resume:
+            raise RunError(
+                f"{self.folder.folder} already holds a run (newest checkpoint: {saved[0].path.name}), and resume is "
+                f"false. Choose another --ckpt_save_dir, or leave out --resume false to go on with it."
+            )
+        if self.config.resume and not saved:
+            log.info("No checkpoint in %s: starting from the beginning", self.folder.folder)
+        for entry in saved:
+            try:
+                record = load_state(entry.path, self.step)
+            except WeightsError as error:
+                log.warning("Skipping a checkpoint that cannot be used: %s", error)
+                continue
+            self._check_same_run(record, entry.path)
+            self.progress = Progress.from_json(record["progress"])
+            return entry.path
+        if saved:
+            raise RunError(f"None of the {len(saved)} checkpoints in {self.folder.folder} can be used; see above")
+        return None
+
+    def _check_same_run(self, record: dict[str, Any], path: Path) -> None:
+        old, new = dict(record["config"], world_size=record["world_size"]), self.record["config"]
+        new = dict(new, world_size=self.world.size)
+        ignored = set(FREE)
+        at_epoch = record["progress"]["step"] % self.steps_per_epoch == 0
+        if at_epoch and old["batch_size"] * old["world_size"] == self.config.batch_size * self.world.size:
+            # The same global batches on another number of ranks: sound at the boundary of an epoch.
+            ignored |= {"batch_size", "world_size"}
+        changed = [line for line in differences(old, new) if line.split(":")[0] not in ignored]
+        if changed:
+            raise RunError(
+                f"{path} belongs to a run with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nGo on with those, or choose another --ckpt_save_dir."
+            )
+        if old["world_size"] != new["world_size"]:
+            log.info("Going on with %d instead of %d ranks", new["world_size"], old["world_size"])
+
+    def _check_equal_start(self) -> None:
+        """All ranks must start from the same weights: a different seed or file on one would go unnoticed."""
+        total = sum(float(np.abs(p.asnumpy()).sum(dtype=np.float64)) for p in self.step.network.get_parameters())
+        mean = float(all_reduce_sum(np.array([total]))[0]) / self.world.size
+        if not np.isclose(mean, total, rtol=1e-12, atol=0):
+            raise RunError(f"Rank {self.world.rank} starts from other weights than the other ranks")
+
+    def _stop_if_hopeless(self) -> None:
+        if np.isfinite(self.progress.losses[-1]) and np.isfinite(self.progress.norms[-1]):
+            return
+        skipped = int(self.step.skipped_in_a_row.asnumpy())
+        log.warning("Step %d was skipped: its loss or gradients are not finite", self.progress.step)
+        if skipped >= self.config.max_skipped_steps:
+            raise RunError(
+                f"The loss was not finite in {skipped} updates in a row, up to step {self.progress.step} "
+                f"(max_skipped_steps). Lower the learning rate, clip the gradients, or look at the data."
+            )
+
+    def _summary(self, epoch: float, rate: float, speed: float, bar: tqdm) -> dict[str, Any]:
+        """The row of metrics.csv for the steps since the last one."""
+        finite = [loss for loss in self.progress.losses if np.isfinite(loss)]
+        row = dict(
+            loss=float(np.mean(finite)) if finite else float("nan"),
+            lr=float(rate),
+            grad_norm=max(self.progress.norms),
+            loss_scale=float(self.step.loss_scale.asnumpy()),
+            skipped=int(self.step.skipped.asnumpy()),
+            images_per_s=float(speed),
+        )
+        self.progress.losses, self.progress.norms = [], []
+        if self.main and bar.disable:  # no terminal: lines instead of a bar
+            left = (self.total_steps - self.progress.step) * self.config.batch_size * self.world.size / speed
+            log.info(
+                "epoch %.2f, step %d/%d, loss %.4f, lr %.3e, %.1f images/s, %s left",
+                epoch, self.progress.step, self.total_steps, row["loss"], rate, speed, tqdm.format_interval(left),
+            )  # fmt: skip
+        return row
+
+    def _evaluate_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        """Evaluates when it is time, keeps the best weights, and returns the row's further values."""
+        last = epoch == self.config.epoch_size
+        if self.eval_loader is None or not (last or epoch % self.config.val_interval == 0):
+            return {}
+        result = self.evaluate()
+        best_before = self.progress.best
+        self.progress.scores[self.progress.step] = result.top1
+        if self.main:
+            with bar.external_write_mode():
+                log.info("epoch %d: %s", epoch, result)
+            if self.progress.best != best_before:
+                record = dict(self.record, epoch=epoch, top1=result.top1)
+                write_checkpoint(self.folder.best_path, weight_parameters(self.step), record)
+        return dict(top1=result.top1, top5=result.top5, val_loss=result.loss)
+
+    def _due(self, step: int, end_of_epoch: bool) -> bool:
+        """Whether a checkpoint is to be saved after `step`."""
+        within = self.config.ckpt_save_steps and step % self.config.ckpt_save_steps == 0
+        epochs = self.config.ckpt_save_interval * self.steps_per_epoch
+        return bool(within) or end_of_epoch and (step % epochs == 0 or step == self.total_steps)
+
+    def evaluate(self) -> Result:
+        """Accuracy of the (averaged) weights on the validation set."""
+        source = self.step.ema if self.step.ema is not None else self.step.averaged
+        for target, parameter in zip(self.eval_network.get_parameters(), source):
+            target.set_data(ms.Tensor(parameter.asnumpy(), target.dtype))
+        return evaluate(self.eval_step, self.eval_loader, all_reduce_sum)
+
+    def _save(self, epoch: int) -> None:
+        if self.main:
+            record = dict(self.record, epoch=epoch, progress=self.progress.to_json())
+            save_state(self.folder.path(epoch, self.progress.step), self.step, record)
+            self.folder.prune(self.progress.scores)

@@ -1,0 +1,77 @@
+"""The written record of a run: metrics.csv, TensorBoard events, curves.png. Rank 0 writes it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+COLUMNS = (
+    "step", "epoch", "loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss"
+)  # fmt: skip
+
+
+class RunRecord:
+    """One continuous record of a run, over any number of restarts.
+
+    Rows that lie after the step from which a run is resumed are taken back, so that none is doubled.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        self.path = folder / "metrics.csv"
+        self.rows = [row for row in self._read() if int(row["step"]) <= resumed_step]
+        temporary = folder / ".metrics.tmp.csv"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)
+        self.summary = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            # A killed process may have left half a row at the end.
+            return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+    def add(self, step: int, epoch: float, **values: Any) -> None:
+        """Adds a row; columns that are not given stay empty."""
+        row = {"step": step, "epoch": f"{epoch:.4f}"}
+        for name, value in values.items():
+            row[name] = f"{value:.8g}" if isinstance(value, float) else str(value)
+            self.summary.add_scalar(name, value, step)
+        row = {name: row.get(name, "") for name in COLUMNS}
+        self.rows.append(row)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Epochs and values of a column, where it has a value."""
+        rows = [row for row in self.rows if row[name] != ""]
+        return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
+
+    def draw(self, path: Path) -> None:
+        """Draws loss, accuracy and learning rate against the epoch."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
+        left.plot(*self.series("loss"), label="training loss")
+        left.plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
+        middle.plot(*self.series("top1"), "o-", markersize=3, label="top-1")
+        middle.plot(*self.series("top5"), "o-", markersize=3, label="top-5")
+        right.plot(*self.series("lr"), label="learning rate")
+        for axes, unit in ((left, "cross entropy"), (middle, "validation accuracy in %"), (right, "")):
+            axes.set(xlabel="epoch", ylabel=unit)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        figure.savefig(path, dpi=100)
+        pyplot.close(figure)
+
+    def close(self) -> None:
+        self.summary.close()

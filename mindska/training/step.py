@@ -1,0 +1,199 @@
+"""One training step as a graph: loss, gradients, reduction over ranks, clipping, update, averaging, loss scaling.
+
+MindCV's own step is not used: it refuses dynamic loss scaling on CPU, clips each rank's gradients before they are
+reduced, advances the averaged weights with a warm-up of its own, and leaves batch-norm statistics damaged by a batch
+whose loss is not finite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+MAX_LOSS_SCALE = 2.0**24
+CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
+
+_accumulate = ops.MultitypeFuncGraph("accumulate")
+_average = ops.MultitypeFuncGraph("average")
+_assign = ops.MultitypeFuncGraph("assign")
+_clear = ops.MultitypeFuncGraph("clear")
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_scale = ops.MultitypeFuncGraph("scale")
+_all_reduce = ops.MultitypeFuncGraph("all_reduce")
+
+
+@_accumulate.register("Tensor", "Tensor")
+def _accumulate_tensor(total, gradient):
+    return ops.assign_add(total, gradient.astype(total.dtype))
+
+
+@_average.register("Number", "Tensor", "Tensor")
+def _average_tensor(decay, average, value):
+    return ops.assign(average, average * decay + value.astype(average.dtype) * (1 - decay))
+
+
+@_assign.register("Tensor", "Tensor")
+def _assign_tensor(target, value):
+    return ops.assign(target, value)
+
+
+@_clear.register("Tensor")
+def _clear_tensor(target):
+    return ops.assign(target, ops.zeros_like(target))
+
+
+@_square_sum.register("Tensor")
+def _square_sum_tensor(gradient):
+    gradient = gradient.astype(ms.float32)
+    return (gradient * gradient).sum()
+
+
+@_scale.register("Tensor", "Tensor")
+def _scale_tensor(factor, gradient):
+    return gradient * factor.astype(gradient.dtype)
+
+
+@_all_reduce.register("Function", "Tensor")
+def _all_reduce_tensor(reduce, gradient):
+    return reduce(gradient)
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a step updates the network.
+
+    Attributes:
+        clip_value: largest global norm of the gradients; None: no clipping.
+        accumulation: micro-batches whose mean gradient makes one update.
+        ema_decay: share of the old value that the averaged weights keep at each update; None: no average.
+        loss_scale: initial loss scale; dynamic_loss_scale: halve it at an overflow, double it after `scale_window`
+            updates without one.
+    """
+
+    clip_value: Optional[float] = None
+    accumulation: int = 1
+    ema_decay: Optional[float] = None
+    loss_scale: float = 1.0
+    dynamic_loss_scale: bool = False
+    scale_window: int = 2000
+
+
+class ScaledLoss(nn.Cell):
+    """loss * scale of a batch, and the loss; logits are taken to float32 first."""
+
+    def __init__(self, network: nn.Cell, loss: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss = loss
+        self.takes_noise = getattr(network, "noise_size", 0) > 0
+
+    def construct(self, images: Tensor, labels: Tensor, noise: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(images, noise) if self.takes_noise else self.network(images)
+        loss = self.loss(logits.astype(ms.float32), labels)
+        return loss * scale, loss
+
+
+class TrainStep(nn.Cell):
+    """A training step on one micro-batch.
+
+    An update whose loss or gradients are not finite on any rank is skipped on all: no parameter, batch-norm statistic,
+    average, optimiser state or schedule moves; it is counted, and a dynamic loss scale halves.
+
+    Inputs:
+        images (B, C, H, W); labels (B,) int32 or (B, num_classes) float32; noise (B, noise_size) float32.
+
+    Returns:
+        loss (mean over the ranks), global norm of the gradients before clipping (0 for a micro-batch that only
+        accumulates).
+    """
+
+    def __init__(
+        self, network: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer, options: StepOptions, world_size: int = 1
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.options = options
+        self.network = network
+        self.optimizer = optimizer
+        self.weights = optimizer.parameters
+        self.scaled_loss = ScaledLoss(network, loss)
+        self.gradients = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
+        self.world_size = world_size
+        self.all_reduce = ops.AllReduce() if world_size > 1 else None
+        self.hyper_map = ops.HyperMap()
+
+        self.loss_scale = Parameter(Tensor(options.loss_scale, ms.float32), name="loss_scale", requires_grad=False)
+        self.good_steps = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
+        self.skipped = Parameter(Tensor(0, ms.int32), name="skipped", requires_grad=False)
+        self.skipped_in_a_row = Parameter(Tensor(0, ms.int32), name="skipped_in_a_row", requires_grad=False)
+        self.micro_step = Parameter(Tensor(0, ms.int32), name="micro_step", requires_grad=False)
+
+        every = list(network.get_parameters())
+        trained = {p.name for p in self.weights}
+        self.statistics = ParameterTuple([p for p in every if p.name not in trained])
+        # Batch norm updates its statistics in the forward pass: what they were is kept, to go back to at a bad batch.
+        self.last_good = self.statistics.clone("last_good", init="same")
+        self.averaged = ParameterTuple(every)
+        self.ema = self.averaged.clone("ema", init="same") if options.ema_decay is not None else None
+        accumulates = options.accumulation > 1
+        self.accumulated = self.weights.clone("accumulated", init="zeros") if accumulates else None
+
+    def state(self) -> list[Parameter]:
+        """Everything, besides the network and its average, that a resumed run needs."""
+        own = [self.loss_scale, self.good_steps, self.skipped, self.skipped_in_a_row, self.micro_step]
+        network = {p.name for p in self.network.get_parameters()}
+        optimizer = [p for p in self.optimizer.get_parameters() if p.name not in network]
+        return own + list(self.last_good) + list(self.accumulated or ()) + optimizer
+
+    def construct(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        (_, loss), gradients = self.gradients(images, labels, noise, self.loss_scale)
+        if self.world_size > 1:
+            loss = self.all_reduce(loss) / self.world_size
+        if self.accumulated is None:
+            return loss, self.update(loss, gradients)
+        self.hyper_map(_accumulate, self.accumulated, gradients)
+        self.micro_step = self.micro_step + 1
+        norm = ops.zeros((), ms.float32)
+        if self.micro_step == self.options.accumulation:
+            norm = self.update(loss, self.accumulated)
+            self.hyper_map(_clear, self.accumulated)
+            self.micro_step = Tensor(0, ms.int32)
+        return loss, norm
+
+    def update(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Reduces the gradients over the ranks and applies them when all is finite; returns their norm."""
+        if self.world_size > 1:
+            gradients = self.hyper_map(ops.partial(_all_reduce, self.all_reduce), gradients)
+        divisor = self.loss_scale * (self.world_size * self.options.accumulation)
+        norm = ops.sqrt(ops.addn(self.hyper_map(_square_sum, gradients))) / divisor
+        # The norm is finite only if every gradient is; after the reduction all ranks see the same.
+        finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
+        factor = 1.0 / divisor
+        if self.options.clip_value is not None:
+            factor = factor * ops.minimum(self.options.clip_value / (norm + CLIP_EPS), Tensor(1.0, ms.float32))
+        if finite:
+            self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients))
+            self.hyper_map(_assign, self.last_good, self.statistics)
+            if self.ema is not None:
+                self.hyper_map(ops.partial(_average, self.options.ema_decay), self.ema, self.averaged)
+            self.skipped_in_a_row = Tensor(0, ms.int32)
+            self.good_steps = self.good_steps + 1
+            if self.options.dynamic_loss_scale and self.good_steps == self.options.scale_window:
+                self.loss_scale = ops.minimum(self.loss_scale * 2, Tensor(MAX_LOSS_SCALE, ms.float32))
+                self.good_steps = Tensor(0, ms.int32)
+        else:
+            self.hyper_map(_assign, self.statistics, self.last_good)
+            self.skipped = self.skipped + 1
+            self.skipped_in_a_row = self.skipped_in_a_row + 1
+            self.good_steps = Tensor(0, ms.int32)
+            if self.options.dynamic_loss_scale:
+                self.loss_scale = ops.maximum(self.loss_scale / 2, Tensor(1.0, ms.float32))
+        return norm
+
+
+def synced_start(network: nn.Cell) -> float:
+    """A number that is equal on two ranks only if their networks (almost surely) are: sum of all values."""
+    return float(sum(np.abs(p.asnumpy().astype(np.float64)).sum() for p in network.get_parameters()))

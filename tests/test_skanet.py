@@ -1,0 +1,174 @@
+"""SkaNet in MindCV's factory: sizes, features, precision, errors."""
+
+import json
+from pathlib import Path
+
+import mindcv
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, ops
+
+from mindska.models.layers.graph import bicubic_taps, nearest_nodes, relative_position
+from mindska.models.skanet import VARIANTS, fewest_nodes
+
+PARAMETERS = {"skanet_s": 5_535_120, "skanet_nano": 419_140}
+SIZES = json.loads((Path(__file__).parent / "parity" / "goldens" / "skanet_input_sizes.json").read_text())
+
+
+def images(*shape, seed=0):
+    return Tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+def nano(**kwargs):
+    return mindcv.create_model("skanet_nano", num_classes=10, **kwargs).set_train(False)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_count_of_every_variant(name):
+    assert sum(p.size for p in mindcv.create_model(name).trainable_params()) == PARAMETERS[name]
+
+
+def test_the_factory_lists_them():
+    assert mindcv.list_models("skanet*") == sorted(VARIANTS)
+    assert mindcv.list_models("skanet*", pretrained=True) == []
+
+
+def test_classes_and_channels():
+    assert nano(in_channels=1)(images(2, 1, 64, 64)).shape == (2, 10)
+
+
+def test_initial_values():
+    net = mindcv.create_model("skanet_s")
+    values = {p.name: p.asnumpy() for p in net.get_parameters()}
+    fan_out = 512 * 9 // 512  # a depthwise 3x3
+    assert values["stages.0.blocks.0.mlp.dwconv.weight"].std() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    assert values["stages.0.blocks.0.mlp.fc1.weight"].std() == pytest.approx((2 / 512) ** 0.5, rel=0.05)
+    assert values["classifier.weight"].std() == pytest.approx(0.02, rel=0.05)
+    assert abs(values["classifier.weight"]).max() > 0.06  # not cut at two deviations
+    assert all((value == 0).all() for name, value in values.items() if name.endswith("bias"))
+    assert (values["stages.3.blocks.1.layer_scale_2"] == np.float32(1e-2)).all()
+
+
+def test_no_decay_on_one_dimension():
+    net = nano()
+    names = net.no_weight_decay()
+    assert names == {p.name for p in net.trainable_params() if len(p.shape) == 1}
+    assert "stages.0.blocks.0.layer_scale_1" in names
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (96, 160)])
+def test_features_at_four_strides(size):
+    net = nano(features_only=True)
+    features = net(images(1, 3, *size))
+    expected = [(1, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip((16, 32, 64, 96), (4, 8, 16, 32))]
+    assert [f.shape for f in features] == expected
+    assert net.out_channels == [16, 32, 64, 96]
+
+
+def test_selected_features_are_those_of_the_classifier(tmp_path):
+    full = nano()
+    ms.save_checkpoint(full, str(tmp_path / "a.ckpt"))
+    some = nano(features_only=True, out_indices=[1, 3], checkpoint_path=str(tmp_path / "a.ckpt"))
+    x = images(2, 3, 64, 64)
+    second, last = some(x)
+    assert second.shape[1] == 32
+    logits = full.classifier(ops.mean(last, (2, 3))).asnumpy()
+    np.testing.assert_array_equal(logits, full(x).asnumpy())
+    with pytest.raises(ValueError, match=r"\[4\] do not exist.*3 \(stride 32\)"):
+        nano(features_only=True, out_indices=[0, 4])
+
+
+def test_pretrained_is_an_error_and_not_a_random_network():
+    with pytest.raises(ValueError, match="No MindSpore weights are published for skanet_nano"):
+        nano(pretrained=True)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 16), (64, 31)])
+def test_too_small_is_an_error_that_says_the_smallest_size(size):
+    with pytest.raises(ValueError, match="at least 4 nodes.*smallest square input is 33x33") as error:
+        nano()(images(1, 3, *size))
+    assert f"{size[0]}x{size[1]}" in str(error.value)
+
+
+def test_smallest_size_of_skanet_s():
+    net = mindcv.create_model("skanet_s").set_train(False)
+    with pytest.raises(ValueError, match="smallest square input is 65x65"):
+        net(images(1, 3, 64, 64))
+    assert np.isfinite(net(images(1, 3, 65, 65)).asnumpy()).all()
+
+
+@pytest.mark.parametrize("size", [s for s in SIZES if not s.startswith("32x")][::7] + ["128x128", "129x129"])
+def test_sizes_at_which_the_authors_code_stops_work_here(size):
+    """Any of the sizes they list, those with an error included: one batch, square or not."""
+    h, w = map(int, size.split("x"))
+    out = nano()(images(2, 3, h, w)).asnumpy()
+    assert out.shape == (2, 10) and np.isfinite(out).all()
+
+
+def test_the_map_is_as_wide_as_the_number_of_pooled_nodes():
+    # 129x129: 33x33 nodes, pooled by 4 to 8x8; the authors' map has 33 * 33 // 16 = 68 columns, and their sum fails.
+    assert relative_position(64, 33 * 33, 64).shape == (33 * 33, 64)
+    assert fewest_nodes(129, 129) == 25
+
+
+def test_dilation_shrinks_to_what_fits():
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.standard_normal((1, 16, 64), dtype=np.float32))
+    graph = mindcv.create_model("skanet_s").stages[3].blocks[1].attn.ska.graph
+    assert (graph.k, graph.dilation) == (5, 5)
+    np.testing.assert_array_equal(graph.neighbours(x, x).asnumpy(), nearest_nodes(x, x, 5, 3).asnumpy())
+
+
+def test_bicubic_weights_sum_to_one_and_interpolate_exactly_at_the_same_size():
+    sources, weights = bicubic_taps(100, 7)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    assert sources.min() >= 0 and sources.max() <= 99
+    _, identity = bicubic_taps(9, 9)
+    np.testing.assert_array_equal(identity, np.tile(np.float32([0, 1, 0, 0]), (9, 1)))
+
+
+def test_graph_and_pynative_agree():
+    net, x = nano(), images(2, 3, 96, 64)
+    interpreted = net(x).asnumpy()
+    ms.set_context(mode=ms.GRAPH_MODE)
+    np.testing.assert_allclose(net(x).asnumpy(), interpreted, atol=1e-5 * np.abs(interpreted).max())
+
+
+def test_a_batch_is_its_samples():
+    net, x = nano(), images(3, 3, 64, 64)
+    together = net(x).asnumpy()
+    for i in range(3):
+        np.testing.assert_allclose(net(x[i : i + 1]).asnumpy()[0], together[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["O2", "O3", "auto"])
+def test_neighbour_search_stays_in_float32_under_mixed_precision(level):
+    """Features whose distances differ by less than half precision resolves must still be told apart."""
+    net = mindcv.create_model("skanet_nano")
+    ms.amp.auto_mixed_precision(net, level)
+    graph = net.set_train(False).stages[2].blocks[0].attn.ska.graph
+    rng = np.random.default_rng(0)
+    x = Tensor((1 + 1e-2 * rng.standard_normal((1, 16, 64))).astype(np.float16))
+    exact = nearest_nodes(Tensor(x.asnumpy().astype(np.float32)), Tensor(x.asnumpy().astype(np.float32)), 4, 1)
+    np.testing.assert_array_equal(graph.neighbours(x, x).asnumpy(), exact.asnumpy())
+    assert np.isfinite(net(images(1, 3, 64, 64)).asnumpy().astype(np.float32)).all()
+
+
+def test_drop_path_follows_the_given_numbers():
+    net = nano(drop_path_rate=0.5, drop_rate=0.5).set_train(True)
+    x = images(4, 3, 64, 64)
+    noise = np.random.default_rng(1).random((4, net.noise_size), dtype=np.float32)
+    first = net(x, Tensor(noise)).asnumpy()
+    np.testing.assert_array_equal(first, net(x, Tensor(noise)).asnumpy())
+    other = np.random.default_rng(2).random((4, net.noise_size), dtype=np.float32)
+    assert not np.allclose(first, net(x, Tensor(other)).asnumpy())
+    assert not np.allclose(first, net(x).asnumpy())  # without them MindSpore draws
+    net.set_train(False)
+    np.testing.assert_array_equal(net(x, Tensor(noise)).asnumpy(), net(x).asnumpy())
+
+
+@pytest.mark.parametrize("name", ["drop_rate", "drop_path_rate"])
+def test_rates_are_probabilities(name):
+    with pytest.raises(ValueError, match=rf"{name} is 1.5"):
+        nano(**{name: 1.5})

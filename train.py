@@ -1,0 +1,69 @@
+"""Trains a model by a recipe, on one device or many.
+
+    python train.py --config configs/skanet_nano_digits.yaml --data_dir DATA
+    mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
+    msrun --worker_num=8 --local_worker_num=8 train.py --config configs/skanet_s.yaml --data_dir DATA
+"""
+
+import logging
+from dataclasses import asdict
+
+
+
+import mindska  # noqa: F401  before MindSpore: it prepares the environment
+import mindspore as ms
+from mindska import recipe
+from mindska.config import parse_args
+from mindska.data import EvalLoader, EvalTransform, TrainLoader, TrainTransform, check_same_classes, open_dataset
+from mindska.distributed import distributed
+from mindska.training import TrainStep, Trainer, build_optimizer, learning_rates
+
+
+def main() -> None:
+    config = parse_args(description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    with distributed(config.device_target) as world:
+        ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+        ms.set_seed(config.seed)  # the same on all ranks: they start from the same weights
+
+        # Data
+        train_set = open_dataset(config.dataset, config.data_dir, config.train_split)
+        val_set = open_dataset(config.dataset, config.data_dir, config.val_split) if config.val_while_train else None
+        if val_set is not None:
+            check_same_classes(train_set, val_set)
+        num_classes = recipe.num_classes(config, train_set.class_names)
+        pixels = recipe.preprocessing(config)
+
+        # Model
+        network = recipe.network(config, num_classes)
+        eval_network = recipe.network(config, num_classes).set_train(False)
+        shard = dict(rank=world.rank, world_size=world.size, num_workers=config.num_parallel_workers)
+        loader = TrainLoader(
+            train_set,
+            TrainTransform(pixels, recipe.augmentation(config)),
+            config.batch_size,
+            seed=config.seed,
+            num_classes=num_classes,
+            noise_size=getattr(network, "noise_size", 1),
+            aug_repeats=config.aug_repeats,
+            python_multiprocessing=config.python_multiprocessing,
+            **shard,
+        )
+        val_loader = val_set and EvalLoader(val_set, EvalTransform(pixels), config.batch_size, **shard)
+
+        # Training
+        rates = learning_rates(config, loader.steps_per_epoch)
+        optimizer = build_optimizer(config, network, rates)
+        step = TrainStep(network, recipe.loss(config), optimizer, recipe.step_options(config), world.size)
+        record = dict(
+            model=config.model,
+            num_classes=num_classes,
+            class_names=train_set.class_names,
+            preprocessing=asdict(pixels),
+        )
+        Trainer(config, world, step, loader, rates, eval_network, val_loader, record).fit()
+
+
+if __name__ == "__main__":
+    main()

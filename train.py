@@ -1,13 +1,12 @@
 """Trains a model by a recipe, on one device or many.
 
-    python train.py --config configs/skanet_nano_digits.yaml --data_dir DATA
-    mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
-    msrun --worker_num=8 --local_worker_num=8 train.py --config configs/skanet_s.yaml --data_dir DATA
+python train.py --config configs/skanet_nano_digits.yaml --data_dir DATA
+mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
+msrun --worker_num=8 --local_worker_num=8 train.py --config configs/skanet_s.yaml --data_dir DATA
 """
 
 import logging
 from dataclasses import asdict
-
 
 
 import mindska  # noqa: F401  before MindSpore: it prepares the environment

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 from . import distributed
 
-getattr(distributed, "share_cores", int)()  # OpenMP reads its number of threads when MindSpore loads it
+distributed.prepare()  # libraries read the environment when they load: before MindSpore does
 
 # Registers the models. Afterwards: mindcv.create_model("skanet_s").
 from . import models

@@ -36,22 +36,25 @@ import numpy as np
 BACKENDS = {"CPU": "mccl", "GPU": "nccl", "Ascend": "hccl"}
 FORMATION_TIMEOUT = 90  # seconds in which every rank must have reached the scheduler
 
-# The scheduler ends by itself once every rank has signed off. When rank 0 was killed that never happens, so it follows
-# rank 0, a few seconds later: time for the other ranks to sign off when the end was a normal one.
+# The scheduler ends by itself once every rank has signed off. When rank 0 was killed that never happens, so a keeper, in
+# a process of its own (the scheduler holds Python's lock while it waits), ends it a few seconds after rank 0 is gone:
+# time for the other ranks to sign off when the end was a normal one.
 _SCHEDULER = """
-import os, sys, threading, time
-
-def follow(parent):
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    time.sleep(5)
-    os._exit(1)
-
-threading.Thread(target=follow, args=(int(sys.argv[1]),), daemon=True).start()
 import mindspore
 from mindspore.communication import init
 mindspore.set_device("CPU")
 init("mccl")
+"""
+_KEEPER = """
+import os, subprocess, sys, time
+rank_0, program = int(sys.argv[1]), sys.argv[2]
+scheduler = subprocess.Popen([sys.executable, "-c", program])
+while scheduler.poll() is None and os.getppid() == rank_0:
+    time.sleep(0.5)
+try:
+    scheduler.wait(5)
+except subprocess.TimeoutExpired:
+    scheduler.kill()
 """
 
 
@@ -230,7 +233,7 @@ def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, 
 
 
 def _start_cluster() -> Optional[Any]:
-    """Let rank 0 of mpirun start the scheduler, and tell this rank's MindSpore where it is; return its log on rank 0."""
+    """Let rank 0 of mpirun start the scheduler, and tell this rank's MindSpore where it is; return its log there."""
     comm = _mpi_communicator()
     hosts = comm.allgather(socket.gethostname())
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
@@ -253,7 +256,7 @@ def _start_scheduler() -> Any:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(mpi)}
     log = tempfile.TemporaryFile()  # noqa: SIM115 - rank 0 reads it when no world forms; it leaves nothing to clean up
     subprocess.Popen(
-        [sys.executable, "-c", _SCHEDULER, str(os.getpid())],
+        [sys.executable, "-c", _KEEPER, str(os.getpid()), _SCHEDULER],
         env={**environment, "MS_ROLE": "MS_SCHED"},
         stdin=subprocess.DEVNULL,
         stdout=log,

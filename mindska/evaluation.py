@@ -9,6 +9,7 @@ from typing import Callable
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ def evaluate(
     step: EvalStep,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     all_reduce_sum: Callable[[np.ndarray], np.ndarray],
+    progress: bool = False,
 ) -> Result:
-    """Runs `step` over this rank's batches and totals the sums of all ranks.
+    """Runs `step` over this rank's batches and totals the sums of all ranks; `progress`: show a bar.
 
     Raises:
         ValueError: there is no image.
     """
     totals = np.zeros(4, np.float64)
-    for images, labels in batches:
+    for images, labels in tqdm(batches, unit="batch", disable=None if progress else True):
         totals += step(Tensor(images), Tensor(labels)).asnumpy()
     totals = all_reduce_sum(totals)
     if totals[3] == 0:

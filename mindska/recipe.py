@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Optional
 
 import mindcv
 import mindspore as ms
@@ -15,7 +15,7 @@ from .config import Config, ConfigError
 from .data import Augmentation, Preprocessing
 from .models.factory import OUR_MODELS
 from .training.step import StepOptions
-from .weights import load_checkpoint_into
+from .weights import load_into, read_weights
 
 IMAGENET = dict(
     input_size=(3, 224, 224),
@@ -26,7 +26,7 @@ IMAGENET = dict(
 )
 
 
-def preprocessing(config: Config, recorded: dict[str, Any] | None = None) -> Preprocessing:
+def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
     """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
     if recorded:
         default = Preprocessing(**recorded)
@@ -43,6 +43,31 @@ def preprocessing(config: Config, recorded: dict[str, Any] | None = None) -> Pre
 def augmentation(config: Config) -> Augmentation:
     """The configuration's augmentation of training images."""
     return Augmentation(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augmentation)})
+
+
+def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
+    """The configuration for the model that a checkpoint's record names, when it names one.
+
+    Raises:
+        ConfigError: the configuration asks for another model.
+    """
+    recorded = record.get("model")
+    if recorded is None or recorded == config.model:
+        return config
+    if config.model != Config.model:  # asked for by name
+        raise ConfigError(f"{config.ckpt_path} holds {recorded}, but model is {config.model}; leave --model out")
+    return dataclasses.replace(config, model=recorded)
+
+
+def check_recorded_classes(record: dict[str, Any], class_names: list[str]) -> None:
+    """ConfigError when a validation set's class folders are not the classes that a checkpoint was trained on."""
+    recorded = record.get("class_names")
+    if recorded is not None and recorded != class_names:
+        missing, unknown = sorted(set(recorded) - set(class_names)), sorted(set(class_names) - set(recorded))
+        raise ConfigError(
+            f"The checkpoint knows {len(recorded)} classes, the data has {len(class_names)}: "
+            f"missing in the data: {missing[:5]}, unknown to the checkpoint: {unknown[:5]}"
+        )
 
 
 def num_classes(config: Config, class_names: list[str]) -> int:
@@ -65,7 +90,7 @@ def network(config: Config, num_classes: int) -> nn.Cell:
     rates = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     net = mindcv.create_model(config.model, num_classes, config.pretrained, **rates)
     if config.ckpt_path:
-        load_checkpoint_into(net, config.ckpt_path)
+        load_into(net, read_weights(config.ckpt_path, config.model), config.ckpt_path)
     if config.amp_level != "O0":
         ms.amp.auto_mixed_precision(net, config.amp_level)
     return net

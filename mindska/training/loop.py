@@ -14,12 +14,8 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from ..config import Config, differences, to_dict
-import typing
-
-if typing.TYPE_CHECKING:
-    from ..data import EvalLoader, TrainLoader
-if typing.TYPE_CHECKING:
-    from ..distributed import World, all_reduce_sum, barrier
+from ..data import EvalLoader, TrainLoader
+from ..distributed import World, all_reduce_sum, barrier
 from ..evaluation import EvalStep, Result, evaluate
 from ..weights import WeightsError
 from .record import RunRecord

@@ -39,7 +39,7 @@ def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.
     extra = {}
     if config.opt == "adamw":
         extra = dict(beta1=config.beta1, beta2=config.beta2)
-    optimizer = create_optimizer(
+    return create_optimizer(
         network,
         config.opt,
         lr=rates,
@@ -49,4 +49,3 @@ def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.
         weight_decay_filter=config.weight_decay_filter,
         **extra,
     )
-    return optimizer

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Optional
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 MAX_LOSS_SCALE = 2.0**24
@@ -192,8 +191,3 @@ class TrainStep(nn.Cell):
             if self.options.dynamic_loss_scale:
                 self.loss_scale = ops.maximum(self.loss_scale / 2, Tensor(1.0, ms.float32))
         return norm
-
-
-def synced_start(network: nn.Cell) -> float:
-    """A number that is equal on two ranks only if their networks (almost surely) are: sum of all values."""
-    return float(sum(np.abs(p.asnumpy().astype(np.float64)).sum() for p in network.get_parameters()))

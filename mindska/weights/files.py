@@ -63,6 +63,12 @@ def read_file(path: Union[str, Path]) -> tuple[dict[str, np.ndarray], dict[str, 
     return arrays, json.loads(loaded.get(RECORD, "{}"))
 
 
+def read_record(path: Union[str, Path]) -> dict[str, Any]:
+    """What a checkpoint says of itself (model, classes, preprocessing, ...); empty for files that say nothing."""
+    path = Path(path)
+    return {} if path.suffix in TORCH_SUFFIXES else read_file(path)[1]
+
+
 def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = None) -> dict[str, np.ndarray]:
     """Parameters (name -> array) of `model_name` in a MindSpore checkpoint or the authors' PyTorch file.
 

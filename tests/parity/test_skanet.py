@@ -18,6 +18,7 @@ from mindska.training import StepOptions, TrainStep, build_optimizer, learning_r
 from mindska.weights.convert import key_map
 
 NOISE = 5e-6
+DEFAULT = StepOptions()
 SWAP = 1e-3  # what a swapped neighbour may do at the authors' layer scales ("ls005")
 
 
@@ -100,8 +101,8 @@ def test_gradients_match_the_reference_element_by_element():
     _, ours, _ = figures.port_gradients()
     for name, expected in theirs.items():
         if np.linalg.norm(expected) > 1e-6:
-            # float32 noise is 5e-5 at worst (norm1.bias). But the gradient is discontinuous where two neighbours' features
-            # are equal to rounding: one of the 12,800 maxima of block3.6 is such a tie, and moves 3e-4 of the gradient.
+            # float32 noise is 5e-5 at worst (norm1.bias). But the gradient jumps where two neighbours are equal to
+            # rounding: one of the 51,200 maxima of block3.6 is such a tie, and moves 3e-4 of the gradient.
             assert np.linalg.norm(ours[name] - expected) < 1e-3 * np.linalg.norm(expected), name
 
 
@@ -115,7 +116,7 @@ def test_running_statistics():
             np.testing.assert_allclose(parameters[f"{name}.{statistic}"], expected, atol=1e-6, err_msg=name)
 
 
-def _train_step(net, config: Config, updates: int, options: StepOptions = StepOptions()) -> TrainStep:
+def _train_step(net, config: Config, updates: int, options: StepOptions = DEFAULT) -> TrainStep:
     rates = learning_rates(config, updates // config.epoch_size)
     loss = create_loss("CE", label_smoothing=config.label_smoothing)
     return TrainStep(net, loss, build_optimizer(config, net, rates), options).set_train(True)

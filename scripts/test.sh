@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Creates the environment with the test extra, checks the style and runs the tests; arguments go to pytest.
+#   bash scripts/test.sh                    everything
+#   bash scripts/test.sh -m "not slow"      the quick ones
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+install_into_venv ".[test]"
+ruff check .
+ruff format --check .
+python -m pytest "$@"

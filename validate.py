@@ -1,0 +1,61 @@
+"""Evaluates a checkpoint on a validation set: top-1, top-5 and loss over every image exactly once.
+
+    python validate.py --config configs/skanet_s.yaml --data_dir DATA --ckpt_path output/skanet_s/skanet_s_best.ckpt
+    mpirun -n 8 python validate.py --model skanet_s --data_dir DATA --ckpt_path model_best.pth.tar
+
+A checkpoint of mindska says itself which model it is and how images are prepared; what is set in the configuration or
+on the command line goes before it. Of a PyTorch file (.pth, .pth.tar) the authors' averaged weights are taken where it
+has them.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
+
+from mindska import recipe
+from mindska.config import ConfigError, parse_args
+from mindska.data import EvalLoader, EvalTransform, open_dataset
+from mindska.distributed import all_reduce_sum, distributed
+from mindska.evaluation import EvalStep, evaluate
+from mindska.weights import read_record
+
+
+def main() -> None:
+    config = parse_args(description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not config.ckpt_path:
+        raise ConfigError("validate.py needs --ckpt_path: the weights to evaluate")
+
+    with distributed(config.device_target) as world:
+        set_context(mode=GRAPH_MODE if config.mode == "graph" else PYNATIVE_MODE)
+        record = read_record(config.ckpt_path)
+        config = recipe.with_recorded_model(config, record)
+
+        dataset = open_dataset(config.dataset, config.data_dir, config.val_split)
+        recipe.check_recorded_classes(record, dataset.class_names)
+        pixels = recipe.preprocessing(config, record.get("preprocessing"))
+        loader = EvalLoader(
+            dataset,
+            EvalTransform(pixels),
+            config.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            num_workers=config.num_parallel_workers,
+        )
+        num_classes = config.num_classes or record.get("num_classes") or len(dataset.class_names)
+        network = recipe.network(config, num_classes).set_train(False)
+        result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, progress=world.rank == 0)
+
+        if world.rank == 0:
+            logging.info("%s: %s", config.ckpt_path, result)
+            if config.result_json:
+                report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
+                report["preprocessing"] = dataclasses.asdict(pixels)
+                Path(config.result_json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

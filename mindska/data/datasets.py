@@ -1,0 +1,145 @@
+"""Image classification data on disk: folders of images, or CIFAR in its binary format.
+
+Pillow is the definition of an image's pixels: whatever it reads, converted to RGB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+from PIL import Image
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
+
+
+class DataError(ValueError):
+    """Data that is missing or unreadable; the message names the path and what was expected."""
+
+
+class ImageFolder:
+    """`data_dir/split/class/**/*.jpg` (or another image format); classes are numbered in the order of their names."""
+
+    def __init__(self, data_dir: Union[str, Path], split: str) -> None:
+        if not str(data_dir):
+            raise DataError("data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA")
+        data_dir = Path(data_dir)
+        if not data_dir.is_dir():
+            raise DataError(f"No data folder at {data_dir.absolute()}")
+        root = data_dir / split
+        if not root.is_dir():
+            found = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "none"
+            raise DataError(f"No split {split!r} in {data_dir}; its folders: {found}")
+        self.class_names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if not self.class_names:
+            raise DataError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg")
+        self.paths: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(self.class_names):
+            files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
+            if not files:
+                raise DataError(f"{root / name} has no image ({', '.join(sorted(EXTENSIONS))})")
+            self.paths += files
+            labels += [label] * len(files)
+        self.labels = np.asarray(labels, np.int32)
+        # A folder of text files named .jpg is found now and not hours later.
+        for label in range(len(self.class_names)):
+            self._check_header(int(np.searchsorted(self.labels, label)))
+
+    def _check_header(self, index: int) -> None:
+        try:
+            with Image.open(self.paths[index]):
+                pass
+        except OSError as error:
+            raise DataError(f"{self.paths[index]} is no image that Pillow can read: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def describe(self, index: int) -> str:
+        """What to call image `index` in a message."""
+        return str(self.paths[index])
+
+    def load(self, index: int) -> Image.Image:
+        """Image `index` as RGB.
+
+        Raises:
+            DataError: it cannot be read; the message names its path.
+        """
+        try:
+            with Image.open(self.paths[index]) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{self.paths[index]} cannot be read: {error}") from error
+
+
+class Cifar:
+    """CIFAR-10 or CIFAR-100 in the binary format of its authors: records of label bytes and 3 x 32 x 32 pixel bytes."""
+
+    FILES = {  # name -> (usual folder, label bytes, training files, test files, class names)
+        "cifar10": (
+            "cifar-10-batches-bin", 1, [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"], "batches.meta.txt",
+        ),
+        "cifar100": ("cifar-100-binary", 2, ["train.bin"], ["test.bin"], "fine_label_names.txt"),
+    }  # fmt: skip
+    PIXELS = 3 * 32 * 32
+
+    def __init__(self, name: str, data_dir: Union[str, Path], split: str) -> None:
+        folder, label_bytes, train, test, names = self.FILES[name]
+        root = Path(data_dir)
+        root = root / folder if (root / folder).is_dir() else root
+        files = {"train": train, "val": test, "test": test}.get(split)
+        if files is None:
+            raise DataError(f"{name} has no split {split!r}; its splits: train, val")
+        missing = [file for file in [*files, names] if not (root / file).is_file()]
+        if missing:
+            raise DataError(f"{name} is not in {root.absolute()}: missing {', '.join(missing)} (binary version)")
+        self.name, self.split = name, split
+        self.class_names = (root / names).read_text(encoding="ascii").split()
+        size = label_bytes + self.PIXELS
+        records = []
+        for file in files:
+            data = np.fromfile(root / file, np.uint8)
+            if data.size == 0 or data.size % size:
+                raise DataError(f"{root / file} has {data.size} bytes; expected a multiple of {size}: is it complete?")
+            records.append(data.reshape(-1, size))
+        table = np.concatenate(records)
+        self.labels = table[:, label_bytes - 1].astype(np.int32)  # CIFAR-100: coarse label, then fine label
+        if self.labels.max() >= len(self.class_names):
+            raise DataError(f"{root} has label {self.labels.max()} but {len(self.class_names)} class names")
+        self.pixels = table[:, label_bytes:].reshape(-1, 3, 32, 32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def describe(self, index: int) -> str:
+        """What to call image `index` in a message."""
+        return f"{self.name} {self.split} image {index}"
+
+    def load(self, index: int) -> Image.Image:
+        """Image `index` as RGB."""
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
+
+
+Dataset = Union[ImageFolder, Cifar]
+
+
+def open_dataset(name: str, data_dir: Union[str, Path], split: str) -> Dataset:
+    """A split of a data set: "imagenet" (or any folder of class folders), "cifar10", "cifar100".
+
+    Raises:
+        DataError: a folder, split or file is missing or is not what it should be.
+    """
+    return Cifar(name, data_dir, split) if name in Cifar.FILES else ImageFolder(data_dir, split)
+
+
+def check_same_classes(train: Dataset, val: Dataset) -> None:
+    """DataError when the two splits do not have the same classes: their labels would mean different things."""
+    if train.class_names != val.class_names:
+        only_train = sorted(set(train.class_names) - set(val.class_names))
+        only_val = sorted(set(val.class_names) - set(train.class_names))
+        raise DataError(
+            f"Training and validation data have different classes: only in training: {only_train[:10]}, "
+            f"only in validation: {only_val[:10]}"
+        )

@@ -1,0 +1,211 @@
+"""Batches for training and evaluation.
+
+A training sample is a pure function of (seed, epoch, position in the epoch): not of the order in which workers finish,
+nor of how many workers or ranks there are, nor of where a run was resumed. Workers are threads: Pillow decodes and
+resizes without holding Python's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Callable, Optional
+
+import numpy as np
+from mindcv.data.mixup import Mixup
+
+from .datasets import DataError, Dataset
+from .transforms import EvalTransform, TrainTransform
+
+PREFETCHED_BATCHES = 3
+ORDER, SAMPLE, NOISE, MIXING = range(4)  # the streams of random numbers, kept apart
+
+Batch = tuple[np.ndarray, ...]
+
+
+def default_workers(cores: Optional[int] = None) -> int:
+    """Workers for a process that may use so many cores (default: all that it may run on), at least two."""
+    return max(2, cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+
+
+def _in_parallel(
+    make: Callable[[Any], tuple],
+    batches: Iterator[list],
+    collate: Callable[[list, list[tuple]], Batch],
+    workers: int,
+) -> Iterator[Batch]:
+    """Yields collate(ids, [make(id) for id in ids]) for each list of ids, in order, a few batches ahead of the reader."""
+
+    def assemble(ids: list, samples: list[Future]) -> Batch:
+        return collate(ids, [sample.result() for sample in samples])
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="data")
+    assembler = ThreadPoolExecutor(1, thread_name_prefix="batch")
+    pending: deque[Future] = deque()
+    try:
+        for ids in batches:
+            pending.append(assembler.submit(assemble, ids, [pool.submit(make, i) for i in ids]))
+            if len(pending) > PREFETCHED_BATCHES:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        assembler.shutdown(wait=False, cancel_futures=True)
+
+
+class TrainLoader:
+    """This rank's training batches, from any step of the run on.
+
+    Args:
+        dataset: the training images.
+        transform: what is done to an image.
+        batch_size: images per batch of this rank.
+        rank, world_size: this rank takes every world_size-th position of an epoch, so that the batches of all ranks
+            together hold the same samples whatever the number of ranks.
+        seed: of order, augmentation, noise and mixing.
+        num_workers: threads; default: one a core.
+        num_classes: length of soft labels.
+        noise_size: how many uniform numbers each sample brings for the network's stochastic layers.
+        aug_repeats: copies of each image in an epoch (repeated augmentation, Hoffer et al., 2020); an epoch keeps its
+            length, so only a part of the images appears in it.
+        mixup, cutmix, cutmix_prob, mixup_switch_prob: MindCV's mixing of the samples of this rank's batch.
+
+    Raises:
+        DataError: there are fewer images than a global batch takes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: TrainTransform,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        num_workers: Optional[int] = None,
+        num_classes: Optional[int] = None,
+        noise_size: int = 0,
+        aug_repeats: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        cutmix_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+    ) -> None:
+        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.workers = num_workers or default_workers()
+        self.noise_size, self.aug_repeats = noise_size, aug_repeats
+        self.steps_per_epoch = len(dataset) // (batch_size * world_size)
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"The training set has {len(dataset)} images, fewer than one global batch of {batch_size * world_size} "
+                f"({world_size} ranks of {batch_size}); lower batch_size"
+            )
+        self.mixing = None
+        if mixup > 0 or cutmix > 0:
+            if batch_size % 2:
+                raise DataError(f"mixup and cutmix pair the samples of a batch: batch_size {batch_size} must be even")
+            classes = num_classes or len(dataset.class_names)
+            # Label smoothing is the loss's business.
+            self.mixing = Mixup(
+                mixup, cutmix, prob=cutmix_prob, switch_prob=mixup_switch_prob, label_smoothing=0, num_classes=classes
+            )
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The image at each position of an epoch, over all ranks."""
+        shuffled = np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.dataset))
+        if self.aug_repeats > 1:
+            # Copies are neighbours, and so on different ranks, as in MindCV's RepeatAugSampler.
+            shuffled = np.repeat(shuffled, self.aug_repeats)[: len(self.dataset)]
+        return shuffled
+
+    def _positions(self, start_step: int) -> Iterator[list[tuple[int, int, int]]]:
+        """For each step from `start_step` on: this rank's (epoch, position, image)."""
+        epoch, step = divmod(start_step, self.steps_per_epoch)
+        while True:
+            order = self.order(epoch)
+            for current in range(step, self.steps_per_epoch):
+                first = current * self.batch_size * self.world_size + self.rank
+                positions = range(first, first + self.batch_size * self.world_size, self.world_size)
+                yield [(epoch, position, int(order[position])) for position in positions]
+            epoch, step = epoch + 1, 0
+
+    def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, int, np.ndarray]:
+        epoch, position, index = where
+        rng = np.random.default_rng([self.seed, SAMPLE, epoch, position])
+        noise = np.random.default_rng([self.seed, NOISE, epoch, position]).random(self.noise_size, np.float32)
+        return self.transform(self.dataset.load(index), rng), self.dataset.labels[index], noise
+
+    def _collate(self, ids: list[tuple[int, int, int]], samples: list[tuple]) -> Batch:
+        images, labels, noise = (np.stack(column) for column in zip(*samples))
+        if self.mixing is not None:
+            epoch, position, _ = ids[0]
+            images, labels = self._mix(images, labels, np.random.default_rng([self.seed, MIXING, epoch, position]))
+        return images, labels, noise
+
+    def _mix(self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        # MindCV's Mixup draws from numpy's global generator; only the one assembling thread uses it here.
+        state = np.random.get_state()  # noqa: NPY002
+        np.random.seed(rng.integers(2**32))  # noqa: NPY002
+        try:
+            return self.mixing(images, labels)
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
+
+    def batches(self, start_step: int = 0, steps: Optional[int] = None) -> Iterator[Batch]:
+        """Batches of the steps `start_step`, ... of the run (`steps` of them; None: without end).
+
+        Yields:
+            images (B, 3, H, W) float32; labels (B,) int32, or (B, num_classes) float32 when samples are mixed; noise
+            (B, noise_size) float32 in [0, 1).
+
+        Raises:
+            DataError: an image cannot be read; the message names its path.
+        """
+        return _in_parallel(self._sample, islice(self._positions(start_step), steps), self._collate, self.workers)
+
+
+class EvalLoader:
+    """This rank's share of a validation set, every image exactly once over all ranks.
+
+    All ranks have the same number of batches and all batches the same size: what is missing is filled with black images
+    labelled -1.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: EvalTransform,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: Optional[int] = None,
+    ) -> None:
+        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.workers = num_workers or default_workers()
+
+    def __len__(self) -> int:
+        largest_share = -(-len(self.dataset) // self.world_size)
+        return -(-largest_share // self.batch_size)
+
+    def _sample(self, index: int) -> tuple[np.ndarray, int]:
+        if index >= len(self.dataset):
+            return np.zeros((3, *self.transform.preprocessing.image_size), np.float32), np.int32(-1)
+        return self.transform(self.dataset.load(index)), self.dataset.labels[index]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields images (B, 3, H, W) float32 and labels (B,) int32, -1 for padding."""
+        ids = [self.rank + i * self.world_size for i in range(len(self) * self.batch_size)]
+        batches = (ids[i : i + self.batch_size] for i in range(0, len(ids), self.batch_size))
+
+        def collate(_: list, samples: list[tuple]) -> Batch:
+            return tuple(np.stack(column) for column in zip(*samples))
+
+        return _in_parallel(self._sample, batches, collate, self.workers)

@@ -1,0 +1,190 @@
+"""From an image to the network's input, for evaluation and for training.
+
+Resizing is Pillow's, as in the authors' evaluation; `mindspore.dataset.vision` gives the same pixels with
+`Inter.PILCUBIC` but not with `Inter.BICUBIC`, which MindCV uses (tests/parity/test_preprocessing.py shows both).
+All randomness comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from .augment import AutoAugment
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network's weights expect of an image; it belongs to the weights.
+
+    Attributes:
+        image_size: (height, width) of the input in pixels.
+        crop_pct: evaluation resizes to image_size / crop_pct before the centre crop.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        mean, std: of the three channels (RGB), on a scale of 0 to 1.
+    """
+
+    image_size: tuple[int, int]
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "mean", "std"):  # JSON has lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.interpolation not in FILTERS:
+            raise ValueError(f"interpolation is {self.interpolation!r}; expected one of {', '.join(FILTERS)}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct is {self.crop_pct}; expected a share in (0, 1]")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: expected three numbers each, std above 0")
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (3, H, W) float32"""
+        scaled = image.astype(np.float32) / np.float32(255)
+        normal = (scaled - np.float32(self.mean)) / np.float32(self.std)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images vary; the names are MindCV's options (see `mindska.config.Config`)."""
+
+    scale: tuple[float, ...] = (0.08, 1.0)
+    ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    pad_crop: int = 0
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: Optional[tuple[float, ...]] = None
+    auto_augment: Optional[str] = None
+    re_prob: float = 0.0
+    re_scale: tuple[float, ...] = (0.02, 0.33)
+    re_ratio: tuple[float, ...] = (0.3, 3.3)
+    re_value: str = "random"
+
+
+class EvalTransform:
+    """Resize, centre crop, normalise, as timm evaluates: PIL image -> (3, H, W) float32.
+
+    A square input of size s: the shorter side becomes floor(s / crop_pct) and the ratio of the sides stays. Another
+    input: the image is resized to (floor(H / crop_pct), floor(W / crop_pct)) and its ratio changes.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self.filter = FILTERS[preprocessing.interpolation]
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to which an image is resized."""
+        (h, w), crop_pct = self.preprocessing.image_size, self.preprocessing.crop_pct
+        if h != w:
+            return math.floor(w / crop_pct), math.floor(h / crop_pct)
+        shorter = math.floor(h / crop_pct)
+        if width <= height:
+            return shorter, int(shorter * height / width)
+        return int(shorter * width / height), shorter
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        size = self.resized(*image.size)
+        if size != image.size:
+            image = image.resize(size, self.filter)
+        h, w = self.preprocessing.image_size
+        left, top = round((size[0] - w) / 2.0), round((size[1] - h) / 2.0)
+        return self.preprocessing.normalise(np.asarray(image.crop((left, top, left + w, top + h))))
+
+
+class TrainTransform:
+    """Random crop, flips, colours or a policy, normalise, random erasing: PIL image -> (3, H, W) float32."""
+
+    def __init__(self, preprocessing: Preprocessing, augmentation: Augmentation) -> None:
+        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self.filter = FILTERS[preprocessing.interpolation]
+        self.policy = None
+        if augmentation.auto_augment:
+            mean = tuple(255 * value for value in preprocessing.mean)
+            size = min(preprocessing.image_size)
+            self.policy = AutoAugment(augmentation.auto_augment, size, mean, preprocessing.interpolation)
+        jitter = augmentation.color_jitter
+        if jitter is not None and len(jitter) not in (1, 3):
+            raise ValueError(f"color_jitter is {jitter}; expected one strength, or brightness, contrast, saturation")
+        self.jitter = jitter * 3 if jitter is not None and len(jitter) == 1 else jitter
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        options = self.augmentation
+        image = self._pad_crop(image, rng) if options.pad_crop else self._resized_crop(image, rng)
+        if rng.random() < options.hflip:
+            image = ImageOps.mirror(image)
+        if rng.random() < options.vflip:
+            image = ImageOps.flip(image)
+        if self.jitter is not None:
+            image = self._jitter(image, rng)
+        pixels = np.asarray(image)
+        if self.policy is not None:
+            pixels = self.policy(pixels, rng)
+        array = self.preprocessing.normalise(pixels)
+        if rng.random() < options.re_prob:
+            self._erase(array, rng)
+        return array
+
+    def _resized_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """A crop of random area and aspect ratio, resized (Szegedy et al., 2015, as in timm)."""
+        width, height = image.size
+        low, high = np.log(self.augmentation.ratio)
+        for _ in range(CROP_ATTEMPTS):
+            area = width * height * rng.uniform(*self.augmentation.scale)
+            ratio = math.exp(rng.uniform(low, high))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                break
+        else:  # a very long image: the largest central crop of an allowed ratio
+            least, most = self.augmentation.ratio
+            w, h = min(width, round(height * most)), min(height, round(width / least))
+            left, top = (width - w) // 2, (height - h) // 2
+        return self._resize(image.crop((left, top, left + w, top + h)))
+
+    def _pad_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """A crop of the image's own size out of the padded image (as usual for CIFAR)."""
+        width, height = image.size
+        pad = self.augmentation.pad_crop
+        left, top = (int(offset) - pad for offset in rng.integers(2 * pad + 1, size=2))
+        return self._resize(image.crop((left, top, left + width, top + height)))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        size = self.preprocessing.image_size[::-1]
+        return image if image.size == size else image.resize(size, self.filter)
+
+    def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Brightness, contrast and saturation times random factors, in random order."""
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for i in rng.permutation(3):
+            image = enhancers[i](image).enhance(rng.uniform(max(0, 1 - self.jitter[i]), 1 + self.jitter[i]))
+        return image
+
+    def _erase(self, array: np.ndarray, rng: np.random.Generator) -> None:
+        """Replaces a random rectangle (Zhong et al., 2017) by normal noise a pixel, or by the mean colour."""
+        _, height, width = array.shape
+        low, high = np.log(self.augmentation.re_ratio)
+        for _ in range(CROP_ATTEMPTS):
+            area = height * width * rng.uniform(*self.augmentation.re_scale)
+            ratio = math.exp(rng.uniform(low, high))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+                noise = self.augmentation.re_value == "random"
+                value = rng.standard_normal((3, h, w), dtype=np.float32) if noise else np.float32(0)
+                array[:, top : top + h, left : left + w] = value
+                return

@@ -5,26 +5,21 @@ mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
 msrun --worker_num=8 --local_worker_num=8 train.py --config configs/skanet_s.yaml --data_dir DATA
 """
 
-import logging
 from dataclasses import asdict
 
-
-import mindska  # noqa: F401  before MindSpore: it prepares the environment
-import mindspore as ms
 from mindska import recipe
 from mindska.config import parse_args
 from mindska.data import EvalLoader, EvalTransform, TrainLoader, TrainTransform, check_same_classes, open_dataset
 from mindska.distributed import distributed
-from mindska.training import TrainStep, Trainer, build_optimizer, learning_rates
+from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
 
 
 def main() -> None:
     config = parse_args(description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    recipe.log_to_terminal()
 
-    with distributed(config.device_target) as world:
-        ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
-        ms.set_seed(config.seed)  # the same on all ranks: they start from the same weights
+    with distributed(recipe.device_target(config)) as world:
+        recipe.set_up(config)
 
         # Data
         train_set = open_dataset(config.dataset, config.data_dir, config.train_split)
@@ -33,11 +28,15 @@ def main() -> None:
             check_same_classes(train_set, val_set)
         num_classes = recipe.num_classes(config, train_set.class_names)
         pixels = recipe.preprocessing(config)
+        shard = dict(
+            rank=world.rank, world_size=world.size, num_workers=config.num_parallel_workers or max(2, world.threads)
+        )
 
         # Model
         network = recipe.network(config, num_classes)
         eval_network = recipe.network(config, num_classes).set_train(False)
-        shard = dict(rank=world.rank, world_size=world.size, num_workers=config.num_parallel_workers)
+
+        # Batches
         loader = TrainLoader(
             train_set,
             TrainTransform(pixels, recipe.augmentation(config)),
@@ -45,8 +44,7 @@ def main() -> None:
             seed=config.seed,
             num_classes=num_classes,
             noise_size=getattr(network, "noise_size", 1),
-            aug_repeats=config.aug_repeats,
-            python_multiprocessing=config.python_multiprocessing,
+            **recipe.mixing(config),
             **shard,
         )
         val_loader = val_set and EvalLoader(val_set, EvalTransform(pixels), config.batch_size, **shard)

@@ -10,10 +10,7 @@ has them.
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
-
-from mindspore import GRAPH_MODE, PYNATIVE_MODE, set_context
 
 from mindska import recipe
 from mindska.config import ConfigError, parse_args
@@ -25,12 +22,12 @@ from mindska.weights import read_record
 
 def main() -> None:
     config = parse_args(description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe.log_to_terminal()
     if not config.ckpt_path:
         raise ConfigError("validate.py needs --ckpt_path: the weights to evaluate")
 
-    with distributed(config.device_target) as world:
-        set_context(mode=GRAPH_MODE if config.mode == "graph" else PYNATIVE_MODE)
+    with distributed(recipe.device_target(config)) as world:
+        recipe.set_up(config)
         record = read_record(config.ckpt_path)
         config = recipe.with_recorded_model(config, record)
 
@@ -50,7 +47,7 @@ def main() -> None:
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, progress=world.rank == 0)
 
         if world.rank == 0:
-            logging.info("%s: %s", config.ckpt_path, result)
+            print(f"{config.ckpt_path}: {result}")
             if config.result_json:
                 report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
                 report["preprocessing"] = dataclasses.asdict(pixels)

@@ -54,8 +54,9 @@ class Config:
     train_split: str = _option("train", "subfolder with the training images")
     val_split: str = _option("val", "subfolder with the validation images")
     batch_size: int = _option(128, "images per device and step")
-    num_parallel_workers: Optional[int] = _option(None, "data workers per process; default: its share of the cores")
-    python_multiprocessing: bool = _option(False, "data workers are processes instead of threads")
+    num_parallel_workers: Optional[int] = _option(
+        None, "data worker threads per process; default: its share of the cores, at least two"
+    )
 
     # Pixels; defaults come with the model
     image_resize: Optional[tuple[int, ...]] = _option(None, "network input size in pixels: one number, or height width")

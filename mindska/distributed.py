@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,9 +37,9 @@ import numpy as np
 BACKENDS = {"CPU": "mccl", "GPU": "nccl", "Ascend": "hccl"}
 FORMATION_TIMEOUT = 90  # seconds in which every rank must have reached the scheduler
 
-# The scheduler ends by itself once every rank has signed off. When rank 0 was killed that never happens, so a keeper, in
-# a process of its own (the scheduler holds Python's lock while it waits), ends it a few seconds after rank 0 is gone:
-# time for the other ranks to sign off when the end was a normal one.
+# The scheduler ends by itself once every rank has signed off. When rank 0 was killed that never happens, so a keeper
+# (a process of its own: the scheduler holds Python's lock while it waits) ends it a few seconds after rank 0 is gone,
+# which leaves the other ranks time to sign off when the end was a normal one.
 _SCHEDULER = """
 import mindspore
 from mindspore.communication import init
@@ -215,6 +216,8 @@ def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, 
     try:
         communication.init(BACKENDS[device_target])
     except RuntimeError as error:
+        if how == "mpirun" and scheduler_log is None:
+            time.sleep(3)  # the first rank to fail ends all: let rank 0 be it, which has the scheduler's log
         raise RuntimeError(_formation_failure(scheduler_log)) from error
     import mindspore as ms
 
@@ -272,8 +275,9 @@ def _link(world: World) -> list[Connection]:
     listener, card = None, b""
     if world.rank == 0:
         host = os.environ["MS_WORKER_IP"]
-        listener = Listener((host, 0), backlog=world.size, authkey=secrets.token_bytes(16))
-        card = json.dumps([host, listener.address[1], listener._authkey.hex()]).encode()
+        key = secrets.token_hex(16)
+        listener = Listener((host, 0), backlog=world.size, authkey=bytes.fromhex(key))
+        card = json.dumps([host, listener.address[1], key]).encode()
     # int32 because it is what AllGather takes on CPU, GPU and Ascend alike.
     words = Tensor(np.frombuffer(card.ljust(256), np.int32))
     cards = ops.AllGather()(words).asnumpy().reshape(world.size, -1)

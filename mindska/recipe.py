@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any, Optional
 
 import mindcv
@@ -26,6 +27,28 @@ IMAGENET = dict(
 )
 
 
+def log_to_terminal() -> None:
+    """Shows our own messages from "info" on, and other libraries' warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mindska").setLevel(logging.INFO)
+
+
+def device_target(config: Config) -> str:
+    """The configured device target; "auto" takes the best that this machine has."""
+    if config.device_target != "auto":
+        return config.device_target
+    for target, device in (("Ascend", ms.device_context.ascend), ("GPU", ms.device_context.gpu)):
+        if device.is_available():
+            return target
+    return "CPU"
+
+
+def set_up(config: Config) -> None:
+    """Sets MindSpore's mode, and the seed: the same on all ranks, so that they start from the same weights."""
+    ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_seed(config.seed)
+
+
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
     """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
     if recorded:
@@ -43,6 +66,12 @@ def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> 
 def augmentation(config: Config) -> Augmentation:
     """The configuration's augmentation of training images."""
     return Augmentation(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augmentation)})
+
+
+def mixing(config: Config) -> dict[str, float]:
+    """The configuration's options of `TrainLoader` that concern several samples at a time."""
+    names = ("aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
+    return {name: getattr(config, name) for name in names}
 
 
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:

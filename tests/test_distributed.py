@@ -122,6 +122,14 @@ def test_one_rank_is_killed_and_all_end(launcher, victim, tmp_path):
     assert "done" not in output
 
 
+@pytest.mark.slow
+def test_a_world_that_does_not_form_says_where_and_why(tmp_path):
+    code, output, _ = launch("mpirun", tmp_path, "without_scheduler", MS_TOPO_TIMEOUT="10")
+    assert code != 0
+    assert re.search(r"no world of 2 ranks has formed at the scheduler 127.0.0.1:\d+ within 10 seconds", output), output
+    assert "the scheduler says no" in output
+
+
 def test_alone_without_mpi(tmp_path):
     code, output, _ = launch("single", tmp_path, "uneven")
     assert code == 0, output

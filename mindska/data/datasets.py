@@ -79,10 +79,14 @@ class Cifar:
 
     FILES = {  # name -> (usual folder, label bytes, training files, test files, class names)
         "cifar10": (
-            "cifar-10-batches-bin", 1, [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"], "batches.meta.txt",
+            "cifar-10-batches-bin",
+            1,
+            [f"data_batch_{i}.bin" for i in range(1, 6)],
+            ["test_batch.bin"],
+            "batches.meta.txt",
         ),
         "cifar100": ("cifar-100-binary", 2, ["train.bin"], ["test.bin"], "fine_label_names.txt"),
-    }  # fmt: skip
+    }
     PIXELS = 3 * 32 * 32
 
     def __init__(self, name: str, data_dir: Union[str, Path], split: str) -> None:

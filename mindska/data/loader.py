@@ -28,7 +28,9 @@ Batch = tuple[np.ndarray, ...]
 
 def default_workers(cores: Optional[int] = None) -> int:
     """Workers for a process that may use so many cores (default: all that it may run on), at least two."""
-    return max(2, cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, cores)
 
 
 def _in_parallel(
@@ -37,7 +39,7 @@ def _in_parallel(
     collate: Callable[[list, list[tuple]], Batch],
     workers: int,
 ) -> Iterator[Batch]:
-    """Yields collate(ids, [make(id) for id in ids]) for each list of ids, in order, a few batches ahead of the reader."""
+    """Yields collate(ids, [make(id) for id in ids]) for each list of ids, in order, a few batches ahead."""
 
     def assemble(ids: list, samples: list[Future]) -> Batch:
         return collate(ids, [sample.result() for sample in samples])

@@ -26,7 +26,7 @@ log = logging.getLogger("mindska")
 
 # What may differ between a run and the one that it goes on from.
 FREE = {
-    "device_target", "mode", "data_dir", "num_parallel_workers", "python_multiprocessing", "dataset_sink_mode",
+    "device_target", "mode", "data_dir", "num_parallel_workers", "dataset_sink_mode",
     "ckpt_save_dir", "resume", "keep_checkpoint_max", "ckpt_save_interval", "ckpt_save_steps", "val_while_train",
     "val_interval", "val_split", "log_interval", "max_skipped_steps", "result_json",
 }  # fmt: skip

@@ -20,6 +20,7 @@ class RunRecord:
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.csv"
         self.rows = [row for row in self._read() if int(row["step"]) <= resumed_step]
         temporary = folder / ".metrics.tmp.csv"

@@ -32,6 +32,7 @@ def write_checkpoint(path: Path, parameters: dict[str, Parameter], record: dict[
     entries = [{"name": name, "data": parameter} for name, parameter in parameters.items()]
     try:
         ms.save_checkpoint(entries, str(temporary), append_dict={RECORD: json.dumps(record)}, crc_check=True)
+        temporary.chmod(0o644)  # MindSpore makes it readable for its owner only
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -30,12 +30,12 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
-from typing import Any, NoReturn, Optional
+from typing import IO, Any, NoReturn, Optional
 
 import numpy as np
 
 BACKENDS = {"CPU": "mccl", "GPU": "nccl", "Ascend": "hccl"}
-FORMATION_TIMEOUT = 90  # seconds in which every rank must have reached the scheduler
+FORMATION_TIMEOUT = 60  # seconds: for the scheduler to answer, and again for every rank to have reached it
 
 # The scheduler ends by itself once every rank has signed off. When rank 0 was killed that never happens, so a keeper
 # (a process of its own: the scheduler holds Python's lock while it waits) ends it a few seconds after rank 0 is gone,
@@ -119,7 +119,7 @@ def distributed(device_target: str, threads: Optional[int] = None) -> Iterator[W
     Raises:
         ValueError: ``device_target`` is unknown, or this machine's MindSpore cannot use it.
         RuntimeError: mpi4py or its MPI library is missing or is not the one mpirun belongs to; or the ranks did not all
-            reach the scheduler within ``FORMATION_TIMEOUT`` seconds.
+            reach the scheduler in time (``FORMATION_TIMEOUT``).
     """
     global _world, _links
     prepare()
@@ -201,7 +201,7 @@ def _all_gather(value: Any) -> list[Any]:
 
 def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, list[Connection]]:
     """Form MindSpore's cluster, then link every rank to rank 0."""
-    scheduler_log = _start_cluster() if how == "mpirun" else None
+    scheduler = _start_cluster() if how == "mpirun" else None
     # So that a host with several networks answers on the one that leads to the scheduler.
     os.environ.setdefault("MS_WORKER_IP", _address_towards(os.environ["MS_SCHED_HOST"]))
     from mindspore import communication
@@ -214,11 +214,10 @@ def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, 
     local_rank = int(os.environ.get("DEVICE_ID", "0"))
     _set_device(device_target, local_rank)
     try:
+        _await_scheduler(scheduler)
         communication.init(BACKENDS[device_target])
-    except RuntimeError as error:
-        if how == "mpirun" and scheduler_log is None:
-            time.sleep(3)  # the first rank to fail ends all: let rank 0 be it, which has the scheduler's log
-        raise RuntimeError(_formation_failure(scheduler_log)) from error
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(_formation_failure(scheduler)) from error
     import mindspore as ms
 
     size, local_size = communication.get_group_size(), communication.get_local_rank_size()
@@ -235,37 +234,63 @@ def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, 
     return world, _link(world)
 
 
-def _start_cluster() -> Optional[Any]:
-    """Let rank 0 of mpirun start the scheduler, and tell this rank's MindSpore where it is; return its log there."""
+@dataclass(frozen=True)
+class _Scheduler:
+    process: subprocess.Popen
+    log: IO[bytes]
+
+
+def _start_cluster() -> Optional[_Scheduler]:
+    """Let rank 0 of mpirun start the scheduler, and tell this rank's MindSpore where it is; return it on rank 0."""
     comm = _mpi_communicator()
     hosts = comm.allgather(socket.gethostname())
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
-    log = address = None
+    address = None
     if comm.rank == 0:
         elsewhere = [host for host in hosts if host != hosts[0]]
         host = _address_towards(elsewhere[0]) if elsewhere else "127.0.0.1"
         address = (os.environ.get("MS_SCHED_HOST", host), _free_port())
     host, port = comm.bcast(address)
     os.environ.update(MS_WORKER_NUM=str(comm.size), MS_SCHED_HOST=host, MS_SCHED_PORT=str(port))
-    if comm.rank == 0:
-        log = _start_scheduler()
+    scheduler = _start_scheduler() if comm.rank == 0 else None
     os.environ.update(MS_ROLE="MS_WORKER", MS_NODE_ID=str(comm.rank), DEVICE_ID=str(local_rank))
-    return log
+    return scheduler
 
 
-def _start_scheduler() -> Any:
+def _start_scheduler() -> _Scheduler:
     # With MPI's variables in its environment, MindSpore would take the scheduler for one of mpirun's ranks.
     mpi = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(mpi)}
     log = tempfile.TemporaryFile()  # noqa: SIM115 - rank 0 reads it when no world forms; it leaves nothing to clean up
-    subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", _KEEPER, str(os.getpid()), _SCHEDULER],
         env={**environment, "MS_ROLE": "MS_SCHED"},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
     )
-    return log
+    return _Scheduler(process, log)
+
+
+def _await_scheduler(scheduler: Optional[_Scheduler]) -> None:
+    """Return when the scheduler answers: a rank that knocks too early is kept waiting by MindSpore for up to a minute.
+
+    Raises:
+        OSError: it has not answered in time, or its process has ended.
+    """
+    address = (os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"]))
+    timeout = float(os.environ.get("MS_TOPO_TIMEOUT", FORMATION_TIMEOUT))
+    if scheduler is None:
+        timeout += 3  # the first rank to give up ends all: let it be rank 0, which has the scheduler's log
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection(address, timeout=5).close()
+        except OSError:
+            ended = scheduler is not None and scheduler.process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def _link(world: World) -> list[Connection]:
@@ -402,13 +427,13 @@ def _end_everything(how: str, error: BaseException, code: int) -> NoReturn:
     os._exit(code)
 
 
-def _formation_failure(scheduler_log: Optional[Any]) -> str:
+def _formation_failure(scheduler: Optional[_Scheduler]) -> str:
     message = (
         f"no world of {os.environ['MS_WORKER_NUM']} ranks has formed at the scheduler "
         f"{os.environ['MS_SCHED_HOST']}:{os.environ['MS_SCHED_PORT']} within "
-        f"{os.environ.get('MS_TOPO_TIMEOUT')} seconds; can every host reach that address?"
+        f"{os.environ.get('MS_TOPO_TIMEOUT', FORMATION_TIMEOUT)} seconds; can every host reach that address?"
     )
-    if scheduler_log is not None:
-        scheduler_log.seek(0)
-        message += f" The scheduler says:\n{scheduler_log.read()[-4000:].decode(errors='replace')}"
+    if scheduler is not None:
+        scheduler.log.seek(0)
+        message += f" The scheduler says:\n{scheduler.log.read()[-4000:].decode(errors='replace')}"
     return message

@@ -1,117 +1,206 @@
-"""MindCV's RandAugment and relatives, made right and repeatable.
+"""RandAugment and its relatives on Pillow images, by MindCV's names, with timm's meaning (the authors trained with it).
 
-What differs from `mindcv.data.auto_augment` as it stands:
+`mindcv.data.auto_augment` is not used beyond its AutoAugment tables (tests/parity/test_preprocessing.py shows why):
 
-- It draws from Python's and numpy's global generators: with several workers no draw could be repeated. Here each call
-  brings its own generator.
-- The configured `mstd` is ignored (a default is set before the string is read).
-- `Posterize` drops the bits that it should keep, and `Shear` takes a tangent for degrees: at magnitude 9 neither
-  changes an image visibly.
+- Its shear takes a tangent for degrees and its posterize drops the bits that it should keep: at magnitude 9 neither
+  changes an image visibly. Shear turns about the centre instead of the corner, `SolarizeAdd` is missing.
+- It ignores the configured `mstd`, and reads `inc0` as true.
+- It draws from the global generators of Python and numpy, so that with several workers no draw can be repeated.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import re
-import threading
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
-from mindcv.data import auto_augment
-from mindspore.dataset.vision import Inter
-from PIL import Image, ImageOps
+from mindcv.data.auto_augment import auto_augment_policy
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-POLICIES = {
-    "randaug": auto_augment.rand_augment_transform,
-    "autoaug": auto_augment.auto_augment_transform,
-    "autoaugr": auto_augment.auto_augment_transform,
-    "3a": auto_augment.auto_augment_transform,
-    "trivialaugwide": auto_augment.trivial_augment_wide_transform,
+MAX_MAGNITUDE = 10.0
+TRIVIAL_MAX_MAGNITUDE = 31.0
+DEFAULT_DEVIATION = 0.5  # MindCV's
+
+RAND_OPERATIONS = (
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
+    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY",
+)  # fmt: skip
+ENHANCERS = ("Color", "Contrast", "Brightness", "Sharpness")
+INCREASING = ("Posterize", "Solarize", *ENHANCERS)
+TRIVIAL_OPERATIONS = (
+    "Identity", "AutoContrast", "Equalize", "RotateWide", "PosterizeWide", "Solarize", "ColorWide", "ContrastWide",
+    "BrightnessWide", "SharpnessWide", "ShearXWide", "ShearYWide", "TranslateXWide", "TranslateYWide",
+)  # fmt: skip
+
+OPTIONS = {
+    "randaug": ("m", "n", "mstd", "mmax", "inc"),
+    "autoaug": ("mstd",),
+    "autoaugr": ("mstd",),
+    "3a": ("mstd",),
+    "trivialaugwide": ("m",),
 }
-INTERPOLATION = {"bilinear": Inter.BILINEAR, "bicubic": Inter.BICUBIC, "nearest": Inter.NEAREST}
+TIMMS_NAMES = {"rand": "randaug", "original": "autoaug", "originalr": "autoaugr"}
+
+Strength = Callable[[float, np.random.Generator], Any]
+Apply = Callable[[Image.Image, Any, "Look"], Image.Image]
 
 
-class _ThreadRandom(threading.local):
-    """Stands in for the module `random` inside MindCV's augmentations: each worker thread has its own state."""
+class Look(NamedTuple):
+    """Pillow's filter for what is moved, and the colour (three channels, 0 to 255) of what moves in."""
 
-    def __init__(self) -> None:
-        self.generator = random.Random()
-
-    def __getattr__(self, name: str):
-        return getattr(self.generator, name)
+    resample: int
+    fill: tuple[int, ...]
 
 
-_thread_random = _ThreadRandom()
-auto_augment.random = _thread_random
+def _linear(span: float, start: float = 0.0) -> Strength:
+    return lambda level, rng: start + span * level
 
 
-def _posterize(image: np.ndarray, bits_to_keep: int, **_) -> np.ndarray:
-    return np.asarray(ImageOps.posterize(Image.fromarray(image), max(bits_to_keep, 0)))
+def _whole(span: int, start: int = 0) -> Strength:
+    return lambda level, rng: start + int(span * level)
 
 
-def _shear_x(image: np.ndarray, tangent: float, **kwargs) -> np.ndarray:
-    return auto_augment.shear_x(image, math.degrees(math.atan(tangent)), **kwargs)
+def _either_way(span: float, about: float = 0.0) -> Strength:
+    return lambda level, rng: about + (span * level if rng.random() < 0.5 else -span * level)
 
 
-def _shear_y(image: np.ndarray, tangent: float, **kwargs) -> np.ndarray:
-    return auto_augment.shear_y(image, math.degrees(math.atan(tangent)), **kwargs)
+def _enhance(name: str) -> Apply:
+    return lambda image, factor, look: getattr(ImageEnhance, name)(image).enhance(max(factor, 0.0))
 
 
-CORRECTED = {
-    "Posterize": _posterize,
-    "PosterizeIncreasing": _posterize,
-    "PosterizeOriginal": _posterize,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
+def _move(matrix: Callable[[float, int, int], tuple]) -> Apply:
+    def apply(image: Image.Image, value: float, look: Look) -> Image.Image:
+        coefficients = matrix(value, *image.size)
+        return image.transform(image.size, Image.Transform.AFFINE, coefficients, look.resample, fillcolor=look.fill)
+
+    return apply
+
+
+# What a level (0 to 1, drawn by the policy) is to each operation: degrees, tangent, share of the side, bits kept,
+# threshold, factor. In an "increasing" operation the effect grows with the level, in its namesake the value does.
+STRENGTHS: dict[str, Strength] = {
+    "Rotate": _either_way(30),
+    "ShearX": _either_way(0.3),
+    "ShearY": _either_way(0.3),
+    "TranslateX": _either_way(0.45),
+    "TranslateY": _either_way(0.45),
+    "Posterize": _whole(4),
+    "PosterizeIncreasing": lambda level, rng: 4 - int(4 * level),
+    "PosterizeOriginal": _whole(4, 4),
+    "Solarize": _whole(256),
+    "SolarizeIncreasing": lambda level, rng: 256 - int(256 * level),
+    "SolarizeAdd": _whole(110),
+    **dict.fromkeys(ENHANCERS, _linear(1.8, 0.1)),
+    **{f"{name}Increasing": _either_way(0.9, 1.0) for name in ENHANCERS},
+    "Desaturate": _linear(-0.5, 0.5),
+    "GaussianBlurRand": lambda level, rng: rng.uniform(0.1, max(2 * level, 0.1)),
+    "RotateWide": _either_way(135),
+    "ShearXWide": _either_way(0.99),
+    "ShearYWide": _either_way(0.99),
+    "TranslateXWide": _either_way(32 / 224),
+    "TranslateYWide": _either_way(32 / 224),
+    "PosterizeWide": _whole(6, 2),
+    **{f"{name}Wide": _linear(1.99, 0.01) for name in ENHANCERS},
 }
+APPLY: dict[str, Apply] = {
+    "Identity": lambda image, _, look: image,
+    "AutoContrast": lambda image, _, look: ImageOps.autocontrast(image),
+    "Equalize": lambda image, _, look: ImageOps.equalize(image),
+    "Invert": lambda image, _, look: ImageOps.invert(image),
+    "Posterize": lambda image, bits, look: ImageOps.posterize(image, max(bits, 0)),
+    "Solarize": lambda image, threshold, look: ImageOps.solarize(image, threshold),
+    "SolarizeAdd": lambda image, add, look: image.point([min(v + add, 255) if v < 128 else v for v in range(256)] * 3),
+    **{name: _enhance(name) for name in ENHANCERS},
+    "Desaturate": _enhance("Color"),
+    "GaussianBlurRand": lambda image, radius, look: image.filter(ImageFilter.GaussianBlur(radius)),
+    "Rotate": lambda image, degrees, look: image.rotate(degrees, look.resample, fillcolor=look.fill),
+    "ShearX": _move(lambda tangent, width, height: (1, tangent, 0, 0, 1, 0)),
+    "ShearY": _move(lambda tangent, width, height: (1, 0, 0, tangent, 1, 0)),
+    "TranslateX": _move(lambda share, width, height: (1, 0, share * width, 0, 1, 0)),
+    "TranslateY": _move(lambda share, width, height: (1, 0, 0, 0, 1, share * height)),
+}
+
+
+class Operation(NamedTuple):
+    """A row of a policy.
+
+    Attributes:
+        name: of the operation; probability: of its being applied; magnitude: 0 to 10 (TrivialAugment: 0 to 31).
+    """
+
+    name: str
+    probability: float
+    magnitude: float
+
+    def apply(self, image: Image.Image, level: float, look: Look, rng: np.random.Generator) -> Image.Image:
+        """The operation, at a level of 0 to 1, on an RGB image."""
+        strength = STRENGTHS.get(self.name)
+        value = strength(level, rng) if strength else None
+        return APPLY[re.sub("(Increasing|Original|Wide)$", "", self.name)](image, value, look)
 
 
 class AutoAugment:
-    """A policy given by MindCV's string, such as `randaug-m9-mstd0.5-inc1` (timm's `rand-...` is understood too).
+    """A policy given by MindCV's or timm's string, such as `randaug-m9-mstd0.5-inc1` or `rand-m9-mstd0.5-inc1`.
+
+    - `randaug`: n operations (2), each with probability 0.5 and magnitude m (10), clipped to 0..mmax (10); inc1: the
+      effect of every operation grows with its magnitude. Cubuk et al., 2019.
+    - `autoaug`, `autoaugr` (posterize as in Google's research code): one of 25 pairs. Cubuk et al., 2018.
+    - `3a`: grey, solarize or blur. Touvron et al., 2022.
+    - `trivialaugwide`: one operation of a magnitude uniform in 0..m (31). Müller and Hutter, 2021.
+
+    mstd is the standard deviation of magnitudes (default: MindCV's 0.5); above 100, they are uniform from 0 on.
 
     Args:
         policy: the string.
-        image_size: shorter side of the image in pixels (for AutoAugment's absolute translations).
-        mean: colour (0 to 255, three channels) that fills what moves into the image.
-        interpolation: "bilinear" or "bicubic".
+        fill: colour (three channels, 0 to 255) of what moves into the image.
+        resample: Pillow's filter for rotation, shear and translation: nearest, bilinear or bicubic.
 
     Raises:
-        ValueError: the string is not understood.
+        ValueError: the string is not understood; the message names the part.
     """
 
-    def __init__(self, policy: str, image_size: int, mean: tuple[float, ...], interpolation: str) -> None:
-        name, _, options = policy.partition("-")
-        name = {"rand": "randaug", "original": "autoaug"}.get(name, name)
-        if name not in POLICIES:
-            raise ValueError(f"auto_augment is {policy!r}; expected one of {', '.join(POLICIES)} and its options")
-        for option in options.split("-") if options else ():
-            if not re.fullmatch(r"(mstd|mmax|inc|m|n|w)\d+(\.\d+)?", option):
-                raise ValueError(f"auto_augment is {policy!r}: {option!r} is no option (m, n, w, mstd, mmax, inc)")
-        parameters = dict(
-            translate_const=int(image_size * 0.45),
-            img_mean=tuple(min(255, round(value)) for value in mean),
-            interpolation=INTERPOLATION.get(interpolation, Inter.BICUBIC),
-        )
-        deviation = re.search(r"mstd(\d+(\.\d+)?)", options)
-        if deviation:
-            parameters["magnitude_std"] = float(deviation[1]) if float(deviation[1]) <= 100 else math.inf
-        self.policy = POLICIES[name](f"{name}-{options}" if options else name, parameters)
-        for operation in self._operations():
-            operation.aug_fn = CORRECTED.get(operation.name, operation.aug_fn)
+    def __init__(self, policy: str, fill: tuple[int, ...], resample: int) -> None:
+        self.look = Look(resample, fill)
+        name, *parts = policy.split("-")
+        name = TIMMS_NAMES.get(name, name)
+        if name not in OPTIONS:
+            raise ValueError(f"auto_augment is {policy!r}: {name!r} is not one of {', '.join(OPTIONS)}")
+        options = {}
+        for part in parts:
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            if not match or match[1] not in OPTIONS[name] or (match[1] in ("n", "inc") and not match[2].isdigit()):
+                known = ", ".join(f"{option}NUMBER" for option in OPTIONS[name])
+                raise ValueError(f"auto_augment is {policy!r}: {part!r} is not one of {name}'s options {known}")
+            options[match[1]] = float(match[2])
 
-    def _operations(self) -> list[auto_augment.AugmentOp]:
-        if isinstance(self.policy, auto_augment.AutoAugment):
-            return [operation for sub_policy in self.policy.policy for operation in sub_policy]
-        return self.policy.ops
+        deviation = options.get("mstd", DEFAULT_DEVIATION)
+        self.deviation = math.inf if deviation > 100 else deviation
+        self.draws = int(options.get("n", 2)) if name == "randaug" else 1
+        self.limit, self.unit = options.get("mmax", MAX_MAGNITUDE), MAX_MAGNITUDE
+        if name == "randaug":
+            increasing = INCREASING if options.get("inc") else ()
+            names = [f"{each}Increasing" if each in increasing else each for each in RAND_OPERATIONS]
+            self.choices = [(Operation(each, 0.5, options.get("m", MAX_MAGNITUDE)),) for each in names]
+        elif name == "trivialaugwide":
+            self.deviation, self.limit, self.unit = math.inf, TRIVIAL_MAX_MAGNITUDE, TRIVIAL_MAX_MAGNITUDE
+            magnitude = options.get("m", TRIVIAL_MAX_MAGNITUDE)
+            self.choices = [(Operation(each, 1.0, magnitude),) for each in TRIVIAL_OPERATIONS]
+        else:
+            self.choices = [
+                tuple(Operation(row.name, row.prob, row.magnitude) for row in rows)
+                for rows in auto_augment_policy(name)
+            ]
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augments an image (H, W, 3) uint8; the same generator state gives the same result."""
-        _thread_random.generator.seed(int(rng.integers(2**63)))
-        if isinstance(self.policy, auto_augment.AutoAugment):
-            return self.policy(image)
-        # These two choose their operations with numpy's global generator: the choice is made here instead.
-        layers = getattr(self.policy, "num_layers", 1)
-        weights = getattr(self.policy, "choice_weights", None)
-        for i in rng.choice(len(self.policy.ops), layers, replace=weights is None, p=weights):
-            image = self.policy.ops[i](image)
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Augments an RGB image; the same state of `rng` gives the same image."""
+        for choice in rng.integers(len(self.choices), size=self.draws):
+            for operation in self.choices[choice]:
+                if rng.random() < operation.probability:
+                    level = self._magnitude(operation.magnitude, rng) / self.unit
+                    image = operation.apply(image, level, self.look, rng)
         return image
+
+    def _magnitude(self, magnitude: float, rng: np.random.Generator) -> float:
+        drawn = rng.uniform(0, magnitude) if math.isinf(self.deviation) else rng.normal(magnitude, self.deviation)
+        return min(max(drawn, 0.0), self.limit)

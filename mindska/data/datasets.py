@@ -5,6 +5,7 @@ Pillow is the definition of an image's pixels: whatever it reads, converted to R
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Union
 
@@ -18,15 +19,18 @@ class DataError(ValueError):
     """Data that is missing or unreadable; the message names the path and what was expected."""
 
 
+# What Pillow raises for files that are no images, or broken ones.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
 class ImageFolder:
-    """`data_dir/split/class/**/*.jpg` (or another image format); classes are numbered in the order of their names."""
+    """`data_dir/split/class/**/*.jpg` (or another image format); classes are numbered in the order of their names.
+
+    Hidden files and folders, and files with other extensions, are passed over.
+    """
 
     def __init__(self, data_dir: Union[str, Path], split: str) -> None:
-        if not str(data_dir):
-            raise DataError("data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA")
         data_dir = Path(data_dir)
-        if not data_dir.is_dir():
-            raise DataError(f"No data folder at {data_dir.absolute()}")
         root = data_dir / split
         if not root.is_dir():
             found = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "none"
@@ -34,10 +38,10 @@ class ImageFolder:
         self.class_names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if not self.class_names:
             raise DataError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg")
-        self.paths: list[Path] = []
+        self.paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):
-            files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
+            files = _image_files(root / name)
             if not files:
                 raise DataError(f"{root / name} has no image ({', '.join(sorted(EXTENSIONS))})")
             self.paths += files
@@ -51,7 +55,7 @@ class ImageFolder:
         try:
             with Image.open(self.paths[index]):
                 pass
-        except OSError as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.paths[index]} is no image that Pillow can read: {error}") from error
 
     def __len__(self) -> int:
@@ -59,7 +63,7 @@ class ImageFolder:
 
     def describe(self, index: int) -> str:
         """What to call image `index` in a message."""
-        return str(self.paths[index])
+        return self.paths[index]
 
     def load(self, index: int) -> Image.Image:
         """Image `index` as RGB.
@@ -70,8 +74,18 @@ class ImageFolder:
         try:
             with Image.open(self.paths[index]) as image:
                 return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.paths[index]} cannot be read: {error}") from error
+
+
+def _image_files(folder: Path) -> list[str]:
+    """The images under a folder, sorted; as text, because a million paths as objects take a gigabyte."""
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in EXTENSIONS)  # noqa: PTH122
+        found += [f"{parent}{os.sep}{name}" for name in images]
+    return sorted(found)
 
 
 class Cifar:
@@ -135,11 +149,17 @@ def open_dataset(name: str, data_dir: Union[str, Path], split: str) -> Dataset:
     Raises:
         DataError: a folder, split or file is missing or is not what it should be.
     """
+    if name not in ("", "imagenet", *Cifar.FILES):
+        raise DataError(f"dataset is {name!r}; expected imagenet (folders of images), {' or '.join(Cifar.FILES)}")
+    if not str(data_dir):
+        raise DataError("data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA")
+    if not Path(data_dir).is_dir():
+        raise DataError(f"No data folder at {Path(data_dir).absolute()}")
     return Cifar(name, data_dir, split) if name in Cifar.FILES else ImageFolder(data_dir, split)
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:
-    """DataError when the two splits do not have the same classes: their labels would mean different things."""
+    """DataError when two splits do not have the same classes: their labels would mean different things."""
     if train.class_names != val.class_names:
         only_train = sorted(set(train.class_names) - set(val.class_names))
         only_val = sorted(set(val.class_names) - set(train.class_names))

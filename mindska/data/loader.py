@@ -15,9 +15,9 @@ from itertools import islice
 from typing import Any, Callable, Optional
 
 import numpy as np
-from mindcv.data.mixup import Mixup
 
 from .datasets import DataError, Dataset
+from .mixing import Mixing
 from .transforms import EvalTransform, TrainTransform
 
 PREFETCHED_BATCHES = 3
@@ -74,7 +74,7 @@ class TrainLoader:
         noise_size: how many uniform numbers each sample brings for the network's stochastic layers.
         aug_repeats: copies of each image in an epoch (repeated augmentation, Hoffer et al., 2020); an epoch keeps its
             length, so only a part of the images appears in it.
-        mixup, cutmix, cutmix_prob, mixup_switch_prob: MindCV's mixing of the samples of this rank's batch.
+        mixup, cutmix, cutmix_prob, mixup_switch_prob: mixing of the samples of this rank's batch; see `Mixing`.
 
     Raises:
         DataError: there are fewer images than a global batch takes.
@@ -110,13 +110,8 @@ class TrainLoader:
             )
         self.mixing = None
         if mixup > 0 or cutmix > 0:
-            if batch_size % 2:
-                raise DataError(f"mixup and cutmix pair the samples of a batch: batch_size {batch_size} must be even")
             classes = num_classes or len(dataset.class_names)
-            # Label smoothing is the loss's business.
-            self.mixing = Mixup(
-                mixup, cutmix, prob=cutmix_prob, switch_prob=mixup_switch_prob, label_smoothing=0, num_classes=classes
-            )
+            self.mixing = Mixing(classes, mixup, cutmix, cutmix_prob, mixup_switch_prob)
 
     def order(self, epoch: int) -> np.ndarray:
         """The image at each position of an epoch, over all ranks."""
@@ -147,17 +142,9 @@ class TrainLoader:
         images, labels, noise = (np.stack(column) for column in zip(*samples))
         if self.mixing is not None:
             epoch, position, _ = ids[0]
-            images, labels = self._mix(images, labels, np.random.default_rng([self.seed, MIXING, epoch, position]))
+            rng = np.random.default_rng([self.seed, MIXING, epoch, position])
+            images, labels = self.mixing(images, labels, rng)
         return images, labels, noise
-
-    def _mix(self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        # MindCV's Mixup draws from numpy's global generator; only the one assembling thread uses it here.
-        state = np.random.get_state()  # noqa: NPY002
-        np.random.seed(rng.integers(2**32))  # noqa: NPY002
-        try:
-            return self.mixing(images, labels)
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
 
     def batches(self, start_step: int = 0, steps: Optional[int] = None) -> Iterator[Batch]:
         """Batches of the steps `start_step`, ... of the run (`steps` of them; None: without end).

@@ -54,9 +54,12 @@ class Preprocessing:
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (3, H, W) float32"""
-        scaled = image.astype(np.float32) / np.float32(255)
-        normal = (scaled - np.float32(self.mean)) / np.float32(self.std)
-        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+        array = image.transpose(2, 0, 1).astype(np.float32, order="C")
+        # In place, one operation after the other, as PyTorch does it: the same roundings, and no copies.
+        array /= np.float32(255)
+        array -= np.float32(self.mean)[:, None, None]
+        array /= np.float32(self.std)[:, None, None]
+        return array
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,22 @@ class Augmentation:
     re_scale: tuple[float, ...] = (0.02, 0.33)
     re_ratio: tuple[float, ...] = (0.3, 3.3)
     re_value: str = "random"
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio", "re_scale", "re_ratio"):
+            value = getattr(self, name)
+            if len(value) != 2 or not 0 < value[0] <= value[1]:
+                raise ValueError(f"{name} is {value}; expected two positive numbers, from to")
+        if self.scale[1] > 1 or self.re_scale[1] > 1:
+            raise ValueError(f"scale {self.scale} and re_scale {self.re_scale} are shares of the area: at most 1")
+        if self.pad_crop < 0:
+            raise ValueError(f"pad_crop is {self.pad_crop}; expected a number of pixels")
+        if self.re_value not in ("random", "const"):
+            raise ValueError(f"re_value is {self.re_value!r}; expected random or const")
+        if self.color_jitter is not None and (len(self.color_jitter) not in (1, 3) or min(self.color_jitter) < 0):
+            raise ValueError(
+                f"color_jitter is {self.color_jitter}; expected one strength, or brightness, contrast, saturation"
+            )
 
 
 class EvalTransform:
@@ -114,12 +133,12 @@ class TrainTransform:
         self.filter = FILTERS[preprocessing.interpolation]
         self.policy = None
         if augmentation.auto_augment:
-            mean = tuple(255 * value for value in preprocessing.mean)
-            size = min(preprocessing.image_size)
-            self.policy = AutoAugment(augmentation.auto_augment, size, mean, preprocessing.interpolation)
+            fill = tuple(min(255, round(255 * value)) for value in preprocessing.mean)
+            # Pillow cannot rotate or shear with Lanczos' filter.
+            lanczos = self.filter == Image.Resampling.LANCZOS
+            resample = Image.Resampling.BICUBIC if lanczos else self.filter
+            self.policy = AutoAugment(augmentation.auto_augment, fill, resample)
         jitter = augmentation.color_jitter
-        if jitter is not None and len(jitter) not in (1, 3):
-            raise ValueError(f"color_jitter is {jitter}; expected one strength, or brightness, contrast, saturation")
         self.jitter = jitter * 3 if jitter is not None and len(jitter) == 1 else jitter
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
@@ -131,10 +150,9 @@ class TrainTransform:
             image = ImageOps.flip(image)
         if self.jitter is not None:
             image = self._jitter(image, rng)
-        pixels = np.asarray(image)
         if self.policy is not None:
-            pixels = self.policy(pixels, rng)
-        array = self.preprocessing.normalise(pixels)
+            image = self.policy(image, rng)
+        array = self.preprocessing.normalise(np.asarray(image))
         if rng.random() < options.re_prob:
             self._erase(array, rng)
         return array

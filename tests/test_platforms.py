@@ -1,0 +1,141 @@
+"""Every operator of SkaNet, forward and in training, is one that MindSpore states for Ascend, GPU and CPU.
+
+The operators are read from the front end's last graph ("validate"). It comes before anything that knows the device:
+MS_DEV_PRECOMPILE_ONLY stops there, so no kernel is selected, and the Python functions of MindSpore that the graph goes
+through do not ask for the device. The statements are MindSpore's own, the "Supported Platforms" of its docstrings:
+they say that a device has the operator, not how well it computes it.
+
+``python tests/test_platforms.py`` prints the table.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from mindspore import ops
+from mindspore.ops import auto_generate, operations
+
+PROGRAM = Path(__file__).parent / "programs" / "graphs.py"
+PLATFORMS = {"Ascend", "GPU", "CPU"}
+
+# The compiler's own, without a statement: they order, group, choose or copy values, and compute nothing.
+STRUCTURE = {
+    "MakeTuple": "groups values",
+    "TupleGetItem": "takes one of a group",
+    "Load": "reads a parameter",
+    "UpdateState": "orders reads and writes of parameters",
+    "Switch": "chooses a branch (of `if`)",
+    "TensorMove": "copies a parameter's value before it is overwritten",
+}
+# Gradients have no statement (or, Conv2DBackpropInput, "Deprecated", which is meant for users): their forward's counts.
+GRADIENT_OF = {
+    "AvgPoolGrad": "AvgPool",
+    "BatchNormGrad": "BatchNorm",
+    "BiasAddGrad": "BiasAdd",
+    "Conv2DBackpropFilter": "Conv2D",
+    "Conv2DBackpropInput": "Conv2D",
+    "GatherDGradV2": "GatherD",
+    "LayerNormGrad": "LayerNorm",
+    "SigmoidGrad": "Sigmoid",
+    "SplitWithSize": "Concat",
+    "StridedSliceGrad": "StridedSlice",
+}
+# What the public function compiles to when an operand is a number. No kernel has these names on CPU: there the back
+# end turns them into Mul and RealDiv.
+FORM_OF = {"Muls": "mul", "Divs": "div"}
+DISTRIBUTED = {"AllReduce"}  # what more than one rank adds; compiling it takes a launcher
+
+
+def stated(name: str) -> set[str]:
+    """Platforms that MindSpore's documentation names for an operator or function; empty when it has no statement."""
+    for home in (ops, operations, auto_generate):
+        text = getattr(getattr(home, name, None), "__doc__", None) or ""
+        lines = re.findall(r"Supported Platforms:\s*\n\s*(.*)", text)
+        reference = re.search(r"Refer to :func:`mindspore\.ops\.(\w+)`", text)
+        if lines:
+            platforms = set.intersection(*(set(re.findall(r"``(\w+)``", line)) for line in lines))
+        else:
+            platforms = stated(reference[1]) if reference else set()
+        if platforms:
+            return platforms
+    return set()
+
+
+def supported(primitive: str) -> set[str]:
+    """Platforms of a primitive of a compiled graph. LookupError: neither a statement nor a table covers it."""
+    if primitive in STRUCTURE:
+        return PLATFORMS
+    platforms = stated(GRADIENT_OF.get(primitive) or FORM_OF.get(primitive) or primitive)
+    if not platforms:
+        raise LookupError(f"MindSpore states no platforms for {primitive}, and no table of this file covers it")
+    return platforms
+
+
+def compiled(graph: str) -> dict[str, set[str]]:
+    """The primitives of a graph of `programs/graphs.py`, each with the forward primitives that it is a gradient of."""
+    with tempfile.TemporaryDirectory() as folder:
+        only_validate = dict(MS_DEV_PRECOMPILE_ONLY="1", MS_DEV_SAVE_GRAPHS="1", MS_DEV_DUMP_IR_PASSES="validate")
+        environment = {**os.environ, **only_validate, "MS_DEV_SAVE_GRAPHS_PATH": folder}
+        command = [sys.executable, str(PROGRAM), graph]
+        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert result.returncode == 0, result.stdout
+        (file,) = Path(folder).glob("*_validate_*.ir")
+        return primitives(file.read_text())
+
+
+def primitives(ir: str) -> dict[str, set[str]]:
+    found = defaultdict(set)
+    for line in re.findall(r"^\s*%\d+\(.*", ir, re.MULTILINE):
+        # `%7(CNode_9) = PrimFunc_Mul(%5, %6) ... forward_node_name: "Div_12"`, or a call: `%7(CNode_9) = %5[@...]()`
+        primitive = re.search(r"\) = (?:PrimFunc_)?(?:([A-Za-z]\w*)\(|%\d+\[@)", line)
+        assert primitive, f"a line of MindSpore's graph that this test cannot read: {line}"
+        if primitive[1]:
+            forward = re.search(r'forward_node_name: "(\w+)_\d+"', line)
+            found[primitive[1]].update([forward[1]] if forward else [])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graph, some", [("forward", {"Conv2D", "TopK", "Erf"}), ("train", {"Conv2DBackpropInput"})])
+def test_every_operator_is_stated_for_every_platform(graph, some):
+    found = compiled(graph)
+    assert some <= set(found), "the graph was not read"
+    missing = {primitive: PLATFORMS - supported(primitive) for primitive in set(found) | DISTRIBUTED}
+    assert not {primitive: platforms for primitive, platforms in missing.items() if platforms}
+    if graph == "train":
+        covered = {*STRUCTURE, *GRADIENT_OF, *FORM_OF}
+        assert covered <= set(found), f"not in the graph any more: {covered - set(found)}"
+        assert {gradient: found[gradient] for gradient in GRADIENT_OF} == {g: {f} for g, f in GRADIENT_OF.items()}
+
+
+def test_tables_cover_only_what_has_no_statement():
+    assert not [name for name in {**STRUCTURE, **GRADIENT_OF, **FORM_OF} if stated(name)]
+
+
+def test_a_missing_platform_is_seen():
+    assert supported("FlashAttentionScore") == {"Ascend"}  # its own docstring
+    assert supported("FFT") == {"Ascend", "CPU"}  # "Refer to mindspore.ops.fft"
+    assert supported("Erf") == PLATFORMS
+
+
+@pytest.mark.parametrize("name", ["NoSuchOperator", "SeluGrad"])
+def test_an_operator_without_statement_is_an_error(name):
+    with pytest.raises(LookupError, match=name):
+        supported(name)
+
+
+def test_a_line_that_cannot_be_read_is_an_error():
+    assert primitives("  %1(x) = PrimFunc_Mul(%0, %0)\n  # %2(y) = Add(\n  %3(z) = %2[@f]()\n") == {"Mul": set()}
+    with pytest.raises(AssertionError, match="cannot read"):
+        primitives("  %1(x) = <new notation>")
+
+
+if __name__ == "__main__":
+    for name in sorted(set(compiled("train")) | DISTRIBUTED):
+        basis = GRADIENT_OF.get(name) or FORM_OF.get(name) or STRUCTURE.get(name, "")
+        print(f"{name:24} {' '.join(sorted(supported(name))):16} {basis}")

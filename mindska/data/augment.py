@@ -69,6 +69,12 @@ def _enhance(name: str) -> Apply:
     return lambda image, factor, look: getattr(ImageEnhance, name)(image).enhance(max(factor, 0.0))
 
 
+def _posterize(image: Image.Image, bits: int, look: Look) -> Image.Image:
+    # Not ImageOps.posterize: newer Pillows refuse 0 bits (black), which timm's strongest level asks for.
+    mask = 256 - (1 << (8 - min(max(bits, 0), 8)))
+    return image.point([v & mask for v in range(256)] * 3)
+
+
 def _move(matrix: Callable[[float, int, int], tuple]) -> Apply:
     def apply(image: Image.Image, value: float, look: Look) -> Image.Image:
         coefficients = matrix(value, *image.size)
@@ -108,7 +114,7 @@ APPLY: dict[str, Apply] = {
     "AutoContrast": lambda image, _, look: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, look: ImageOps.equalize(image),
     "Invert": lambda image, _, look: ImageOps.invert(image),
-    "Posterize": lambda image, bits, look: ImageOps.posterize(image, max(bits, 0)),
+    "Posterize": _posterize,
     "Solarize": lambda image, threshold, look: ImageOps.solarize(image, threshold),
     "SolarizeAdd": lambda image, add, look: image.point([min(v + add, 255) if v < 128 else v for v in range(256)] * 3),
     **{name: _enhance(name) for name in ENHANCERS},

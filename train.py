@@ -11,15 +11,15 @@ from mindska import recipe
 from mindska.config import parse_args
 from mindska.data import EvalLoader, EvalTransform, TrainLoader, TrainTransform, check_same_classes, open_dataset
 from mindska.distributed import distributed
+from mindska.errors import clear_errors
 from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
 
 
 def main() -> None:
     config = parse_args(description=__doc__)
-    recipe.log_to_terminal()
 
-    with distributed(recipe.device_target(config)) as world:
-        recipe.set_up(config)
+    with distributed(recipe.device_target(config)) as world, clear_errors():
+        recipe.set_up(config, world)
 
         # Data
         train_set = open_dataset(config.dataset, config.data_dir, config.train_split)

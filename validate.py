@@ -13,21 +13,21 @@ import json
 from pathlib import Path
 
 from mindska import recipe
-from mindska.config import ConfigError, parse_args
+from mindska.config import parse_args
 from mindska.data import EvalLoader, EvalTransform, open_dataset
 from mindska.distributed import all_reduce_sum, distributed
+from mindska.errors import clear_errors
 from mindska.evaluation import EvalStep, evaluate
 from mindska.weights import read_record
 
 
 def main() -> None:
     config = parse_args(description=__doc__)
-    recipe.log_to_terminal()
     if not config.ckpt_path:
-        raise ConfigError("validate.py needs --ckpt_path: the weights to evaluate")
+        raise SystemExit("error: validate.py needs --ckpt_path: the weights to evaluate")
 
-    with distributed(recipe.device_target(config)) as world:
-        recipe.set_up(config)
+    with distributed(recipe.device_target(config)) as world, clear_errors():
+        recipe.set_up(config, world)
         record = read_record(config.ckpt_path)
         config = recipe.with_recorded_model(config, record)
 

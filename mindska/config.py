@@ -16,10 +16,12 @@ from typing import Any, Optional, Union
 
 import yaml
 
+from .errors import UserError
+
 Numbers = tuple[float, ...]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
 
 
@@ -251,7 +253,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
         settings = read_yaml(path) if path else {}
         for name, text in namespace.items():
             if isinstance(text, list):  # several numbers
-                text = "[" + ",".join(text) + "]"
+                text = "null" if text == ["null"] else "[" + ",".join(text) + "]"
             settings[name] = _parse_text(name, text)
         return Config(**settings)
     except (ConfigError, argparse.ArgumentTypeError) as error:

@@ -14,6 +14,7 @@ from mindspore import nn
 
 from .config import Config, ConfigError
 from .data import Augmentation, Preprocessing
+from .distributed import World
 from .models.factory import OUR_MODELS
 from .training.step import StepOptions
 from .weights import load_into, read_weights
@@ -27,12 +28,6 @@ IMAGENET = dict(
 )
 
 
-def log_to_terminal() -> None:
-    """Shows our own messages from "info" on, and other libraries' warnings."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("mindska").setLevel(logging.INFO)
-
-
 def device_target(config: Config) -> str:
     """The configured device target; "auto" takes the best that this machine has."""
     if config.device_target != "auto":
@@ -43,10 +38,12 @@ def device_target(config: Config) -> str:
     return "CPU"
 
 
-def set_up(config: Config) -> None:
-    """Sets MindSpore's mode, and the seed: the same on all ranks, so that they start from the same weights."""
+def set_up(config: Config, world: World) -> None:
+    """Sets MindSpore's mode, the seed (the same on all ranks: they start from the same weights), and what is logged."""
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(config.seed)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mindska").setLevel(logging.INFO if world.rank == 0 else logging.WARNING)
 
 
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:

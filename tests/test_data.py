@@ -23,7 +23,7 @@ from mindska.data import (
     check_same_classes,
     open_dataset,
 )
-from mindska.data.augment import AutoAugment
+from mindska.data.augment import AutoAugment, Operation
 from mindska.data.mixing import Mixing
 
 PIXELS = Preprocessing((24, 24), 0.9, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -327,6 +327,27 @@ def test_policies_mean_what_they_say():
     assert [len(choice) for choice in policy("autoaug").choices] == [2] * 25
 
 
+@pytest.mark.parametrize(
+    "policy, mean, deviation, low, high",
+    [
+        ("randaug-m5-mstd1", 0.5, 0.1, 0.1, 0.9),
+        ("randaug-m9-mstd2", 0.85, 0.15, 0, 1),  # clipped
+        ("randaug-m9-mstd0-mmax20", 0.9, 0, 0.9, 0.9),
+        ("randaug-m12-mstd0-mmax20", 1.2, 0, 1.2, 1.2),
+        ("randaug-m8-mstd101", 0.4, 0.23, 0, 0.8),  # uniform
+        ("trivialaugwide", 0.5, 0.29, 0, 1),
+    ],
+)
+def test_magnitudes_are_drawn_as_asked(monkeypatch, policy, mean, deviation, low, high):
+    levels = []
+    monkeypatch.setattr(Operation, "apply", lambda self, image, level, look, rng: levels.append(level))
+    for seed in range(1000):
+        AutoAugment(policy, (0, 0, 0), Image.BILINEAR)(None, np.random.default_rng(seed))
+    assert len(levels) > 900
+    assert np.allclose([np.mean(levels), np.std(levels)], [mean, deviation], atol=0.02)
+    assert low <= min(levels) + 1e-9 and max(levels) - 1e-9 <= high
+
+
 @pytest.mark.parametrize("policy", ["randaug-m10-mmax20-mstd9-inc1", "randaug-m10-mmax20-mstd9", "trivialaugwide"])
 def test_extreme_magnitudes_are_harmless(policy):
     """The strongest posterize keeps no bit at all, which Pillow's own refuses."""
@@ -458,11 +479,28 @@ def test_ranks_share_the_samples_of_one(train_set, world_size):
                 assert np.array_equal(array[rank::world_size], part)
 
 
-def test_ranks_mix_differently(train_set):
-    mixed_labels = [
-        next(loader(train_set, 4, rank=rank, world_size=2, mixup=1.0).batches())[1].max(1)[0] for rank in (0, 1)
-    ]
-    assert mixed_labels[0] != mixed_labels[1]
+def test_the_batches_for_a_device_are_the_same(train_set):
+    batches = loader(train_set, mixup=0.2)
+    dataset = batches.as_dataset(2, 5)  # into the second epoch
+    assert dataset.get_dataset_size() == 5 and dataset.get_col_names() == ["image", "label", "noise"]
+    assert_same(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), batches.batches(2, 5))
+
+
+def test_every_rank_and_step_mixes_differently(train_set):
+    train_set.labels = np.arange(21, dtype=np.int32)
+    shares = set()
+    for rank in range(2):
+        mixed_loader = loader(train_set, 4, rank=rank, world_size=2, mixup=1.0, num_classes=21)
+        shares.update(labels.max().item() for _, labels, _ in mixed_loader.batches(0, 4))
+    assert len(shares) == 2 * 4
+
+
+def test_an_image_looks_different_at_every_position_of_every_epoch(tmp_path):
+    write_folder(tmp_path / "train", {"a": 1})
+    dataset = open_dataset("imagenet", tmp_path, "train")
+    dataset.paths, dataset.labels = dataset.paths * 8, np.zeros(8, np.int32)
+    images, _, noise = (np.concatenate(column) for column in zip(*loader(dataset).batches(0, 3 * 2)))
+    assert len({image.tobytes() for image in images}) == len({row.tobytes() for row in noise}) == 3 * 8
 
 
 def test_repeats_are_neighbours_that_look_different(train_set):
@@ -480,6 +518,17 @@ def test_too_few_images_for_a_batch_is_said(train_set):
         loader(train_set, batch_size=12, world_size=2)
 
 
+def workers() -> int:
+    return sum(thread.name.startswith(("data", "batch")) for thread in threading.enumerate())
+
+
+def wait_until(condition) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
 @pytest.fixture
 def broken_folder(tmp_path):
     """The second image of class b breaks off in the middle."""
@@ -491,11 +540,10 @@ def broken_folder(tmp_path):
 
 def test_a_broken_image_ends_training_with_its_path(broken_folder):
     folder, path = broken_folder
-    threads = threading.active_count()
     with pytest.raises(DataError) as caught:
         list(loader(open_dataset("imagenet", folder, "train"), batch_size=2, num_workers=3).batches(0, 3))
     assert str(path) in str(caught.value) and "truncated" in str(caught.value)
-    assert_threads_end(threads)
+    assert wait_until(lambda: workers() == 0)
 
 
 def test_a_broken_image_ends_evaluation_with_its_path(broken_folder):
@@ -504,33 +552,23 @@ def test_a_broken_image_ends_evaluation_with_its_path(broken_folder):
         list(EvalLoader(open_dataset("imagenet", folder, "train"), EvalTransform(PIXELS), 2))
 
 
-def assert_threads_end(count: int) -> None:
-    deadline = time.monotonic() + 5
-    while threading.active_count() > count and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= count
-
-
 def test_leaving_early_ends_the_workers(train_set):
-    threads = threading.active_count()
+    assert wait_until(lambda: workers() == 0)  # those of other tests
     batches = loader(train_set).batches()
     next(batches)
-    assert threading.active_count() > threads
+    assert workers() > 0
     batches.close()
-    assert_threads_end(threads)
+    assert wait_until(lambda: workers() == 0)
 
 
 def test_batches_are_made_ahead_but_not_without_bound(train_set):
     loaded, load = [], train_set.load
     train_set.load = lambda index: loaded.append(index) or load(index)
-    batches = loader(train_set).batches()
+    batches = loader(train_set).batches(0, 50)
     next(batches)
-    deadline = time.monotonic() + 5
-    while len(loaded) < 8 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(loaded) >= 8, "nothing is prepared while the network trains"
+    assert wait_until(lambda: len(loaded) >= 8), "nothing is prepared while the network trains"
     time.sleep(0.1)
-    assert len(loaded) <= 5 * 4, "the whole epoch is prepared at once"
+    assert len(loaded) <= 5 * 4, "much more is prepared than the network soon needs"
     batches.close()
 
 

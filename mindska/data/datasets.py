@@ -12,10 +12,12 @@ from typing import Union
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
+
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that is missing or unreadable; the message names the path and what was expected."""
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Callable, Optional
 
 import numpy as np
+from mindspore.dataset import GeneratorDataset
 
 from .datasets import DataError, Dataset
 from .mixing import Mixing
@@ -157,6 +158,23 @@ class TrainLoader:
             DataError: an image cannot be read; the message names its path.
         """
         return _in_parallel(self._sample, islice(self._positions(start_step), steps), self._collate, self.workers)
+
+    def as_dataset(self, start_step: int, steps: int) -> GeneratorDataset:
+        """The same batches as a MindSpore dataset, for sinking to a device; columns image, label, noise."""
+        return GeneratorDataset(_Stream(self, start_step, steps), ["image", "label", "noise"], shuffle=False)
+
+
+class _Stream:
+    """Batches with a length: without one MindSpore would run through all of them to count."""
+
+    def __init__(self, loader: TrainLoader, start_step: int, steps: int) -> None:
+        self.loader, self.start_step, self.steps = loader, start_step, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.loader.batches(self.start_step, self.steps)
 
 
 class EvalLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from ..config import Config, differences, to_dict
 from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier
+from ..errors import UserError
 from ..evaluation import EvalStep, Result, evaluate
 from ..weights import WeightsError
 from .record import RunRecord
@@ -32,7 +34,7 @@ FREE = {
 }  # fmt: skip
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says what to do."""
 
 
@@ -93,6 +95,10 @@ class Trainer:
         self.record = dict(record, config=to_dict(config), world_size=world.size)
         self.folder = CheckpointFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
         self.progress = Progress()
+        self.pending: list[tuple[Tensor, Tensor]] = []  # outputs of steps that may still be running on the device
+        self.on_cpu = ms.get_context("device_target") == "CPU"
+        # Reading a result makes the host wait for a device, but costs nothing on CPU.
+        self.collect_interval = 1 if self.on_cpu else min(config.log_interval, config.max_skipped_steps)
         self.main = world.rank == 0
 
     def fit(self) -> Progress:
@@ -114,18 +120,17 @@ class Trainer:
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=None if self.main else True)
         started, done = time.perf_counter(), 0
         try:
-            for images, labels, noise in self.loader.batches(self.progress.step, remaining) if remaining else ():
-                loss, norm = self.step(Tensor(images), Tensor(labels), Tensor(noise))
-                self.progress.losses.append(float(loss.asnumpy()))
-                self.progress.norms.append(float(norm.asnumpy()))
+            for outputs in self._run(remaining):
+                self.pending.append(outputs)
                 self.progress.step += 1
-                done += len(images) * self.world.size
+                done += self.config.batch_size * self.world.size
                 step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
-                self._stop_if_hopeless()
-                rate = self.rates[(step - 1) // self.config.gradient_accumulation_steps]
-                bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{rate:.2e}", refresh=False)
-                bar.update()
                 end_of_epoch = step % self.steps_per_epoch == 0
+                rate = self.rates[(step - 1) // self.config.gradient_accumulation_steps]
+                if end_of_epoch or step % self.collect_interval == 0 or self._due(step, end_of_epoch):
+                    self._collect()
+                    bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{rate:.2e}", refresh=False)
+                bar.update()
                 if end_of_epoch or step % self.config.log_interval == 0:
                     row = self._summary(epoch, rate, done / (time.perf_counter() - started), bar)
                     if end_of_epoch:
@@ -190,11 +195,42 @@ class Trainer:
         if not np.isclose(mean, total, rtol=1e-12, atol=0):
             raise RunError(f"Rank {self.world.rank} starts from other weights than the other ranks")
 
-    def _stop_if_hopeless(self) -> None:
-        if np.isfinite(self.progress.losses[-1]) and np.isfinite(self.progress.norms[-1]):
+    def _run(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Runs so many steps; yields the outputs of each."""
+        if steps == 0:
             return
+        if self.config.dataset_sink_mode and not self.on_cpu:
+            sink = ms.data_sink(self.step, self.loader.as_dataset(self.progress.step, steps))
+            for _ in range(steps):
+                yield sink()
+            return
+        if self.config.dataset_sink_mode:
+            log.info("dataset_sink_mode has no effect on CPU")
+        compiled = self.config.mode != "graph"
+        for batch in self.loader.batches(self.progress.step, steps):
+            tensors = [Tensor(array) for array in batch]
+            if not compiled:
+                self.step.compile(*tensors)
+                compiled = True
+            if self.on_cpu:
+                # MindSpore's collectives on CPU fail when a rank comes 30 s after another; this has no limit.
+                barrier()
+            yield self.step(*tensors)
+
+    def _collect(self) -> None:
+        """Takes the pending outputs into the progress.
+
+        Raises:
+            RunError: too many updates in a row were skipped.
+        """
+        first = self.progress.step - len(self.pending) + 1
+        for step, (loss, norm) in enumerate(self.pending, start=first):
+            self.progress.losses.append(float(loss.asnumpy()))
+            self.progress.norms.append(float(norm.asnumpy()))
+            if not np.isfinite(self.progress.losses[-1] + self.progress.norms[-1]):
+                log.warning("Step %d was skipped: its loss or gradients are not finite", step)
+        self.pending = []
         skipped = int(self.step.skipped_in_a_row.asnumpy())
-        log.warning("Step %d was skipped: its loss or gradients are not finite", self.progress.step)
         if skipped >= self.config.max_skipped_steps:
             raise RunError(
                 f"The loss was not finite in {skipped} updates in a row, up to step {self.progress.step} "

@@ -8,6 +8,7 @@ from functools import cache
 import mindcv
 import numpy as np
 
+from ..errors import UserError
 from ..models.factory import OUR_MODELS
 from .names import FAMILIES, torch_key
 
@@ -15,7 +16,7 @@ WRAPPERS = ("state_dict", "state_dict_ema", "model")  # of published training ch
 IGNORED = "num_batches_tracked"  # PyTorch's counter of batches: no part of the function
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """Weights that do not fit the network; the message lists the names and shapes."""
 
 

@@ -12,12 +12,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from ..errors import UserError
 from .convert import WeightsError, from_torch, listing
 
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint holds
 RECORD = "state.record"  # JSON: what the file is (model, preprocessing, classes, epoch, ...)
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
+
+
+class MissingWeights(UserError, FileNotFoundError):
+    """A checkpoint file that does not exist."""
 
 
 def read_torch(path: Union[str, Path]) -> Mapping:
@@ -53,7 +58,7 @@ def read_file(path: Union[str, Path]) -> tuple[dict[str, np.ndarray], dict[str, 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path.absolute()}")
+        raise MissingWeights(f"No checkpoint at {path.absolute()}")
     try:
         loaded = ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, TypeError, OSError) as error:
@@ -81,7 +86,7 @@ def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path.absolute()}")
+        raise MissingWeights(f"No checkpoint at {path.absolute()}")
     if path.suffix in TORCH_SUFFIXES:
         loaded = read_torch(path)
         return from_torch(model_name, loaded, use_ema="state_dict_ema" in loaded if ema is None else ema)

@@ -60,10 +60,10 @@ def test_evaluation_is_timms(jpeg, size, crop_pct, interpolation):
 
 
 def test_a_rectangular_input_is_resized_on_both_sides_and_cropped(jpeg):
-    transform = EvalTransform(Preprocessing((96, 160), 0.9, "bicubic", **IMAGENET))
-    resized = np.asarray(jpeg.resize((177, 106), Image.BICUBIC)).astype(np.float64)  # 160 / 0.9, 96 / 0.9
-    # Margins are 17 and 10: 8.5 pixels on the left round to the even 8.
-    expected = (resized[5:101, 8:168] / 255 - IMAGENET["mean"]) / IMAGENET["std"]
+    transform = EvalTransform(Preprocessing((97, 175), 0.9, "bicubic", **IMAGENET))
+    resized = np.asarray(jpeg.resize((194, 107), Image.BICUBIC)).astype(np.float64)  # 175 / 0.9, 97 / 0.9
+    # Margins are 19 and 10: 9.5 pixels on the left are rounded to the even 10.
+    expected = (resized[5:102, 10:185] / 255 - IMAGENET["mean"]) / IMAGENET["std"]
     np.testing.assert_allclose(transform(jpeg), expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
 
 

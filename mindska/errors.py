@@ -1,0 +1,19 @@
+"""Errors that are the user's to mend: their message says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Base of such errors; the command lines show the message without a traceback."""
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turns a UserError into an exit with its message (status 1)."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -40,7 +40,7 @@ def main() -> None:
             config.batch_size,
             rank=world.rank,
             world_size=world.size,
-            num_workers=config.num_parallel_workers,
+            num_workers=config.num_parallel_workers or max(2, world.threads),
         )
         num_classes = config.num_classes or record.get("num_classes") or len(dataset.class_names)
         network = recipe.network(config, num_classes).set_train(False)

@@ -157,6 +157,8 @@ class Config:
         for name in ("lr", "loss_scale", "clip_value"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; expected 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay is {self.ema_decay}; expected a number in [0, 1)")
         if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size and self.scheduler != "constant":

@@ -126,7 +126,7 @@ def test_validation_on_several_ranks_is_the_same(whole_run, images, tmp_path, ra
 
 @pytest.mark.parametrize("stop", [8, 10])
 def test_a_resumed_run_is_the_uninterrupted_one(whole_run, images, tmp_path, stop):
-    """Stopped at the end of an epoch (8) and within one (10): losses, weights, averages, optimiser are equal to the bit."""
+    """Stopped at the end of an epoch (8) or within one (10): losses, weights, averages, optimiser equal to the bit."""
     whole, _ = whole_run
     out = tmp_path / "run"
     train(images, out, ckpt_save_steps=5)

@@ -15,8 +15,7 @@ from itertools import islice
 from typing import Any, Callable, Optional
 
 import numpy as np
-from mindspore.dataset import GeneratorDataset
-from mindspore.dataset.config import set_prefetch_size
+from mindspore.dataset import GeneratorDataset, config
 
 from .datasets import DataError, Dataset
 from .mixing import Mixing
@@ -162,7 +161,7 @@ class TrainLoader:
 
     def as_dataset(self, start_step: int, steps: int) -> GeneratorDataset:
         """The same batches as a MindSpore dataset, for sinking to a device; columns image, label, noise."""
-        set_prefetch_size(2)  # of whole batches: MindSpore's 16 would take gigabytes
+        config.set_prefetch_size(2)  # of whole batches: MindSpore's 16 would take gigabytes
         return GeneratorDataset(_Stream(self, start_step, steps), ["image", "label", "noise"], shuffle=False)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -14,11 +15,15 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import torch
+from mindcv.loss import create_loss
 from mindspore import Tensor, nn, ops
 
 import mindska  # noqa: F401  registers the models
+from mindska.config import Config
 from mindska.models.layers.graph import MaxRelativeConv
+from mindska.training import StepOptions, TrainStep, build_optimizer, learning_rates
 from mindska.weights import from_torch, load_into
+from mindska.weights.convert import key_map
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "goldens")]
@@ -170,8 +175,6 @@ class CrossEntropy(nn.Cell):
 @cache
 def port_gradients() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Loss, gradients (by the authors' keys) and parameters after one training-mode pass of the golden's batch."""
-    from mindska.weights.convert import key_map
-
     meta, _ = golden(TRAIN_CASE)
     ms.set_context(mode=ms.PYNATIVE_MODE)
     net = port(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0).set_train(True)
@@ -194,3 +197,100 @@ def reference_gradients() -> tuple[float, dict[str, np.ndarray], dict[str, np.nd
     loss.backward()
     state = {key: value.numpy() for key, value in net.state_dict().items()}
     return loss.item(), {key: p.grad.numpy() for key, p in net.named_parameters()}, state
+
+
+def train_step(net: nn.Cell, config: Config, updates: int, **options) -> TrainStep:
+    """The trainer's step with the configuration's loss, optimiser and schedule."""
+    rates = learning_rates(config, updates // config.epoch_size)
+    loss = create_loss("CE", label_smoothing=config.label_smoothing)
+    return TrainStep(net, loss, build_optimizer(config, net, rates), StepOptions(**options)).set_train(True)
+
+
+@cache
+def sgd_losses() -> tuple[np.ndarray, np.ndarray]:
+    """Losses of the golden's SGD steps, ours and theirs (float64), in the mode that is set."""
+    meta, arrays = golden(TRAIN_CASE)
+    net = port(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0)
+    config = Config(
+        opt="sgd", momentum=0.0, weight_decay=0.0, lr=meta["sgd"]["lr"], scheduler="constant", warmup_epochs=0,
+        epoch_size=1, label_smoothing=0.0,
+    )  # fmt: skip
+    step = train_step(net, config, updates=6)
+    x, labels = Tensor(golden_input(TRAIN_CASE)), Tensor(meta["labels"], ms.int32)
+    noise = Tensor(np.zeros((len(meta["labels"]), net.noise_size), np.float32))
+    ours = [float(step(x, labels, noise)[0].asnumpy()) for _ in range(6)]
+    return np.array(ours), arrays["losses_f64"]
+
+
+@dataclass
+class AdamwRun:
+    """Losses of ours and theirs, and the largest difference of each averaged parameter that is determined."""
+
+    ours: list[float]
+    theirs: list[float]
+    average: dict[str, float]
+
+
+@cache
+def adamw_run(steps: int = 20, epochs: int = 10) -> AdamwRun:
+    """Twenty steps by a recipe, ours against the same written with torch.optim.AdamW and timm's schedule."""
+    batch, classes, decay, highest, lowest = 8, 7, 0.9, 2e-3, 1e-5
+    config = Config(
+        opt="adamw", lr=highest, weight_decay=0.05, warmup_epochs=3, warmup_lr=lowest, min_lr=lowest,
+        epoch_size=epochs, cooldown_epochs=2, label_smoothing=0.1,
+    )  # fmt: skip
+
+    def rate(epoch: int) -> float:
+        """timm's schedule: warm-up, a cosine counted from the start, cooldown."""
+        if epoch < 3:
+            return lowest + epoch * (highest - lowest) / 3
+        if epoch < epochs - 2:
+            return lowest + 0.5 * (highest - lowest) * (1 + np.cos(np.pi * epoch / (epochs - 2)))
+        return lowest
+
+    torch.manual_seed(0)
+    reference = torch_skanet.create("skanet_nano", num_classes=classes, drop_path_rate=0.2, drop_rate=0.1).train()
+    for key, p in reference.named_parameters():
+        if "layer_scale" in key:
+            torch.nn.init.constant_(p, 0.3)  # not their 1e-2: gradients must be well above rounding
+        elif p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
+    net = mindcv.create_model("skanet_nano", num_classes=classes, drop_path_rate=0.2, drop_rate=0.1)
+    load_into(net, from_torch("skanet_nano", reference.state_dict()))
+    step = train_step(net, config, updates=steps, clip_value=1.0, ema_decay=decay)
+    groups = [p for p in reference.parameters() if p.ndim > 1], [p for p in reference.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [dict(params=groups[0], weight_decay=0.05), dict(params=groups[1], weight_decay=0.0)],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+    average = {key: value.clone() for key, value in reference.state_dict().items()}
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, 3, 64, 64), dtype=np.float32)
+    labels = rng.integers(0, classes, batch)
+    run = AdamwRun([], [], {})
+    for i in range(steps):
+        noise = rng.random((batch, net.noise_size), dtype=np.float32)
+        run.ours.append(float(step(Tensor(x), Tensor(labels, ms.int32), Tensor(noise))[0].asnumpy()))
+        for group in optimizer.param_groups:
+            group["lr"] = rate(i // (steps // epochs))
+        optimizer.zero_grad()
+        logits = reference(torch.from_numpy(x), torch.from_numpy(noise))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=0.1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        run.theirs.append(loss.item())
+        for key, value in reference.state_dict().items():
+            average[key] = average[key] * decay + value * (1 - decay)
+
+    # A bias that feeds a batch norm has no effect and a gradient of pure rounding, which Adam scales to whole steps;
+    # the batch norm's mean follows it. Everything else is determined.
+    free = ("patch_embed.proj.bias", "patch_embed.norm.moving_mean", "graph.conv.bias", "graph.norm.moving_mean")
+    keys = key_map("skanet_nano")
+    for parameter in step.ema:
+        name = parameter.name[len("ema.") :]
+        if not name.endswith(free):
+            run.average[name] = float(np.abs(parameter.asnumpy() - average[keys[name]].numpy()).max())
+    return run

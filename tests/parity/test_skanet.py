@@ -11,7 +11,8 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 
-from mindska.models.layers import blocks, graph
+from mindska.models.layers import blocks
+from mindska.models.layers.graph import MaxRelativeConv, relative_position
 
 NOISE = 5e-6
 SWAP = 1e-3  # what a swapped neighbour may do at the authors' layer scales ("ls005")
@@ -40,6 +41,36 @@ def test_neighbours_are_the_authors():
         np.testing.assert_array_equal(chosen, arrays[f"knn/{name}"], err_msg=name)
 
 
+@pytest.mark.parametrize("size", [(144, 144), (159, 159), (128, 256), (192, 160), (128, 128), (129, 140), (65, 100)])
+def test_other_sizes(size):
+    """Where the authors' code runs, and (the last three) where it stops and our definition holds in both."""
+    x = np.random.default_rng(sum(size)).standard_normal((1, 3, *size), dtype=np.float32)
+    taps, neighbours = figures.port_taps(figures.port(0.05), x)
+    reference = figures.reference(0.05)
+    with torch.no_grad():
+        reference(torch.from_numpy(x))
+    graphs = reference.graphs()
+    unlike = sum(int((neighbours[name] != graph.neighbours.numpy()).sum()) for name, graph in graphs.items())
+    assert unlike < 1e-3 * sum(array.size for array in neighbours.values())  # swaps by rounding are a few in a thousand
+    for name, graph in graphs.items():
+        graph.imposed = torch.from_numpy(neighbours[name].astype(np.int64))
+    with torch.no_grad():
+        expected = reference.double().taps(torch.from_numpy(x).double())
+    differences = {name: figures.rms(taps[name], tap.numpy()) for name, tap in expected.items()}
+    assert max(differences.values()) < NOISE, differences
+
+
+@pytest.mark.parametrize("channels, nodes, reduced", [(64, 1600, 100), (64, 3072, 192), (96, 784, 196), (256, 49, 49)])
+def test_relative_position_is_pytorchs_interpolation(channels, nodes, reduced):
+    """Square, and 48x64 nodes: a 55x55 grid stretched to 3072 rows.
+
+    Both sides work in float32 on values up to 1.4; the stretching multiplies two sets of weights, each a cubic
+    polynomial whose terms (up to 6) PyTorch fuses: a few units in the last place of those, 4 * 2.4e-7.
+    """
+    theirs = figures.torch_skanet.relative_position(channels, nodes, reduced).numpy()
+    np.testing.assert_allclose(relative_position(channels, nodes, reduced), theirs, atol=2e-6)
+
+
 def test_graph_mode_gives_the_same_logits(graph):
     case = "skanet_small_160"
     logits = figures.port()(Tensor(figures.golden_input(case))).asnumpy()
@@ -54,9 +85,9 @@ def test_exact_constants():
             assert (cell.eps, np.float32(cell.momentum)) == (1e-5, np.float32(0.1)), name
         if isinstance(cell, nn.LayerNorm):
             assert cell.epsilon == 1e-6, name
-        if isinstance(cell, graph.MaxRelativeConv):
+        if isinstance(cell, MaxRelativeConv):
             assert (cell.k, cell.conv.group) == (5, 4), name
-    graphs = [cell for _, cell in net.cells_and_names() if isinstance(cell, graph.MaxRelativeConv)]
+    graphs = [cell for _, cell in net.cells_and_names() if isinstance(cell, MaxRelativeConv)]
     assert [g.dilation for g in graphs] == [i // 4 + 1 for i in range(20)]
     assert [g.reduction for g in graphs] == [4] * 3 + [2] * 3 + [1] * 14
     drops = [cell.rate for _, cell in net.cells_and_names() if isinstance(cell, blocks.DropPath)]

@@ -44,10 +44,12 @@ def main() -> None:
             seed=config.seed,
             num_classes=num_classes,
             noise_size=getattr(network, "noise_size", 1),
-            **recipe.mixing(config),
+            **recipe.loading(config),
             **shard,
         )
-        val_loader = val_set and EvalLoader(val_set, EvalTransform(pixels), config.batch_size, **shard)
+        val_loader = val_set and EvalLoader(
+            val_set, EvalTransform(pixels), config.batch_size, skip_damaged=config.val_skip_damaged, **shard
+        )
 
         # Training
         rates = learning_rates(config, loader.steps_per_epoch)

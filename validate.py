@@ -41,6 +41,7 @@ def main() -> None:
             rank=world.rank,
             world_size=world.size,
             num_workers=config.num_parallel_workers or max(2, world.threads),
+            skip_damaged=config.val_skip_damaged,
         )
         num_classes = config.num_classes or record.get("num_classes") or len(dataset.class_names)
         network = recipe.network(config, num_classes).set_train(False)

@@ -60,6 +60,9 @@ class Config:
         None, "data worker threads per process; default: its share of the cores, at least two"
     )
 
+    max_damaged: float = _option(0.01, "share of the training images that may be unreadable; others replace them")
+    val_skip_damaged: bool = _option(False, "leave unreadable validation images out, and say so, instead of failing")
+
     # Pixels; defaults come with the model
     image_resize: Optional[tuple[int, ...]] = _option(None, "network input size in pixels: one number, or height width")
     crop_pct: Optional[float] = _option(None, "share of the resized image that the evaluation's centre crop keeps")
@@ -151,7 +154,7 @@ class Config:
                      "ckpt_save_interval", "max_skipped_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("hflip", "vflip", "re_prob", "cutmix_prob", "mixup_switch_prob", "label_smoothing"):
+        for name in ("hflip", "vflip", "re_prob", "cutmix_prob", "mixup_switch_prob", "label_smoothing", "max_damaged"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
         for name in ("lr", "loss_scale", "clip_value"):

@@ -43,7 +43,9 @@ def set_up(config: Config, world: World) -> None:
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(config.seed)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("mindska").setLevel(logging.INFO if world.rank == 0 else logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.INFO)
+    logging.getLogger("mindska").setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
 
 
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
@@ -65,9 +67,9 @@ def augmentation(config: Config) -> Augmentation:
     return Augmentation(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augmentation)})
 
 
-def mixing(config: Config) -> dict[str, float]:
-    """The configuration's options of `TrainLoader` that concern several samples at a time."""
-    names = ("aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
+def loading(config: Config) -> dict[str, float]:
+    """The configuration's options of `TrainLoader` that are no business of a single image."""
+    names = ("max_damaged", "aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
     return {name: getattr(config, name) for name in names}
 
 

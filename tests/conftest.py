@@ -19,3 +19,22 @@ def pynative():
 @pytest.fixture
 def graph():
     ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Three classes of 12 small training and validation images."""
+    from tiny import make_images
+
+    folder = tmp_path_factory.mktemp("images")
+    make_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(images, tmp_path_factory):
+    """An uninterrupted run of three epochs (12 steps)."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    from commands import train
+
+    return out, train(images, out)

@@ -21,6 +21,8 @@ class DataError(UserError, ValueError):
     """Data that is missing or unreadable; the message names the path and what was expected."""
 
 
+HEADERS = 10  # images of a class of which one must be an image
+
 # What Pillow raises for files that are no images, or broken ones.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -49,16 +51,21 @@ class ImageFolder:
             self.paths += files
             labels += [label] * len(files)
         self.labels = np.asarray(labels, np.int32)
-        # A folder of text files named .jpg is found now and not hours later.
-        for label in range(len(self.class_names)):
-            self._check_header(int(np.searchsorted(self.labels, label)))
+        self._check_headers()
 
-    def _check_header(self, index: int) -> None:
-        try:
-            with Image.open(self.paths[index]):
-                pass
-        except UNREADABLE as error:
-            raise DataError(f"{self.paths[index]} is no image that Pillow can read: {error}") from error
+    def _check_headers(self) -> None:
+        """A folder of text files named .jpg is found now and not hours later; single damaged files are not."""
+        first = np.searchsorted(self.labels, np.arange(len(self.class_names) + 1))
+        for start, end in zip(first, first[1:]):
+            reasons = []
+            for index in range(start, min(end, start + HEADERS)):
+                try:
+                    with Image.open(self.paths[index]):
+                        break
+                except UNREADABLE as error:
+                    reasons.append(str(error))
+            else:
+                raise DataError(f"{self.paths[start]} is no image that Pillow can read: {reasons[0]}; nor are the next")
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -7,7 +7,9 @@ resizes without holding Python's lock.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,13 +18,17 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 from mindspore.dataset import GeneratorDataset, config
+from PIL import Image
 
 from .datasets import DataError, Dataset
 from .mixing import Mixing
 from .transforms import EvalTransform, TrainTransform
 
+log = logging.getLogger("mindska")
+
 PREFETCHED_BATCHES = 3
-ORDER, SAMPLE, NOISE, MIXING = range(4)  # the streams of random numbers, kept apart
+REPLACEMENTS = 20  # images that are tried in the place of an unreadable one
+ORDER, SAMPLE, NOISE, MIXING, REPLACEMENT = range(5)  # the streams of random numbers, kept apart
 
 Batch = tuple[np.ndarray, ...]
 
@@ -60,6 +66,29 @@ def _in_parallel(
         assembler.shutdown(wait=False, cancel_futures=True)
 
 
+class Damaged:
+    """The unreadable images that a loader has met: path -> reason. Each is reported once."""
+
+    def __init__(self, consequence: str, allowed: int, total: int) -> None:
+        self.reasons: dict[str, str] = {}
+        self.consequence, self.allowed, self.total = consequence, allowed, total
+        self.lock = threading.Lock()
+
+    def note(self, path: str, error: DataError) -> None:
+        """Counts an image; DataError when there are more than are allowed."""
+        with self.lock:
+            if path in self.reasons:
+                return
+            self.reasons[path] = str(error)
+            log.warning("%s (%s; %d so far)", error, self.consequence, len(self.reasons))
+            if len(self.reasons) > self.allowed:
+                names = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:10])
+                raise DataError(
+                    f"{len(self.reasons)} of {self.total} training images cannot be read, more than the {self.allowed} "
+                    f"that max_damaged allows:{names}\nMend or remove them, or raise max_damaged."
+                )
+
+
 class TrainLoader:
     """This rank's training batches, from any step of the run on.
 
@@ -72,6 +101,7 @@ class TrainLoader:
         seed: of order, augmentation, noise and mixing.
         num_workers: threads; default: one a core.
         num_classes: length of soft labels.
+        max_damaged: share of the images that may be unreadable; others, drawn at random, replace them.
         noise_size: how many uniform numbers each sample brings for the network's stochastic layers.
         aug_repeats: copies of each image in an epoch (repeated augmentation, Hoffer et al., 2020); an epoch keeps its
             length, so only a part of the images appears in it.
@@ -92,6 +122,7 @@ class TrainLoader:
         seed: int = 0,
         num_workers: Optional[int] = None,
         num_classes: Optional[int] = None,
+        max_damaged: float = 0.0,
         noise_size: int = 0,
         aug_repeats: int = 0,
         mixup: float = 0.0,
@@ -109,6 +140,7 @@ class TrainLoader:
                 f"The training set has {len(dataset)} images, fewer than one global batch of {batch_size * world_size} "
                 f"({world_size} ranks of {batch_size}); lower batch_size"
             )
+        self.damaged = Damaged("replaced by another image", int(max_damaged * len(dataset)), len(dataset))
         self.mixing = None
         if mixup > 0 or cutmix > 0:
             classes = num_classes or len(dataset.class_names)
@@ -137,7 +169,20 @@ class TrainLoader:
         epoch, position, index = where
         rng = np.random.default_rng([self.seed, SAMPLE, epoch, position])
         noise = np.random.default_rng([self.seed, NOISE, epoch, position]).random(self.noise_size, np.float32)
-        return self.transform(self.dataset.load(index), rng), self.dataset.labels[index], noise
+        image, index = self._load(epoch, position, index)
+        return self.transform(image, rng), self.dataset.labels[index], noise
+
+    def _load(self, epoch: int, position: int, index: int) -> tuple[Image.Image, int]:
+        """Image `index`, or one in its place, and which it is."""
+        others = None
+        for _ in range(REPLACEMENTS):
+            try:
+                return self.dataset.load(index), index
+            except DataError as error:
+                self.damaged.note(self.dataset.describe(index), error)
+            others = others or np.random.default_rng([self.seed, REPLACEMENT, epoch, position])
+            index = int(others.integers(len(self.dataset)))
+        raise DataError(f"{REPLACEMENTS} training images in a row cannot be read; is the data folder still there?")
 
     def _collate(self, ids: list[tuple[int, int, int]], samples: list[tuple]) -> Batch:
         images, labels, noise = (np.stack(column) for column in zip(*samples))
@@ -155,7 +200,7 @@ class TrainLoader:
             (B, noise_size) float32 in [0, 1).
 
         Raises:
-            DataError: an image cannot be read; the message names its path.
+            DataError: more images than allowed cannot be read; the message names them.
         """
         return _in_parallel(self._sample, islice(self._positions(start_step), steps), self._collate, self.workers)
 
@@ -182,7 +227,7 @@ class EvalLoader:
     """This rank's share of a validation set, every image exactly once over all ranks.
 
     All ranks have the same number of batches and all batches the same size: what is missing is filled with black images
-    labelled -1.
+    labelled -1. An unreadable image is an error, unless `skip_damaged`: then it is reported and left out.
     """
 
     def __init__(
@@ -194,19 +239,26 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: Optional[int] = None,
+        skip_damaged: bool = False,
     ) -> None:
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.skip_damaged = rank, world_size, skip_damaged
         self.workers = num_workers or default_workers()
+        self.damaged = Damaged("left out", len(dataset), len(dataset))
 
     def __len__(self) -> int:
         largest_share = -(-len(self.dataset) // self.world_size)
         return -(-largest_share // self.batch_size)
 
     def _sample(self, index: int) -> tuple[np.ndarray, int]:
-        if index >= len(self.dataset):
-            return np.zeros((3, *self.transform.preprocessing.image_size), np.float32), np.int32(-1)
-        return self.transform(self.dataset.load(index)), self.dataset.labels[index]
+        if index < len(self.dataset):
+            try:
+                return self.transform(self.dataset.load(index)), self.dataset.labels[index]
+            except DataError as error:
+                if not self.skip_damaged:
+                    raise
+                self.damaged.note(self.dataset.describe(index), error)
+        return np.zeros((3, *self.transform.preprocessing.image_size), np.float32), np.int32(-1)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields images (B, 3, H, W) float32 and labels (B,) int32, -1 for padding."""

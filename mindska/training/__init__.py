@@ -1,6 +1,7 @@
 """Training: one step as a graph, the loop around it, and what a checkpoint holds."""
 
-from .loop import RunError, Trainer
+from .folder import RunError
+from .loop import Trainer
 from .optim import build_optimizer, learning_rates
 from .step import StepOptions, TrainStep
 

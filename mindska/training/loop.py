@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -17,25 +18,22 @@ from tqdm import tqdm
 from ..config import Config, differences, to_dict
 from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier
-from ..errors import UserError
 from ..evaluation import EvalStep, Result, evaluate
 from ..weights import WeightsError
+from .folder import RunError, RunFolder
+from .interrupt import EXIT_CODE, StopRequest
 from .record import RunRecord
-from .state import CheckpointFolder, load_state, save_state, weight_parameters, write_checkpoint
+from .state import load_state, save_state, weight_parameters, write_checkpoint
 from .step import TrainStep
 
 log = logging.getLogger("mindska")
 
 # What may differ between a run and the one that it goes on from.
 FREE = {
-    "device_target", "mode", "data_dir", "num_parallel_workers", "dataset_sink_mode",
+    "device_target", "mode", "data_dir", "max_damaged", "val_skip_damaged", "num_parallel_workers", "dataset_sink_mode",
     "ckpt_save_dir", "resume", "keep_checkpoint_max", "ckpt_save_interval", "ckpt_save_steps", "val_while_train",
     "val_interval", "val_split", "log_interval", "max_skipped_steps", "result_json",
 }  # fmt: skip
-
-
-class RunError(UserError, RuntimeError):
-    """A run that cannot start or go on; the message says what to do."""
 
 
 @dataclass
@@ -93,7 +91,7 @@ class Trainer:
         self.eval_network, self.eval_loader = eval_network, eval_loader
         self.eval_step = EvalStep(eval_network).set_train(False)
         self.record = dict(record, config=to_dict(config), world_size=world.size)
-        self.folder = CheckpointFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
+        self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
         self.progress = Progress()
         self.pending: list[tuple[Tensor, Tensor]] = []  # outputs of steps that may still be running on the device
         self.on_cpu = ms.get_context("device_target") == "CPU"
@@ -105,47 +103,68 @@ class Trainer:
         """Runs to the end and returns where it stands.
 
         Raises:
-            RunError: the output folder belongs to another run, the loss stays non-finite, ranks start unequal.
+            RunError: the output folder belongs to another run or cannot be written, the loss stays non-finite, ranks
+                start unequal.
+            SystemExit: SIGTERM or SIGINT asked the run to stop; it did, after a step and with a checkpoint.
         """
-        resumed = self._resume()
-        self._check_equal_start()
-        barrier()
-        if self.main:
-            self.folder.clean()
-        rows = RunRecord(self.folder.folder, self.progress.step) if self.main else None
-        if resumed:
-            log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
-        self.step.set_train(True)
-        remaining = self.total_steps - self.progress.step
-        bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=None if self.main else True)
-        started, done = time.perf_counter(), 0
-        try:
-            for outputs in self._run(remaining):
-                self.pending.append(outputs)
-                self.progress.step += 1
-                done += self.config.batch_size * self.world.size
-                step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
-                end_of_epoch = step % self.steps_per_epoch == 0
-                rate = self.rates[(step - 1) // self.config.gradient_accumulation_steps]
-                if end_of_epoch or step % self.collect_interval == 0 or self._due(step, end_of_epoch):
-                    self._collect()
-                    bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{rate:.2e}", refresh=False)
-                bar.update()
-                if end_of_epoch or step % self.config.log_interval == 0:
-                    row = self._summary(epoch, rate, done / (time.perf_counter() - started), bar)
-                    if end_of_epoch:
-                        row.update(self._evaluate_epoch(round(epoch), bar))
-                    if rows:
-                        rows.add(step, epoch, **row)
-                    started, done = time.perf_counter(), 0
-                if self._due(step, end_of_epoch):
-                    self._save(int(epoch))
-        finally:
-            bar.close()
-            if rows:
-                rows.close()
-                rows.draw(self.folder.folder / "curves.png")
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            if self.main:
+                stack.enter_context(self.folder.locked())
+            barrier()  # nobody reads before the folder is this run's
+            resumed = self._resume()
+            self._check_equal_start()
+            rows = None
+            if self.main:
+                self.folder.write_settings(self._settings())
+                rows = stack.enter_context(RunRecord(self.folder.folder, self.progress.step))
+            if resumed:
+                log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
+            self.step.set_train(True)
+            bar = tqdm(
+                total=self.total_steps, initial=self.progress.step, unit="step", disable=None if self.main else True
+            )
+            with bar:
+                self._train(rows, bar, stop)
+            if self.progress.step < self.total_steps:
+                self._save(self.progress.step // self.steps_per_epoch)
+                barrier()  # a rank that leaves ends the others
+                log.info("Stopped on request after step %d; the same command goes on", self.progress.step)
+                raise SystemExit(EXIT_CODE)
+            barrier()
         return self.progress
+
+    def _train(self, rows: Optional[RunRecord], bar: tqdm, stop: StopRequest) -> None:
+        """The steps that remain, until all are done or a rank is asked to stop."""
+        started, done = time.perf_counter(), 0
+        for outputs in self._run(self.total_steps - self.progress.step, stop):
+            self.pending.append(outputs)
+            self.progress.step += 1
+            done += self.config.batch_size * self.world.size
+            step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
+            end_of_epoch = step % self.steps_per_epoch == 0
+            if end_of_epoch or step % self.collect_interval == 0 or self._due(step, end_of_epoch):
+                self._collect()
+                bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{self._rate():.2e}", refresh=False)
+            bar.update()
+            if end_of_epoch or step % self.config.log_interval == 0:
+                row = self._summary(epoch, done / (time.perf_counter() - started), bar)
+                if end_of_epoch:
+                    row.update(self._evaluate_epoch(round(epoch), bar))
+                if rows:
+                    rows.add(step, epoch, **row)
+                started, done = time.perf_counter(), 0
+            if self._due(step, end_of_epoch):
+                self._save(int(epoch))
+        self._collect()
+
+    def _rate(self) -> float:
+        """Learning rate of the last update (skipped ones do not advance the schedule)."""
+        updates = int(self.step.optimizer.global_step.asnumpy().item())
+        return self.rates[max(updates, 1) - 1]
+
+    def _settings(self) -> dict[str, Any]:
+        return dict(self.record["config"], world_size=self.world.size)
 
     def _resume(self) -> Optional[Path]:
         """Restores the newest readable checkpoint of this run; None when there is none."""
@@ -155,33 +174,36 @@ class Trainer:
                 f"{self.folder.folder} already holds a run (newest checkpoint: {saved[0].path.name}), and resume is "
                 f"false. Choose another --ckpt_save_dir, or leave out --resume false to go on with it."
             )
-        if self.config.resume and not saved:
+        if not saved:
+            self._check_same_run(self.folder.settings(), at_epoch=True)
             log.info("No checkpoint in %s: starting from the beginning", self.folder.folder)
+            return None
         for entry in saved:
+            self._check_same_run(self.folder.settings(), at_epoch=entry.step % self.steps_per_epoch == 0)
             try:
                 record = load_state(entry.path, self.step)
             except WeightsError as error:
                 log.warning("Skipping a checkpoint that cannot be used: %s", error)
                 continue
-            self._check_same_run(record, entry.path)
             self.progress = Progress.from_json(record["progress"])
             return entry.path
-        if saved:
-            raise RunError(f"None of the {len(saved)} checkpoints in {self.folder.folder} can be used; see above")
-        return None
+        raise RunError(
+            f"None of the {len(saved)} checkpoints in {self.folder.folder} can be used; see above. Choose another "
+            f"--ckpt_save_dir, or remove them to start again."
+        )
 
-    def _check_same_run(self, record: dict[str, Any], path: Path) -> None:
-        old, new = dict(record["config"], world_size=record["world_size"]), self.record["config"]
-        new = dict(new, world_size=self.world.size)
-        ignored = set(FREE)
-        at_epoch = record["progress"]["step"] % self.steps_per_epoch == 0
-        if at_epoch and old["batch_size"] * old["world_size"] == self.config.batch_size * self.world.size:
+    def _check_same_run(self, old: dict[str, Any], at_epoch: bool) -> None:
+        """RunError when the folder's run had other settings than may change."""
+        new, ignored = self._settings(), set(FREE)
+        if not old:
+            return
+        if at_epoch and old["batch_size"] * old["world_size"] == new["batch_size"] * new["world_size"]:
             # The same global batches on another number of ranks: sound at the boundary of an epoch.
             ignored |= {"batch_size", "world_size"}
         changed = [line for line in differences(old, new) if line.split(":")[0] not in ignored]
         if changed:
             raise RunError(
-                f"{path} belongs to a run with other settings:\n  "
+                f"{self.folder.folder} holds a run with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nGo on with those, or choose another --ckpt_save_dir."
             )
@@ -190,32 +212,38 @@ class Trainer:
 
     def _check_equal_start(self) -> None:
         """All ranks must start from the same weights: a different seed or file on one would go unnoticed."""
-        total = sum(float(np.abs(p.asnumpy()).sum(dtype=np.float64)) for p in self.step.network.get_parameters())
+        total = self.progress.step + sum(
+            float(np.abs(p.asnumpy()).sum(dtype=np.float64)) for p in self.step.network.get_parameters()
+        )
         mean = float(all_reduce_sum(np.array([total]))[0]) / self.world.size
         if not np.isclose(mean, total, rtol=1e-12, atol=0):
-            raise RunError(f"Rank {self.world.rank} starts from other weights than the other ranks")
+            raise RunError(
+                f"Rank {self.world.rank} starts from other weights than the other ranks. Do all hosts see the same "
+                f"{self.folder.folder} and the same --ckpt_path?"
+            )
 
-    def _run(self, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Runs so many steps; yields the outputs of each."""
-        if steps == 0:
-            return
-        if self.config.dataset_sink_mode and not self.on_cpu:
-            sink = ms.data_sink(self.step, self.loader.as_dataset(self.progress.step, steps))
-            for _ in range(steps):
-                yield sink()
-            return
-        if self.config.dataset_sink_mode:
-            log.info("dataset_sink_mode has no effect on CPU")
-        compiled = self.config.mode != "graph"
-        for batch in self.loader.batches(self.progress.step, steps):
-            tensors = [Tensor(array) for array in batch]
-            if not compiled:
+    def _run(self, steps: int, stop: StopRequest) -> Iterator[tuple[Tensor, Tensor]]:
+        """Runs so many steps, fewer when a rank is asked to stop; yields the outputs of each."""
+        sinks = self.config.dataset_sink_mode and not self.on_cpu
+        if sinks:
+            advance = ms.data_sink(self.step, self.loader.as_dataset(self.progress.step, steps)) if steps else None
+        else:
+            batches = self.loader.batches(self.progress.step, steps)
+            if self.config.dataset_sink_mode:
+                log.info("dataset_sink_mode has no effect on CPU")
+        for done in range(steps):
+            tensors = () if sinks else [Tensor(array) for array in next(batches)]
+            if done == 0 and tensors and self.config.mode == "graph":
                 self.step.compile(*tensors)
-                compiled = True
-            if self.on_cpu:
-                # MindSpore's collectives on CPU fail when a rank comes 30 s after another; this has no limit.
-                barrier()
-            yield self.step(*tensors)
+            # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
+            # there when a rank comes 30 s after another, and this has no limit.
+            if (self.on_cpu or done % self.collect_interval == 0) and self._any_rank(stop.requested):
+                return
+            yield advance() if sinks else self.step(*tensors)
+
+    @staticmethod
+    def _any_rank(flag: bool) -> bool:
+        return bool(all_reduce_sum(np.array([float(flag)]))[0] > 0)
 
     def _collect(self) -> None:
         """Takes the pending outputs into the progress.
@@ -237,24 +265,25 @@ class Trainer:
                 f"(max_skipped_steps). Lower the learning rate, clip the gradients, or look at the data."
             )
 
-    def _summary(self, epoch: float, rate: float, speed: float, bar: tqdm) -> dict[str, Any]:
+    def _summary(self, epoch: float, speed: float, bar: tqdm) -> dict[str, Any]:
         """The row of metrics.csv for the steps since the last one."""
         finite = [loss for loss in self.progress.losses if np.isfinite(loss)]
         row = dict(
             loss=float(np.mean(finite)) if finite else float("nan"),
-            lr=float(rate),
+            lr=self._rate(),
             grad_norm=max(self.progress.norms),
             loss_scale=float(self.step.loss_scale.asnumpy()),
             skipped=int(self.step.skipped.asnumpy()),
             images_per_s=float(speed),
         )
         self.progress.losses, self.progress.norms = [], []
-        if self.main and bar.disable:  # no terminal: lines instead of a bar
-            left = (self.total_steps - self.progress.step) * self.config.batch_size * self.world.size / speed
-            log.info(
-                "epoch %.2f, step %d/%d, loss %.4f, lr %.3e, %.1f images/s, %s left",
-                epoch, self.progress.step, self.total_steps, row["loss"], rate, speed, tqdm.format_interval(left),
-            )  # fmt: skip
+        left = (self.total_steps - self.progress.step) * self.config.batch_size * self.world.size / speed
+        # On a terminal the bar shows it; the file has it in any case.
+        log.log(
+            logging.INFO if bar.disable else logging.DEBUG,
+            "epoch %.2f, step %d/%d: loss %.4f, lr %.3e, %.1f images/s, %s left",
+            epoch, self.progress.step, self.total_steps, row["loss"], row["lr"], speed, tqdm.format_interval(left),
+        )  # fmt: skip
         return row
 
     def _evaluate_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -267,7 +296,7 @@ class Trainer:
         self.progress.scores[self.progress.step] = result.top1
         if self.main:
             with bar.external_write_mode():
-                log.info("epoch %d: %s", epoch, result)
+                log.info("epoch %d, step %d: %s", epoch, self.progress.step, result)
             if self.progress.best != best_before:
                 record = dict(self.record, epoch=epoch, top1=result.top1)
                 write_checkpoint(self.folder.best_path, weight_parameters(self.step), record)

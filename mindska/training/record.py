@@ -1,8 +1,10 @@
-"""The written record of a run: metrics.csv, TensorBoard events, curves.png. Rank 0 writes it."""
+"""The written record of a run; rank 0 writes it."""
 
 from __future__ import annotations
 
 import csv
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ COLUMNS = (
 
 
 class RunRecord:
-    """One continuous record of a run, over any number of restarts.
+    """One continuous record of a run, over any number of restarts: metrics.csv, train.log, TensorBoard, curves.png.
 
-    Rows that lie after the step from which a run is resumed are taken back, so that none is doubled.
+    What lies after the step from which a run is resumed is taken back, so that nothing is doubled. A context: on
+    leaving, the files are closed and the curves drawn.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.csv"
+        self.path, self.log_path, self.curves = folder / "metrics.csv", folder / "train.log", folder / "curves.png"
         self.rows = [row for row in self._read() if int(row["step"]) <= resumed_step]
         temporary = folder / ".metrics.tmp.csv"
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -29,7 +31,30 @@ class RunRecord:
             writer.writeheader()
             writer.writerows(self.rows)
         temporary.replace(self.path)
+        self._take_back_log(resumed_step)
         self.summary = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        self.handler = logging.FileHandler(self.log_path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def __enter__(self) -> RunRecord:
+        logging.getLogger("mindska").addHandler(self.handler)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("mindska").removeHandler(self.handler)
+        self.handler.close()
+        self.summary.close()
+        self.draw(self.curves)
+
+    def _take_back_log(self, resumed_step: int) -> None:
+        if not self.log_path.exists():
+            return
+        lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        steps = ((line, re.search(r"\bstep (\d+)", line)) for line in lines)
+        kept = [line for line, step in steps if line.endswith("\n") and (not step or int(step[1]) <= resumed_step)]
+        temporary = self.log_path.with_name(".train.tmp.log")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.log_path)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -73,6 +98,3 @@ class RunRecord:
             axes.legend()
         figure.savefig(path, dpi=100)
         pyplot.close(figure)
-
-    def close(self) -> None:
-        self.summary.close()

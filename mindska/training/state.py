@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,18 @@ from mindspore import Parameter
 
 from ..weights import WeightsError
 from ..weights.files import EMA_PREFIX, RECORD, STATE_PREFIX, load_into, read_file
+from .folder import RunError
 from .step import TrainStep
 
-KEEP_NEWEST = 2  # so that a damaged newest file leaves one to fall back to
 NOT_STATE = "learning_rate"  # the optimiser's table of learning rates: it follows from the configuration
 
 
 def write_checkpoint(path: Path, parameters: dict[str, Parameter], record: dict[str, Any]) -> None:
-    """Writes parameters and record to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes parameters and record to `path`, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written; what lay there before is intact.
+    """
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     entries = [{"name": name, "data": parameter} for name, parameter in parameters.items()]
     try:
@@ -36,8 +37,14 @@ def write_checkpoint(path: Path, parameters: dict[str, Parameter], record: dict[
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"The checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; make room or mend "
+            f"the folder, and the same command goes on from the newest."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in path.parent.glob(f"{temporary.stem}*"):  # MindSpore writes to yet another temporary file
+            left.unlink()
 
 
 def _state_parameters(step: TrainStep) -> dict[str, Parameter]:
@@ -61,7 +68,7 @@ def load_state(path: Path, step: TrainStep) -> dict[str, Any]:
     Raises:
         WeightsError: the file is damaged or belongs to another network or optimiser.
     """
-    arrays, record = read_file(path)
+    arrays, record = read_file(path, checksum_required=True)
     targets = _state_parameters(step)
     lost = sorted(set(targets) ^ {name for name in arrays if name.startswith(STATE_PREFIX)})
     if lost:
@@ -74,48 +81,3 @@ def load_state(path: Path, step: TrainStep) -> dict[str, Any]:
             raise WeightsError(f"{path}: {name} is missing or has another shape")
         parameter.set_data(ms.Tensor(arrays[name].reshape(parameter.shape), parameter.dtype))
     return record
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint in the output folder, after so many finished epochs and steps."""
-
-    path: Path
-    epoch: int
-    step: int
-
-
-class CheckpointFolder:
-    """The checkpoints of one run: the newest two, the best `keep_best`, and `{model}_best.ckpt` (weights only)."""
-
-    def __init__(self, folder: Path, model: str, keep_best: int) -> None:
-        self.folder, self.model, self.keep_best = folder, model, keep_best
-        self.pattern = re.compile(rf"{re.escape(model)}-(\d+)_(\d+)\.ckpt")
-
-    @property
-    def best_path(self) -> Path:
-        return self.folder / f"{self.model}_best.ckpt"
-
-    def clean(self) -> None:
-        """Removes what a killed process left half-written."""
-        for path in self.folder.glob(".*.tmp*"):
-            path.unlink()
-
-    def saved(self) -> list[Saved]:
-        """The run's checkpoints, newest first."""
-        found = ((path, self.pattern.fullmatch(path.name)) for path in self.folder.glob(f"{self.model}-*.ckpt"))
-        all_saved = [Saved(path, int(match[1]), int(match[2])) for path, match in found if match]
-        return sorted(all_saved, key=lambda saved: saved.step, reverse=True)
-
-    def path(self, epoch: int, step: int) -> Path:
-        """`{model}-{finished epochs}_{finished steps}.ckpt`"""
-        return self.folder / f"{self.model}-{epoch}_{step}.ckpt"
-
-    def prune(self, scores: dict[int, float]) -> None:
-        """Deletes all but the newest two and the best `keep_best`; `scores`: top-1 of the evaluated steps."""
-        saved = self.saved()
-        ranked = sorted((s for s in saved if s.step in scores), key=lambda s: (-scores[s.step], s.step))
-        keep = {s.path for s in saved[:KEEP_NEWEST] + ranked[: self.keep_best]}
-        for entry in saved:
-            if entry.path not in keep:
-                entry.path.unlink()

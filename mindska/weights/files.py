@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -18,6 +19,7 @@ from .convert import WeightsError, from_torch, listing
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint holds
 RECORD = "state.record"  # JSON: what the file is (model, preprocessing, classes, epoch, ...)
+CHECKSUM = b"crc_num"  # what MindSpore writes before the ten bytes of a checkpoint's checksum, at its end
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 
 
@@ -38,6 +40,7 @@ def read_torch(path: Union[str, Path]) -> Mapping:
         raise ImportError(
             f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
         ) from error
+    _refuse_compressed(Path(path))
     try:
         # timm saves its command line, an argparse.Namespace, with the weights: a plain container as well.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -50,22 +53,42 @@ def read_torch(path: Union[str, Path]) -> Mapping:
     return loaded
 
 
-def read_file(path: Union[str, Path]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores its arrays uncompressed; a compressed archive may be a bomb that fills the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise WeightsError(
+                f"{path} was not opened: it would unpack to {unpacked:,} bytes from {path.stat().st_size:,}, but "
+                f"PyTorch's files are not compressed"
+            )
+
+
+def read_file(path: Union[str, Path], checksum_required: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All arrays of a MindSpore checkpoint, and its record (empty when it was not written by mindska).
 
     Raises:
-        FileNotFoundError; WeightsError when the file is damaged or is no checkpoint.
+        MissingWeights; WeightsError when the file is damaged, is no checkpoint, or lacks a checksum that is required.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingWeights(f"No checkpoint at {path.absolute()}")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(CHECKSUM) - 10))
+        checked = file.read(len(CHECKSUM)) == CHECKSUM
+    if checksum_required and not checked:
+        raise WeightsError(f"{path} is damaged: its end, with the checksum, is missing")
     try:
-        loaded = ms.load_checkpoint(str(path), crc_check=True)
-    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        loaded = ms.load_checkpoint(str(path), crc_check=checked)
+        # Strings and numbers (MindCV appends some) are no parameters.
+        arrays = {name: value.asnumpy() for name, value in loaded.items() if isinstance(value, ms.Tensor)}
+        record = json.loads(loaded.get(RECORD, "{}"))
+    except Exception as error:  # a hostile or damaged file may break MindSpore's reader anywhere
         raise WeightsError(f"{path} is not a readable MindSpore checkpoint: {str(error).splitlines()[0]}") from error
-    # Strings and numbers (MindCV appends some) are no parameters.
-    arrays = {name: value.asnumpy() for name, value in loaded.items() if isinstance(value, ms.Tensor)}
-    return arrays, json.loads(loaded.get(RECORD, "{}"))
+    if record and not checked:
+        raise WeightsError(f"{path} is damaged: its end, with the checksum, is missing")
+    return arrays, record
 
 
 def read_record(path: Union[str, Path]) -> dict[str, Any]:

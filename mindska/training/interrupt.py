@@ -1,0 +1,33 @@
+"""Requests to stop: SIGTERM (a scheduler's) and SIGINT (Ctrl-C) end a run after the current step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Optional
+
+EXIT_CODE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on
+
+
+class StopRequest:
+    """Within this context the two signals set `requested`; a second SIGINT interrupts at once, as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: Optional[type], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

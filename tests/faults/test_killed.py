@@ -1,0 +1,148 @@
+"""Faults 1, 2, 3, 15: killed at any moment, killed while saving, damaged checkpoints, one continuous record."""
+
+import csv
+import logging
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import assert_same_state, losses, rows, start_training, train
+from mindspore import Parameter, Tensor
+
+from mindska.training.folder import RunFolder
+from mindska.training.state import write_checkpoint
+from mindska.weights import WeightsError
+from mindska.weights.files import read_file
+
+KILLS = 20
+LONG = dict(epoch_size=20, ckpt_save_steps=1, keep_checkpoint_max=1)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_ends_as_the_uninterrupted_one(images, tmp_path):
+    train(images, tmp_path / "whole", **LONG)
+    out = tmp_path / "run"
+    generator, kills = random.Random(0), 0
+    while kills < KILLS:
+        process = start_training(images, out, **LONG)
+        # The first seconds are imports and compilation, and are killed as well.
+        time.sleep(generator.uniform(0.5, 5.5))
+        if process.poll() is not None:  # it had come to the end: the rest of the kills find nothing to do
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills >= KILLS // 2, "the run is too short for the test to mean anything"
+    train(images, out, **LONG)
+    name = "tiny_bn-20_80.ckpt"
+    assert_same_state(out / name, tmp_path / "whole" / name)
+    # 15: one record, without lost or doubled rows, the same as the uninterrupted one.
+    assert [int(row["step"]) for row in rows(out)] == list(range(1, 81))
+    assert losses(out) == losses(tmp_path / "whole")
+    assert [row["top1"] for row in rows(out)] == [row["top1"] for row in rows(tmp_path / "whole")]
+    log = (out / "train.log").read_text()
+    assert [log.count(f", step {step}/80:") for step in range(1, 81)] == [1] * 80
+    assert not list(out.glob(".*.tmp*"))
+
+
+def some_parameters(size=20_000):
+    rng = np.random.default_rng(0)
+    return {f"p{i}": Parameter(Tensor(rng.standard_normal(size, dtype=np.float32)), name=f"p{i}") for i in range(5)}
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path):
+    """50 times: the newest checkpoint is always readable, and nothing stray is left after the next start."""
+    parameters, folder = some_parameters(), RunFolder(tmp_path, "m", keep_best=1)
+    generator, torn = random.Random(0), 0
+    for _ in range(50):
+        child = os.fork()
+        if child == 0:  # writes one checkpoint after the other until it is killed
+            try:
+                for step in range(1, 10_000):
+                    write_checkpoint(folder.path(0, step), parameters, {"step": step})
+                    folder.prune({})
+            finally:
+                os._exit(1)
+        time.sleep(generator.uniform(0.02, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        torn += bool(list(tmp_path.glob(".*.tmp*")))
+        with folder.locked():
+            assert not list(tmp_path.glob(".*.tmp*"))
+            for saved in folder.saved():
+                arrays, record = read_file(saved.path, checksum_required=True)
+                assert record["step"] == saved.step and len(arrays) == 5
+    assert torn > 5, "no kill hit a write: the test proves nothing"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_every_damage_is_detected(tmp_path, damage):
+    """Fifty random truncations, fifty random flipped bits, the ends of the file among them."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, some_parameters(300), {"step": 1})
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    places = [0, 1, len(whole) // 2, *range(len(whole) - 20, len(whole))]
+    places += [generator.randrange(len(whole)) for _ in range(50 - len(places))]
+    for place in places:
+        if damage == "truncated":
+            path.write_bytes(whole[:place])
+        else:
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << generator.randrange(8)
+            path.write_bytes(flipped)
+        with pytest.raises(WeightsError, match="a.ckpt"):
+            read_file(path, checksum_required=True)
+    path.write_bytes(whole)
+    read_file(path, checksum_required=True)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(whole_run, images, tmp_path):
+    whole, _ = whole_run
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    newest = out / "tiny_bn-3_12.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    printed = train(images, out)
+    assert "Skipping a checkpoint that cannot be used" in printed and str(newest) in printed
+    assert "Resuming after step 8 of 12" in printed
+    assert_same_state(newest, whole / newest.name)
+    assert losses(out) == losses(whole)
+
+
+def test_when_no_checkpoint_can_be_used_nothing_is_overwritten(whole_run, images, tmp_path):
+    whole, _ = whole_run
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for path in out.glob("tiny_bn-*.ckpt"):
+        path.write_bytes(b"")
+    before = (out / "metrics.csv").read_bytes()
+    assert "None of the 3 checkpoints" in train(images, out, expect=1)
+    assert (out / "metrics.csv").read_bytes() == before
+
+
+def test_half_a_row_at_the_end_is_taken_back(whole_run, images, tmp_path):
+    whole, _ = whole_run
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "tiny_bn-3_12.ckpt").unlink()
+    with (out / "metrics.csv").open("a") as file:
+        file.write("13,3.25,0.9")
+    train(images, out)
+    with (out / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(1, 13)]
+    assert losses(out) == losses(whole)
+
+
+def test_logging_is_left_as_it_was(tmp_path):
+    from mindska.training.record import RunRecord
+
+    before = list(logging.getLogger("mindska").handlers)
+    with RunRecord(Path(tmp_path), 0) as record:
+        record.add(1, 0.5, loss=1.0)
+    assert logging.getLogger("mindska").handlers == before

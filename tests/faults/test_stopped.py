@@ -1,0 +1,146 @@
+"""Faults 4, 5, 6, 14: no room to save, signals, lost ranks, folders that cannot be used."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from commands import (
+    ROOT,
+    assert_same_state,
+    finished_steps,
+    losses,
+    mpirun,
+    processes,
+    start_training,
+    train,
+    wait_for,
+    words,
+)
+from commands import (
+    SETTINGS as TINY,
+)
+
+from mindska.training.interrupt import EXIT_CODE
+
+LONG = dict(epoch_size=400, val_while_train="false", ckpt_save_interval=1000)
+
+
+def test_no_room_for_a_checkpoint(images, tmp_path):
+    """A limit on the size of files stands for a full disk: the earlier checkpoint stays, a message says what to do."""
+    out = tmp_path / "run"
+    train(images, out)
+    shutil.rmtree(out / "tensorboard")
+    (out / "tiny_bn-3_12.ckpt").unlink()
+    earlier = (out / "tiny_bn-2_8.ckpt").read_bytes()
+    command = words("train.py", images, out, **{**TINY, "val_while_train": "false"})
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *command]
+    done = subprocess.run(
+        limited, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1, printed
+    assert "tiny_bn-3_12.ckpt could not be written" in printed and "the same command goes on" in printed
+    assert (out / "tiny_bn-2_8.ckpt").read_bytes() == earlier
+    assert not list(out.glob(".*.tmp*")) and not (out / "tiny_bn-3_12.ckpt").exists()
+    assert "Resuming after step 8" in train(images, out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
+    out = tmp_path / "run"
+    process = start_training(images, out, **LONG)
+    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE, printed
+    stopped = finished_steps(out)
+    assert f"Stopped on request after step {stopped}" in printed and "Traceback" not in printed
+    assert [path.name for path in out.glob("tiny_bn-*.ckpt")] == [f"tiny_bn-{stopped // 4}_{stopped}.ckpt"]
+    process = start_training(images, out, **LONG)
+    wait_for(lambda: finished_steps(out) > stopped, what="a further step")
+    process.kill()
+    assert f"Resuming after step {stopped} of 1600" in process.communicate()[0]
+
+
+@pytest.mark.slow
+def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
+    out = tmp_path / "run"
+    process = start_training(images, out, launcher=mpirun(2), **{**LONG, "batch_size": 4})
+    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert len(list(out.glob("tiny_bn-*.ckpt"))) == 1, printed
+    wait_for(lambda: not processes(str(out)), what="the end of all processes")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_takes_all_with_it(images, tmp_path):
+    out = tmp_path / "run"
+    process = start_training(images, out, launcher=mpirun(2), **{**LONG, "batch_size": 4})
+    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    ranks = [pid for pid in processes(str(out)) if b"mpirun" not in open(f"/proc/{pid}/cmdline", "rb").read()]  # noqa: PTH123, SIM115
+    os.kill(ranks[-1], signal.SIGKILL)
+    start = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    wait_for(lambda: not processes(str(out)), seconds=60 - (time.monotonic() - start), what="the end of all processes")
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_takes_all_with_it_and_says_why(images, tmp_path):
+    """All images of one class are damaged: a rank meets them while the other waits for it."""
+    damaged = tmp_path / "images"
+    shutil.copytree(images, damaged)
+    for path in sorted((damaged / "train" / "class1").iterdir())[3:]:
+        path.write_bytes(path.read_bytes()[:300])
+    start = time.monotonic()
+    printed = train(damaged, tmp_path / "run", launcher=mpirun(2), expect=1, batch_size=4)
+    assert time.monotonic() - start < 60 + 30  # start and compilation included
+    assert "[rank " in printed and "cannot be read, more than the 0 that max_damaged allows" in printed
+    wait_for(lambda: not processes(str(tmp_path / "run")), what="the end of all processes")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(images, tmp_path):
+    out = tmp_path / "run"
+    process = start_training(images, out, **LONG)
+    wait_for(lambda: finished_steps(out) >= 2, what="the second step")
+    printed = train(images, out, expect=1, **LONG)
+    assert f"Another run (process {process.pid} on" in printed and "choose another --ckpt_save_dir" in printed
+    before = finished_steps(out)
+    wait_for(lambda: finished_steps(out) > before, what="the first run's next step")
+    process.kill()
+    process.communicate()
+
+
+def test_an_output_folder_that_cannot_be_written(images, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    printed = train(images, tmp_path / "file" / "run", expect=1)
+    assert "cannot be written: Not a directory" in printed and "Traceback" not in printed
+
+
+def test_a_data_folder_that_vanishes(images, tmp_path):
+    data, out = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, data)
+    process = start_training(data, out, **{**LONG, "max_damaged": 1.0})
+    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    shutil.rmtree(data)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is the data folder still there?" in printed and "Traceback" not in printed
+
+
+def test_the_whole_story(images, tmp_path, whole_run):
+    """Stopped by a signal, then finished: the same figures as the uninterrupted run."""
+    whole, _ = whole_run
+    out = tmp_path / "run"
+    process = start_training(images, out)
+    wait_for(lambda: finished_steps(out) >= 1 or process.poll() is not None, what="the first step")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    train(images, out)
+    assert losses(out) == losses(whole)
+    assert_same_state(out / "tiny_bn-3_12.ckpt", whole / "tiny_bn-3_12.ckpt")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ from typing import Any, Optional, Union
 
 import yaml
 
-from .errors import UserError
+from .errors import SettingError
 
 Numbers = tuple[float, ...]
 
 
-class ConfigError(UserError, ValueError):
+class ConfigError(SettingError):
     """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
 
 
@@ -38,10 +39,11 @@ class Config:
         "auto", "where to run; auto takes what this MindSpore was built for", ("auto", "CPU", "GPU", "Ascend")
     )
     mode: str = _option("graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"))
+    distribute: Optional[bool] = _option(None, "MindCV's switch; not needed: mpirun or msrun is noticed. true: insist")
     seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers")
 
     # Model
-    model: str = _option("skanet_s", "name in MindCV's factory")
+    model: str = _option("", "name in MindCV's factory; validate: default, the one that the checkpoint names")
     num_classes: Optional[int] = _option(None, "classes; default: as many as the data has")
     pretrained: bool = _option(False, "start from published MindSpore weights, where there are any")
     ckpt_path: str = _option("", "start from (train) or evaluate (validate) these weights: .ckpt, .pth, .pth.tar")
@@ -96,9 +98,8 @@ class Config:
     epoch_size: int = _option(300, "epochs in all, cooldown included")
     opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion"))
     lr: float = _option(1e-3, "highest learning rate")
-    beta1: float = _option(0.9, "AdamW's first decay")
-    beta2: float = _option(0.999, "AdamW's second decay")
-    eps: float = _option(1e-8, "AdamW's epsilon")
+    beta1: float = _option(0.9, "first decay of adamw, adam and lion")
+    beta2: float = _option(0.999, "second decay of adamw, adam and lion")
     momentum: float = _option(0.9, "momentum of sgd and momentum")
     use_nesterov: bool = _option(False, "Nesterov momentum")
     weight_decay: float = _option(0.05, "weight decay")
@@ -157,11 +158,20 @@ class Config:
         for name in ("hflip", "vflip", "re_prob", "cutmix_prob", "mixup_switch_prob", "label_smoothing", "max_damaged"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ConfigError(f"{entry.name} is {value}; expected a finite number")
+            if entry.name not in ("std", "mean") and any(
+                isinstance(number, (int, float)) and number < 0 for number in numbers
+            ):
+                raise ConfigError(f"{entry.name} is {value}; expected 0 or more")
+        if self.num_parallel_workers == 0:
+            raise ConfigError("num_parallel_workers is 0; expected at least 1")
         for name in ("lr", "loss_scale", "clip_value"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; expected 0 or more")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay is {self.ema_decay}; expected a number in [0, 1)")
         if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size and self.scheduler != "constant":
@@ -200,6 +210,11 @@ def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
     raise ConfigError(f"{source}: {name} is {value!r}; expected {getattr(expected, '__name__', expected)}")
 
 
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, TYPES, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
     """Settings of a recipe, checked; only plain YAML is read."""
     path = Path(path)
@@ -215,8 +230,7 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
         raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected lines of `key: value`")
     for key in loaded:
         if key not in TYPES:
-            close = difflib.get_close_matches(str(key), TYPES, n=1)
-            raise ConfigError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise ConfigError(f"{path}: unknown key {key!r}{_nearest(str(key))}")
     return {key: _convert(key, value, TYPES[key], str(path)) for key, value in loaded.items()}
 
 
@@ -252,7 +266,10 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
         parser.add_argument(
             f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
         )
-    namespace = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].lstrip('-'))}")
+    namespace = vars(known)
     try:
         path = namespace.pop("config")
         settings = read_yaml(path) if path else {}

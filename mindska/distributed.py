@@ -34,6 +34,8 @@ from typing import IO, Any, NoReturn, Optional
 
 import numpy as np
 
+from .errors import SettingError
+
 BACKENDS = {"CPU": "mccl", "GPU": "nccl", "Ascend": "hccl"}
 FORMATION_TIMEOUT = 60  # seconds: for the scheduler to answer, and again for every rank to have reached it
 
@@ -363,7 +365,7 @@ def _set_device(target: str, local_rank: int = 0) -> None:
     modules = {"CPU": ms.device_context.cpu, "GPU": ms.device_context.gpu, "Ascend": ms.device_context.ascend}
     if target not in modules or not modules[target].is_available():
         available = [name for name, module in modules.items() if module.is_available()]
-        raise ValueError(
+        raise SettingError(
             f"device target {target!r} is not available: MindSpore {ms.__version__} finds {', '.join(available)} on "
             f"this machine; choose one of them, or install MindSpore and the drivers for {target}"
         )

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Base of such errors; the command lines show the message without a traceback."""
 
 
+class SettingError(UserError, ValueError):
+    """A setting or argument that is out of range or makes no sense."""
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turns a UserError into an exit with its message (status 1)."""

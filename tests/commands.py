@@ -34,10 +34,9 @@ def start(command, images, out=None, **settings):
     """Starts a command; its output goes to a pipe. It is the leader of a process group of its own."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    folder = out and Path(out).parent
-    return subprocess.Popen(
-        words(command, images, out, **settings), env=env, cwd=folder, start_new_session=True, **pipes
-    )
+    command = words(command, images, out, **settings)
+    # MindSpore may leave files about a failed compilation in the current folder: not in ours.
+    return subprocess.Popen(command, env=env, cwd=Path(images).parent, start_new_session=True, **pipes)
 
 
 def run(command, images, out=None, expect=0, timeout=240, **settings):

@@ -32,6 +32,7 @@ TRIVIAL_OPERATIONS = (
     "Identity", "AutoContrast", "Equalize", "RotateWide", "PosterizeWide", "Solarize", "ColorWide", "ContrastWide",
     "BrightnessWide", "SharpnessWide", "ShearXWide", "ShearYWide", "TranslateXWide", "TranslateYWide",
 )  # fmt: skip
+from ..errors import SettingError
 
 OPTIONS = {
     "randaug": ("m", "n", "mstd", "mmax", "inc"),
@@ -171,13 +172,13 @@ class AutoAugment:
         name, *parts = policy.split("-")
         name = TIMMS_NAMES.get(name, name)
         if name not in OPTIONS:
-            raise ValueError(f"auto_augment is {policy!r}: {name!r} is not one of {', '.join(OPTIONS)}")
+            raise SettingError(f"auto_augment is {policy!r}: {name!r} is not one of {', '.join(OPTIONS)}")
         options = {}
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
             if not match or match[1] not in OPTIONS[name] or (match[1] in ("n", "inc") and not match[2].isdigit()):
                 known = ", ".join(f"{option}NUMBER" for option in OPTIONS[name])
-                raise ValueError(f"auto_augment is {policy!r}: {part!r} is not one of {name}'s options {known}")
+                raise SettingError(f"auto_augment is {policy!r}: {part!r} is not one of {name}'s options {known}")
             options[match[1]] = float(match[2])
 
         deviation = options.get("mstd", DEFAULT_DEVIATION)

@@ -14,6 +14,7 @@ from typing import Optional
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from ..errors import SettingError
 from .augment import AutoAugment
 
 FILTERS = {
@@ -46,11 +47,11 @@ class Preprocessing:
         for name in ("image_size", "mean", "std"):  # JSON has lists only
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.interpolation not in FILTERS:
-            raise ValueError(f"interpolation is {self.interpolation!r}; expected one of {', '.join(FILTERS)}")
+            raise SettingError(f"interpolation is {self.interpolation!r}; expected one of {', '.join(FILTERS)}")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct is {self.crop_pct}; expected a share in (0, 1]")
+            raise SettingError(f"crop_pct is {self.crop_pct}; expected a share in (0, 1]")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std}: expected three numbers each, std above 0")
+            raise SettingError(f"mean {self.mean} and std {self.std}: expected three numbers each, std above 0")
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (3, H, W) float32"""
@@ -82,15 +83,15 @@ class Augmentation:
         for name in ("scale", "ratio", "re_scale", "re_ratio"):
             value = getattr(self, name)
             if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(f"{name} is {value}; expected two positive numbers, from to")
+                raise SettingError(f"{name} is {value}; expected two positive numbers, from to")
         if self.scale[1] > 1 or self.re_scale[1] > 1:
-            raise ValueError(f"scale {self.scale} and re_scale {self.re_scale} are shares of the area: at most 1")
+            raise SettingError(f"scale {self.scale} and re_scale {self.re_scale} are shares of the area: at most 1")
         if self.pad_crop < 0:
-            raise ValueError(f"pad_crop is {self.pad_crop}; expected a number of pixels")
+            raise SettingError(f"pad_crop is {self.pad_crop}; expected a number of pixels")
         if self.re_value not in ("random", "const"):
-            raise ValueError(f"re_value is {self.re_value!r}; expected random or const")
+            raise SettingError(f"re_value is {self.re_value!r}; expected random or const")
         if self.color_jitter is not None and (len(self.color_jitter) not in (1, 3) or min(self.color_jitter) < 0):
-            raise ValueError(
+            raise SettingError(
                 f"color_jitter is {self.color_jitter}; expected one strength, or brightness, contrast, saturation"
             )
 

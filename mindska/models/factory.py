@@ -10,6 +10,8 @@ from mindcv.models.features import FeatureExtractWrapper
 from mindcv.models.registry import register_model
 from mindspore import nn
 
+from ..errors import SettingError
+
 OUR_MODELS: dict[str, str] = {}  # model name -> module
 
 
@@ -30,7 +32,7 @@ def _entry_point(module: str, name: str, network: Callable[..., nn.Cell], row: d
         **kwargs,
     ) -> nn.Cell:
         if pretrained:
-            raise ValueError(
+            raise SettingError(
                 f"No MindSpore weights are published for {name}, so pretrained=True cannot be honoured. "
                 f"Convert the authors' PyTorch weights with mindska.weights and pass checkpoint_path instead."
             )
@@ -42,7 +44,7 @@ def _entry_point(module: str, name: str, network: Callable[..., nn.Cell], row: d
             return net
         wrong = [i for i in out_indices if not 0 <= i < len(net.feature_info)]
         if wrong:
-            raise ValueError(
+            raise SettingError(
                 f"out_indices {list(out_indices)}: {wrong} do not exist; {name} has the features "
                 + ", ".join(f"{i} (stride {info['reduction']})" for i, info in enumerate(net.feature_info))
             )

@@ -17,14 +17,15 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     warm-up.)
     """
     steps = dict(steps_per_epoch=steps_per_epoch, epochs=config.epoch_size)
+    epochs = config.epoch_size - config.cooldown_epochs
     if config.scheduler == "cosine_decay":
         decay = dynamic_lr.cosine_decay_lr if config.lr_epoch_stair else dynamic_lr.cosine_decay_refined_lr
-        epochs = config.epoch_size - config.cooldown_epochs
         rates = decay(decay_epochs=epochs, eta_min=config.min_lr, eta_max=config.lr, **steps)
     elif config.scheduler == "step_decay":
         rates = dynamic_lr.step_lr(config.decay_epochs, config.decay_rate, lr=config.lr, **steps)
     else:
         rates = [config.lr] * (steps_per_epoch * config.epoch_size)
+    rates[epochs * steps_per_epoch :] = [config.min_lr] * (config.cooldown_epochs * steps_per_epoch)
     if config.warmup_epochs:
         rise = dynamic_lr.linear_lr if config.lr_epoch_stair else dynamic_lr.linear_refined_lr
         steps["epochs"] = config.warmup_epochs
@@ -36,9 +37,7 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
 
 def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.Optimizer:
     """MindCV's optimiser with the network's own list of parameters that carry no weight decay."""
-    extra = {}
-    if config.opt == "adamw":
-        extra = dict(beta1=config.beta1, beta2=config.beta2)
+    betas = dict(beta1=config.beta1, beta2=config.beta2) if config.opt in ("adamw", "adam", "lion") else {}
     return create_optimizer(
         network,
         config.opt,
@@ -47,5 +46,5 @@ def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.
         momentum=config.momentum,
         nesterov=config.use_nesterov,
         weight_decay_filter=config.weight_decay_filter,
-        **extra,
+        **betas,
     )

@@ -86,10 +86,10 @@ def test_exact_constants():
         if isinstance(cell, nn.LayerNorm):
             assert cell.epsilon == 1e-6, name
         if isinstance(cell, MaxRelativeConv):
-            assert (cell.k, cell.conv.group) == (5, 4), name
+            assert (cell.search.k, cell.conv.group) == (5, 4), name
     graphs = [cell for _, cell in net.cells_and_names() if isinstance(cell, MaxRelativeConv)]
-    assert [g.dilation for g in graphs] == [i // 4 + 1 for i in range(20)]
-    assert [g.reduction for g in graphs] == [4] * 3 + [2] * 3 + [1] * 14
+    assert [g.search.dilation for g in graphs] == [i // 4 + 1 for i in range(20)]
+    assert [getattr(g.pool, "kernel_size", 1) for g in graphs] == [4] * 3 + [2] * 3 + [1] * 14
     drops = [cell.rate for _, cell in net.cells_and_names() if isinstance(cell, blocks.DropPath)]
     np.testing.assert_allclose(drops, np.linspace(0, 0.1, 20), atol=1e-12)
     assert net.dropout.rate == 0.1

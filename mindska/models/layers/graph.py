@@ -6,16 +6,21 @@ Source: SkaNet (ICANN 2023), which takes them from Vision GNN (Han et al., 2022)
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, wraps
+from types import MethodType
+from typing import Callable
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
+from mindspore._c_expression.amp import AmpLevel, create_amp_strategy
 from mindspore.ops import constexpr
+from mindspore.train.amp import AmpDecorator
 
 from .blocks import GELU, batch_norm, conv
 
 GROUPS = 4
+UNTOUCHED = (AmpLevel.AmpO0, mstype.float16, [], [])  # a strategy of mixed precision that casts nothing
 
 
 def sincos_codes(channels: int, grid: int) -> np.ndarray:
@@ -75,20 +80,55 @@ def _relative_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
     return Tensor(relative_position(channels, nodes, reduced_nodes))
 
 
-def nearest_nodes(queries: Tensor, keys: Tensor, k: int, dilation: int) -> Tensor:
-    """Indices (B, N, k) int32 of every dilation-th of the k * dilation keys nearest to each query, nearest first.
+def _untouched(function: Callable) -> Callable:
+    """The function, with mixed precision switched off inside."""
 
-    queries (B, N, C), keys (B, M, C). The distance is the squared Euclidean one between L2-normalised features, plus
-    the relative position. Always computed in float32: in half precision most distances would be ties.
+    @wraps(function)
+    def run(*args, **kwargs):
+        with AmpDecorator(*UNTOUCHED):
+            return function(*args, **kwargs)
+
+    return run
+
+
+class NearestNodes(nn.Cell):
+    """The neighbour search: indices (B, N, k) int32, nearest first, of each query's neighbours among the keys.
+
+    Every dilation-th of the k * dilation nearest keys is taken; where there are fewer, the dilation shrinks to what
+    fits (the authors' code stops there). The distance is the squared Euclidean one between L2-normalised features, plus
+    the relative position.
+
+    Always in float32, whatever mixed precision the network around it is given: in half precision most distances would
+    be ties.
+
+    Inputs:
+        queries (B, N, C), keys (B, M, C)
     """
-    queries, keys = queries.astype(mstype.float32), keys.astype(mstype.float32)
-    queries = queries / ops.maximum(ops.sqrt((queries * queries).sum(-1, keepdims=True)), 1e-12)
-    keys = keys / ops.maximum(ops.sqrt((keys * keys).sum(-1, keepdims=True)), 1e-12)
-    position = _relative_position(queries.shape[2], queries.shape[1], keys.shape[1])
-    # |query|^2 is the same for all keys: it does not change their order.
-    offset = (keys * keys).sum(-1).expand_dims(1) + position  # (B, N, M)
-    closeness = ops.bmm(queries * 2, keys.swapaxes(1, 2)) - offset
-    return ops.topk(closeness, k * dilation)[1][:, :, ::dilation]
+
+    def __init__(self, k: int, dilation: int) -> None:
+        super().__init__()
+        self.k, self.dilation = k, dilation
+        # Against the level "auto", which goes by operator: inside, nothing is cast.
+        self.amp_strategy = create_amp_strategy(*UNTOUCHED)
+        self.construct = MethodType(_untouched(type(self).construct), self)
+
+    def add_flags_recursive(self, **flags) -> nn.Cell:
+        # Against the levels O2 and O3, which set these flags on every cell of a network.
+        if flags.get("fp16") or flags.get("bf16"):
+            flags.update(fp16=False, bf16=False, fp32=True)
+        return super().add_flags_recursive(**flags)
+
+    def construct(self, queries: Tensor, keys: Tensor) -> Tensor:
+        queries = ops.stop_gradient(queries).astype(mstype.float32)
+        keys = ops.stop_gradient(keys).astype(mstype.float32)
+        queries = queries / ops.maximum(ops.sqrt((queries * queries).sum(-1, keepdims=True)), 1e-12)
+        keys = keys / ops.maximum(ops.sqrt((keys * keys).sum(-1, keepdims=True)), 1e-12)
+        position = _relative_position(queries.shape[2], queries.shape[1], keys.shape[1])
+        # |query|^2 is the same for all keys: it does not change their order.
+        offset = (keys * keys).sum(-1).expand_dims(1) + position  # (B, N, M)
+        closeness = ops.bmm(queries * 2, keys.swapaxes(1, 2)) - offset
+        dilation = min(self.dilation, keys.shape[1] // self.k)
+        return ops.topk(closeness, self.k * dilation)[1][:, :, ::dilation]
 
 
 class MaxRelativeConv(nn.Cell):
@@ -96,12 +136,11 @@ class MaxRelativeConv(nn.Cell):
 
     Each node x_i takes max_j(x_j - x_i) over its neighbours j among the nodes pooled by `reduction`; then the channels,
     interleaved x_0, d_0, x_1, d_1, ..., go through a grouped 1x1 convolution, batch norm and GELU.
-    Where fewer than k * dilation nodes exist the dilation shrinks to what fits (the authors' code stops there).
     """
 
     def __init__(self, dim: int, k: int, dilation: int, reduction: int) -> None:
         super().__init__()
-        self.k, self.dilation, self.reduction = k, dilation, reduction
+        self.search = NearestNodes(k, dilation)
         self.pool = nn.AvgPool2d(reduction, reduction) if reduction > 1 else nn.Identity()
         self.conv = conv(2 * dim, dim, group=GROUPS)
         self.norm = batch_norm(dim)
@@ -111,20 +150,15 @@ class MaxRelativeConv(nn.Cell):
         """Queries (B, N, C) and pooled keys (B, M, C) of a map (B, C, H, W)."""
         return x.flatten(start_dim=2).swapaxes(1, 2), self.pool(x).flatten(start_dim=2).swapaxes(1, 2)
 
-    def neighbours(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Indices (B, N, k) int32 of each query's neighbours among the keys."""
-        dilation = min(self.dilation, keys.shape[1] // self.k)
-        return nearest_nodes(ops.stop_gradient(queries), ops.stop_gradient(keys), self.k, dilation)
-
     def construct(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         queries, keys = self.nodes(x)
         n, m = queries.shape[1], keys.shape[1]
-        index = self.neighbours(queries, keys) + (ops.arange(b, dtype=mstype.int32) * m).reshape(b, 1, 1)
+        index = self.search(queries, keys) + (ops.arange(b, dtype=mstype.int32) * m).reshape(b, 1, 1)
         rows = keys.reshape(b * m, c)
         # max(x_j) - x_i is max(x_j - x_i) to the bit; a chain of maxima avoids the arg-max that `max(axis)` computes.
         nearest = ops.gather(rows, index[:, :, 0], 0)  # (B, N, C)
-        for j in range(1, self.k):
+        for j in range(1, index.shape[2]):
             nearest = ops.maximum(nearest, ops.gather(rows, index[:, :, j], 0))
         interleaved = ops.stack((queries, nearest - queries), axis=3).reshape(b, n, 2 * c)
         return self.act(self.norm(self.conv(interleaved.swapaxes(1, 2).reshape(b, 2 * c, h, w))))

@@ -7,6 +7,7 @@ from typing import Callable, Optional
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from ...errors import SettingError
 from .blocks import Block, Dropout, LayerNorm2d, PatchEmbed, init_weights
 
 REDUCTIONS = (4, 8, 16, 32)  # stride of each stage's output
@@ -65,7 +66,7 @@ class Pyramid(nn.Cell):
         super().__init__()
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate}; expected a probability in [0, 1)")
+                raise SettingError(f"{name} is {rate}; expected a probability in [0, 1)")
         rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         stages, index, cin = [], 0, in_channels
         for stage, (dim, ratio, depth) in enumerate(zip(dims, mlp_ratios, depths)):

@@ -2,7 +2,7 @@
 
 python train.py --config configs/skanet_nano_digits.yaml --data_dir DATA
 mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
-msrun --worker_num=8 --local_worker_num=8 train.py --config configs/skanet_s.yaml --data_dir DATA
+msrun --worker_num=8 --local_worker_num=8 --join=True train.py --config configs/skanet_s.yaml --data_dir DATA
 """
 
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
 def main() -> None:
     config = parse_args(description=__doc__)
 
-    with distributed(recipe.device_target(config)) as world, clear_errors():
+    with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
         recipe.set_up(config, world)
 
         # Data

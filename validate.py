@@ -25,8 +25,10 @@ def main() -> None:
     config = parse_args(description=__doc__)
     if not config.ckpt_path:
         raise SystemExit("error: validate.py needs --ckpt_path: the weights to evaluate")
+    if config.result_json and not Path(config.result_json).absolute().parent.is_dir():
+        raise SystemExit(f"error: the folder of --result_json {config.result_json} does not exist")
 
-    with distributed(recipe.device_target(config)) as world, clear_errors():
+    with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
         recipe.set_up(config, world)
         record = read_record(config.ckpt_path)
         config = recipe.with_recorded_model(config, record)
@@ -43,7 +45,7 @@ def main() -> None:
             num_workers=config.num_parallel_workers or max(2, world.threads),
             skip_damaged=config.val_skip_damaged,
         )
-        num_classes = config.num_classes or record.get("num_classes") or len(dataset.class_names)
+        num_classes = record.get("num_classes") or recipe.num_classes(config, dataset.class_names)
         network = recipe.network(config, num_classes).set_train(False)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, progress=world.rank == 0)
 

@@ -101,7 +101,6 @@ class Config:
     beta1: float = _option(0.9, "first decay of adamw, adam and lion")
     beta2: float = _option(0.999, "second decay of adamw, adam and lion")
     momentum: float = _option(0.9, "momentum of sgd and momentum")
-    use_nesterov: bool = _option(False, "Nesterov momentum")
     weight_decay: float = _option(0.05, "weight decay")
     weight_decay_filter: str = _option(
         "norm_and_bias",

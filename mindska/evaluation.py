@@ -43,8 +43,8 @@ class EvalStep(nn.Cell):
         real = (labels >= 0).astype(ms.float32)
         labels = ops.maximum(labels, Tensor(0, ms.int32)).expand_dims(1)
         own = ops.gather_elements(logits, 1, labels)  # (B, 1)
-        # Before the true class in order of logit, then of index: a tie is not won for free. And whatever is not below or
-        # equal: a NaN never counts as correct.
+        # Before the true class in order of logit, then of index: a tie is not won for free. And whatever is not below
+        # or equal: a NaN never counts as correct.
         tied = ops.logical_and(logits == own, ops.arange(logits.shape[1], dtype=ms.int32) < labels)
         better = ops.logical_or(tied, ops.logical_not(logits <= own)).astype(ms.float32).sum(1)
         loss = -ops.gather_elements(ops.log_softmax(logits, 1), 1, labels).squeeze(1)

@@ -40,6 +40,11 @@ def device_target(config: Config) -> str:
 
 def set_up(config: Config, world: World) -> None:
     """Sets MindSpore's mode, the seed (the same on all ranks: they start from the same weights), and what is logged."""
+    if config.distribute is not None and config.distribute != (world.size > 1):
+        raise ConfigError(
+            f"distribute is {config.distribute}, but the number of processes is {world.size}; start with mpirun or "
+            f"msrun for several, without for one"
+        )
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(config.seed)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -80,9 +85,11 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
         ConfigError: the configuration asks for another model.
     """
     recorded = record.get("model")
+    if recorded is None and not config.model:
+        raise ConfigError(f"{config.ckpt_path} does not say which model it is; name it with --model")
     if recorded is None or recorded == config.model:
         return config
-    if config.model != Config.model:  # asked for by name
+    if config.model:
         raise ConfigError(f"{config.ckpt_path} holds {recorded}, but model is {config.model}; leave --model out")
     return dataclasses.replace(config, model=recorded)
 
@@ -112,6 +119,8 @@ def num_classes(config: Config, class_names: list[str]) -> int:
 
 def network(config: Config, num_classes: int) -> nn.Cell:
     """The network, with its initial weights, in the configured precision."""
+    if not config.model:
+        raise ConfigError("model is not set: name one, or take a recipe from configs/")
     if config.model not in mindcv.list_models():
         ours = ", ".join(sorted(OUR_MODELS))
         raise ConfigError(f"model is {config.model!r}; MindCV's factory does not know it. Ours: {ours}")

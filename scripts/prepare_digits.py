@@ -7,6 +7,7 @@ Every fifth image of a class is held out for validation.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ def main() -> None:
         from sklearn.datasets import load_digits
     except ImportError:
         parser.error("scikit-learn holds the digits: pip install scikit-learn")
+    if out.exists():
+        parser.error(f"{out} exists already; remove it, or name another folder")
+    whole, out = out, out.with_name(f".{out.name}.tmp")  # a half-written set is never taken for a whole one
+    shutil.rmtree(out, ignore_errors=True)
     digits = load_digits()
     counts = dict.fromkeys(range(10), 0)
     for scan, digit in zip(digits.images, digits.target):
@@ -32,8 +37,9 @@ def main() -> None:
         image = Image.fromarray(np.uint8(scan * 255 / 16)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         image.save(folder / f"{counts[digit]:03}.png")
         counts[digit] += 1
+    out.rename(whole)
     held_out = sum(count // 5 for count in counts.values())
-    print(f"{sum(counts.values()) - held_out} training and {held_out} validation images of 10 digits in {out}")
+    print(f"{sum(counts.values()) - held_out} training and {held_out} validation images of 10 digits in {whole}")
 
 
 if __name__ == "__main__":

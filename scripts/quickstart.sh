@@ -14,7 +14,7 @@ output="${OUTPUT_DIR:-output/quickstart-$epochs}"
 [ -d "$data/val" ] || python scripts/prepare_digits.py "$data"
 SECONDS=0
 mpirun -n 2 --oversubscribe python train.py --config configs/skanet_nano_digits.yaml \
-    --data_dir "$data" --ckpt_save_dir "$output" --epoch_size "$epochs"
+    --data_dir "$data" --ckpt_save_dir "$output" --epoch_size "$epochs" --warmup_epochs $((epochs > 2 ? 2 : epochs - 1))
 python validate.py --config configs/skanet_nano_digits.yaml \
     --data_dir "$data" --ckpt_path "$output/skanet_nano_best.ckpt" --result_json "$output/result.json"
 echo "Trained and validated in $SECONDS s. Curves: $output/curves.png, every figure: $output/metrics.csv"

@@ -75,6 +75,11 @@ def mpirun(ranks: int) -> tuple[str, ...]:
     return (str(BIN / "mpirun"), "-n", str(ranks), "--oversubscribe")
 
 
+def assert_same_losses(ours: Path, theirs: Path) -> None:
+    """Two runs report the same losses. The last digit may differ: a sum's order depends on where its terms lie."""
+    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=1e-6)
+
+
 def assert_same_state(ours: Path, theirs: Path) -> None:
     """Two checkpoints hold the same names and, to the bit, the same values."""
     left, right = parameters(ours), parameters(theirs)

@@ -33,11 +33,9 @@ ORDER, SAMPLE, NOISE, MIXING, REPLACEMENT = range(5)  # the streams of random nu
 Batch = tuple[np.ndarray, ...]
 
 
-def default_workers(cores: Optional[int] = None) -> int:
-    """Workers for a process that may use so many cores (default: all that it may run on), at least two."""
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, cores)
+def default_workers() -> int:
+    """One worker a core that this process may run on, at least two."""
+    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _in_parallel(
@@ -105,7 +103,8 @@ class TrainLoader:
         noise_size: how many uniform numbers each sample brings for the network's stochastic layers.
         aug_repeats: copies of each image in an epoch (repeated augmentation, Hoffer et al., 2020); an epoch keeps its
             length, so only a part of the images appears in it.
-        mixup, cutmix, cutmix_prob, mixup_switch_prob: mixing of the samples of this rank's batch; see `Mixing`.
+        mixup, cutmix, cutmix_prob, mixup_switch_prob: mixing of the samples of this rank's batch; see `Mixing`. With it
+            the batches do depend on the number of ranks: a sample's partner is one of its own rank.
 
     Raises:
         DataError: there are fewer images than a global batch takes.

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from ..config import Config, differences, to_dict
 from ..data import EvalLoader, TrainLoader
-from ..distributed import World, all_reduce_sum, barrier
+from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..evaluation import EvalStep, Result, evaluate
 from ..weights import WeightsError
+from ..weights.files import EMA_PREFIX
 from .folder import RunError, RunFolder
 from .interrupt import EXIT_CODE, StopRequest
 from .record import RunRecord
@@ -31,8 +32,8 @@ log = logging.getLogger("mindska")
 # What may differ between a run and the one that it goes on from.
 FREE = {
     "device_target", "mode", "data_dir", "max_damaged", "val_skip_damaged", "num_parallel_workers", "dataset_sink_mode",
-    "ckpt_save_dir", "resume", "keep_checkpoint_max", "ckpt_save_interval", "ckpt_save_steps", "val_while_train",
-    "val_interval", "val_split", "log_interval", "max_skipped_steps", "result_json",
+    "ckpt_save_dir", "resume", "distribute", "keep_checkpoint_max", "ckpt_save_interval", "ckpt_save_steps",
+    "val_while_train", "val_interval", "val_split", "log_interval", "max_skipped_steps", "result_json",
 }  # fmt: skip
 
 
@@ -136,6 +137,7 @@ class Trainer:
 
     def _train(self, rows: Optional[RunRecord], bar: tqdm, stop: StopRequest) -> None:
         """The steps that remain, until all are done or a rank is asked to stop."""
+        first = self.progress.step + 1
         started, done = time.perf_counter(), 0
         for outputs in self._run(self.total_steps - self.progress.step, stop):
             self.pending.append(outputs)
@@ -143,19 +145,25 @@ class Trainer:
             done += self.config.batch_size * self.world.size
             step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
             end_of_epoch = step % self.steps_per_epoch == 0
-            if end_of_epoch or step % self.collect_interval == 0 or self._due(step, end_of_epoch):
+            row_due = end_of_epoch or step % self.config.log_interval == 0
+            save_due = self._due(step, end_of_epoch)
+            if row_due or save_due or step % self.collect_interval == 0:
                 self._collect()
                 bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{self._rate():.2e}", refresh=False)
             bar.update()
-            if end_of_epoch or step % self.config.log_interval == 0:
+            if row_due:
                 row = self._summary(epoch, done / (time.perf_counter() - started), bar)
                 if end_of_epoch:
                     row.update(self._evaluate_epoch(round(epoch), bar))
                 if rows:
                     rows.add(step, epoch, **row)
-                started, done = time.perf_counter(), 0
-            if self._due(step, end_of_epoch):
+                    if "top1" in row:
+                        rows.draw()
+            if save_due:
                 self._save(int(epoch))
+            if row_due or save_due or self.progress.step == first:
+                # What comes between steps (compilation, evaluation, saving) is not the speed of training.
+                started, done = time.perf_counter(), 0
         self._collect()
 
     def _rate(self) -> float:
@@ -164,7 +172,8 @@ class Trainer:
         return self.rates[max(updates, 1) - 1]
 
     def _settings(self) -> dict[str, Any]:
-        return dict(self.record["config"], world_size=self.world.size)
+        data = dict(images=len(self.loader.dataset), class_names=self.loader.dataset.class_names)
+        return dict(self.record["config"], world_size=self.world.size, **data)
 
     def _resume(self) -> Optional[Path]:
         """Restores the newest readable checkpoint of this run; None when there is none."""
@@ -197,8 +206,10 @@ class Trainer:
         new, ignored = self._settings(), set(FREE)
         if not old:
             return
-        if at_epoch and old["batch_size"] * old["world_size"] == new["batch_size"] * new["world_size"]:
-            # The same global batches on another number of ranks: sound at the boundary of an epoch.
+        same_batches = old["batch_size"] * old["world_size"] == new["batch_size"] * new["world_size"]
+        if at_epoch and same_batches and not (self.config.mixup or self.config.cutmix):
+            # The same global batches on another number of ranks: sound at the boundary of an epoch. But mixing pairs
+            # the samples of one rank.
             ignored |= {"batch_size", "world_size"}
         changed = [line for line in differences(old, new) if line.split(":")[0] not in ignored]
         if changed:
@@ -311,8 +322,13 @@ class Trainer:
     def evaluate(self) -> Result:
         """Accuracy of the (averaged) weights on the validation set."""
         source = self.step.ema if self.step.ema is not None else self.step.averaged
+        statistics = {p.name for p in self.step.statistics}
+        # Batch-norm statistics differ between ranks; those of rank 0 are saved, so they are what is evaluated.
+        ours = {p.name: p.asnumpy() for p in source if p.name.removeprefix(EMA_PREFIX) in statistics}
+        shared = broadcast_object(ours)
         for target, parameter in zip(self.eval_network.get_parameters(), source):
-            target.set_data(ms.Tensor(parameter.asnumpy(), target.dtype))
+            value = shared[parameter.name] if parameter.name in shared else parameter.asnumpy()
+            target.set_data(ms.Tensor(value, target.dtype))
         return evaluate(self.eval_step, self.eval_loader, all_reduce_sum)
 
     def _save(self, epoch: int) -> None:

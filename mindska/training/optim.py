@@ -44,7 +44,6 @@ def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.
         lr=rates,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
-        nesterov=config.use_nesterov,
         weight_decay_filter=config.weight_decay_filter,
         **betas,
     )

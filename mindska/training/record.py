@@ -44,7 +44,8 @@ class RunRecord:
         logging.getLogger("mindska").removeHandler(self.handler)
         self.handler.close()
         self.summary.close()
-        self.draw(self.curves)
+        if error[0] is None:
+            self.draw()
 
     def _take_back_log(self, resumed_step: int) -> None:
         if not self.log_path.exists():
@@ -79,8 +80,8 @@ class RunRecord:
         rows = [row for row in self.rows if row[name] != ""]
         return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
-    def draw(self, path: Path) -> None:
-        """Draws loss, accuracy and learning rate against the epoch."""
+    def draw(self) -> None:
+        """Draws curves.png: loss, accuracy and learning rate against the epoch."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -96,5 +97,5 @@ class RunRecord:
             axes.set(xlabel="epoch", ylabel=unit)
             axes.grid(alpha=0.3)
             axes.legend()
-        figure.savefig(path, dpi=100)
+        figure.savefig(self.curves, dpi=100)
         pyplot.close(figure)

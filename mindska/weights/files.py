@@ -31,13 +31,12 @@ def read_torch(path: Union[str, Path]) -> Mapping:
     """A PyTorch checkpoint, read by the safe loader only (tensors and plain containers; no code is run).
 
     Raises:
-        ImportError: PyTorch is not installed.
-        WeightsError: the file holds anything else.
+        WeightsError: PyTorch is not installed, or the file holds anything else.
     """
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise WeightsError(
             f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
         ) from error
     _refuse_compressed(Path(path))
@@ -45,9 +44,11 @@ def read_torch(path: Union[str, Path]) -> Mapping:
         # timm saves its command line, an argparse.Namespace, with the weights: a plain container as well.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path} is not a PyTorch file of plain weights, and was not opened: {reason}") from error
+    except Exception as error:  # PyTorch's message would advise to switch the safe loader off
+        raise WeightsError(
+            f"{path} was not opened: it is damaged, no PyTorch file, or holds more than plain weights, and to run "
+            f"code from a file is not safe. Save its state dict alone (torch.save(model.state_dict(), FILE))."
+        ) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}; expected a state dict")
     return loaded

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import assert_same_state, losses, rows, start_training, train
+from commands import assert_same_losses, assert_same_state, rows, start_training, train
 from mindspore import Parameter, Tensor
 
 from mindska.training.folder import RunFolder
@@ -42,7 +42,7 @@ def test_killed_at_random_moments_a_run_ends_as_the_uninterrupted_one(images, tm
     assert_same_state(out / name, tmp_path / "whole" / name)
     # 15: one record, without lost or doubled rows, the same as the uninterrupted one.
     assert [int(row["step"]) for row in rows(out)] == list(range(1, STEPS + 1))
-    assert losses(out) == losses(tmp_path / "whole")
+    assert_same_losses(out, tmp_path / "whole")
     log = (out / "train.log").read_text()
     assert [log.count(f", step {step}/{STEPS}:") for step in range(1, STEPS + 1)] == [1] * STEPS
     assert not list(out.glob(".*.tmp*"))
@@ -110,7 +110,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(whole_run, im
     assert "Skipping a checkpoint that cannot be used" in printed and str(newest) in printed
     assert "Resuming after step 8 of 12" in printed
     assert_same_state(newest, whole / newest.name)
-    assert losses(out) == losses(whole)
+    assert_same_losses(out, whole)
 
 
 def test_when_no_checkpoint_can_be_used_nothing_is_overwritten(whole_run, images, tmp_path):
@@ -134,7 +134,7 @@ def test_half_a_row_at_the_end_is_taken_back(whole_run, images, tmp_path):
     train(images, out)
     with (out / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(1, 13)]
-    assert losses(out) == losses(whole)
+    assert_same_losses(out, whole)
 
 
 def test_logging_is_left_as_it_was(tmp_path):

@@ -9,9 +9,9 @@ import time
 import pytest
 from commands import (
     ROOT,
+    assert_same_losses,
     assert_same_state,
     finished_steps,
-    losses,
     mpirun,
     processes,
     start_training,
@@ -142,5 +142,5 @@ def test_the_whole_story(images, tmp_path, whole_run):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     train(images, out)
-    assert losses(out) == losses(whole)
+    assert_same_losses(out, whole)
     assert_same_state(out / "tiny_bn-3_12.ckpt", whole / "tiny_bn-3_12.ckpt")

@@ -1,0 +1,129 @@
+"""Schedule, optimiser, step and evaluation, in numbers."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindcv.loss import create_loss
+from mindspore import Tensor, nn
+
+from mindska.config import Config
+from mindska.evaluation import EvalStep, evaluate
+from mindska.training import StepOptions, TrainStep, build_optimizer, learning_rates
+
+
+def test_the_authors_schedule():
+    """configs/skanet_s.yaml: warm-up from 1e-6, a cosine over 300 epochs counted from the start, cooldown."""
+    config = Config(epoch_size=310, cooldown_epochs=10, lr=1e-3, min_lr=1e-6, warmup_epochs=5, warmup_lr=1e-6)
+    rates = learning_rates(config, 2)
+    assert len(rates) == 620 and rates[0] == rates[1] == pytest.approx(1e-6)
+    assert rates[2] == pytest.approx(1e-6 + (1e-3 - 1e-6) / 5)
+    assert rates[10] == pytest.approx(1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + np.cos(np.pi * 5 / 300)))
+    assert rates[300] == pytest.approx((1e-3 + 1e-6) / 2)
+    assert rates[600:] == [pytest.approx(1e-6)] * 20 and rates[599] > 1e-6
+
+
+@pytest.mark.parametrize("scheduler", ["cosine_decay", "step_decay", "constant"])
+def test_every_schedule_cools_down_and_takes_an_update_for_several_batches(scheduler):
+    config = Config(
+        scheduler=scheduler,
+        epoch_size=6,
+        cooldown_epochs=2,
+        warmup_epochs=1,
+        min_lr=1e-6,
+        gradient_accumulation_steps=2,
+    )
+    rates = learning_rates(config, 4)
+    assert len(rates) == 12 and rates[8:] == [1e-6] * 4 and rates[0] == pytest.approx(config.warmup_lr)
+
+
+class Linear(nn.Cell):
+    """Logits that are its input times a matrix; a bias and a norm's scale take no part."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.dense = nn.Dense(*weight.shape[::-1], weight_init=Tensor(weight), bias_init="zeros")
+
+    def construct(self, x):
+        return self.dense(x)
+
+
+def steps(config, options, inputs, labels, weight):
+    """Weights after one step on each pair, ours and torch's with the same settings."""
+    net = Linear(weight)
+    optimizer = build_optimizer(config, net, [config.lr] * 10)
+    step = TrainStep(net, create_loss("CE"), optimizer, options).set_train(True)
+    theirs = torch.nn.Linear(*weight.shape[::-1])
+    with torch.no_grad():
+        theirs.weight.copy_(torch.from_numpy(weight))
+        theirs.bias.zero_()
+    groups = [
+        dict(params=[theirs.weight], weight_decay=config.weight_decay),
+        dict(params=[theirs.bias], weight_decay=0.0),
+    ]
+    betas = (config.beta1, config.beta2)
+    kinds = {
+        "adamw": lambda: torch.optim.AdamW(groups, lr=config.lr, betas=betas),
+        "momentum": lambda: torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum),
+        "sgd": lambda: torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum),
+    }
+    optimizer, norms = kinds[config.opt](), []
+    for x, y in zip(inputs, labels):
+        _, norm = step(Tensor(x), Tensor(y), Tensor(np.zeros((len(x), 1), np.float32)))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(torch.from_numpy(x)), torch.from_numpy(y).long()).backward()
+        clip = options.clip_value or 1e9
+        norms.append((float(norm.asnumpy()), float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip))))
+        optimizer.step()
+    return step, net.dense.weight.asnumpy(), theirs.weight.detach().numpy(), norms
+
+
+@pytest.mark.parametrize(
+    "settings, clip",
+    [
+        (dict(opt="adamw", weight_decay=0.1, beta1=0.8, beta2=0.95), None),
+        (dict(opt="momentum", weight_decay=0.1, momentum=0.7), 0.05),
+        (dict(opt="sgd", weight_decay=0.1, momentum=0.9), 0.05),
+    ],
+)
+def test_a_step_is_torchs(settings, clip):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((3, 5), dtype=np.float32)
+    inputs = [rng.standard_normal((4, 5), dtype=np.float32) for _ in range(4)]
+    labels = [rng.integers(0, 3, 4).astype(np.int32) for _ in range(4)]
+    options = StepOptions(clip_value=clip, ema_decay=0.5)
+    step, ours, theirs, norms = steps(Config(lr=0.1, **settings), options, inputs, labels, weight)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for our_norm, their_norm in norms:
+        assert our_norm == pytest.approx(their_norm, rel=1e-5)
+        assert clip is None or their_norm > clip, "nothing was clipped: the test would prove nothing"
+    assert (step.ema[0].asnumpy() != ours).any()
+
+
+def test_evaluation_counts_what_it_should():
+    """Ranks 1, 2 and 6 of the true class, a tie that its index loses, a NaN, and padding."""
+    logits = np.zeros((6, 8), np.float32)
+    logits[0, 3], logits[1, 2], logits[1, 5], logits[2, :5] = 5, 5, 9, 9
+    logits[4, :] = np.nan
+    labels = np.int32([3, 2, 6, 7, 1, -1])
+
+    class Fixed(nn.Cell):
+        def construct(self, x):
+            return x
+
+    result = evaluate(EvalStep(Fixed()), [(logits, labels)], lambda total: total)
+    assert result.images == 5
+    assert result.top1 == pytest.approx(100 * 1 / 5)
+    assert result.top5 == pytest.approx(100 * 2 / 5)
+    finite = evaluate(EvalStep(Fixed()), [(logits[:4], labels[:4])], lambda total: total)
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits[:4]), torch.from_numpy(labels[:4]).long())
+    assert finite.loss == pytest.approx(float(expected), rel=1e-6)
+    with pytest.raises(ValueError, match="no image"):
+        evaluate(EvalStep(Fixed()), [(logits, np.full(6, -1, np.int32))], lambda total: total)
+
+
+def test_the_average_is_what_is_saved_beside_the_weights(whole_run):
+    """And what validation takes: tests/test_commands.py finds the training's figure again."""
+    loaded = ms.load_checkpoint(str(whole_run[0] / "tiny_bn_best.ckpt"))
+    for name in ("classifier.weight", "norm.moving_mean"):
+        assert (loaded[f"ema.{name}"].asnumpy() != loaded[name].asnumpy()).any()

@@ -55,6 +55,7 @@ def test_validation_on_several_ranks_is_the_same(whole_run, images, tmp_path, ra
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [8, 10])
 def test_a_resumed_run_is_the_uninterrupted_one(whole_run, images, tmp_path, stop):
     """Stopped at the end of an epoch (8) or within one (10): losses, weights, averages, optimiser equal to the bit."""
@@ -98,6 +99,7 @@ def test_errors_are_messages(images, tmp_path):
     assert "No checkpoint at" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_best_checkpoints_are_kept(images, tmp_path):
     out = tmp_path / "run"
     train(images, out, epoch_size=6, keep_checkpoint_max=1)
@@ -107,6 +109,7 @@ def test_best_checkpoints_are_kept(images, tmp_path):
     assert kept == {20, 24, best}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -122,6 +122,7 @@ def test_weights_of_another_head_are_refused(tmp_path):
         mindcv.create_model(MODEL, checkpoint_path=str(tmp_path / "a.ckpt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings, message",
     [

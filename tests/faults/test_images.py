@@ -45,6 +45,7 @@ def damaged(images, tmp_path_factory):
     return folder, damage(folder / "train")
 
 
+@pytest.mark.slow
 def test_damaged_images_are_replaced_counted_and_named(damaged, tmp_path):
     folder, bad = damaged
     printed = train(folder, tmp_path / "a", max_damaged=0.1, epoch_size=6)

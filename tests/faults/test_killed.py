@@ -100,6 +100,7 @@ def test_every_damage_is_detected(tmp_path, damage):
     read_file(path, checksum_required=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(whole_run, images, tmp_path):
     whole, _ = whole_run
     out = tmp_path / "run"
@@ -124,6 +125,7 @@ def test_when_no_checkpoint_can_be_used_nothing_is_overwritten(whole_run, images
     assert (out / "metrics.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_half_a_row_at_the_end_is_taken_back(whole_run, images, tmp_path):
     whole, _ = whole_run
     out = tmp_path / "run"

@@ -113,12 +113,14 @@ def test_accumulation_is_the_mean_of_its_batches():
     assert int(train_step.skipped.asnumpy()) == 1
 
 
+@pytest.mark.slow
 def test_training_stops_after_too_many_skipped_updates(images, tmp_path):
     printed = train(images, tmp_path / "run", expect=1, lr=1e30, warmup_epochs=0, max_skipped_steps=3, opt="momentum")
     assert "Step 3 was skipped" in printed or "Step 2 was skipped" in printed
     assert "not finite in 3 updates in a row, up to step" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses_whatever_the_workers(images, tmp_path):
     settings = dict(epoch_size=13, val_while_train="false", ckpt_save_interval=100, mixup=0.2, cutmix=1.0)
     for name, extra in (("a", {}), ("b", {"num_parallel_workers": 5}), ("c", {"seed": 7})):

@@ -4,6 +4,7 @@ Outside the default test run:
 
     python -m pytest tests/faults/test_soak.py -o addopts=--import-mode=importlib -s
 
+MINDSKA_SOAK_MINUTES sets another time.
 """
 
 import os

@@ -28,6 +28,7 @@ from mindska.training.interrupt import EXIT_CODE
 LONG = dict(epoch_size=400, val_while_train="false", ckpt_save_interval=1000)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_checkpoint(images, tmp_path):
     """A limit on the size of files stands for a full disk: the earlier checkpoint stays, a message says what to do."""
     out = tmp_path / "run"
@@ -104,6 +105,7 @@ def test_a_rank_that_fails_takes_all_with_it_and_says_why(images, tmp_path):
     wait_for(lambda: not processes(str(tmp_path / "run")), what="the end of all processes")
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(images, tmp_path):
     out = tmp_path / "run"
     process = start_training(images, out, **LONG)
@@ -122,6 +124,7 @@ def test_an_output_folder_that_cannot_be_written(images, tmp_path):
     assert "cannot be written: Not a directory" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_data_folder_that_vanishes(images, tmp_path):
     data, out = tmp_path / "images", tmp_path / "run"
     shutil.copytree(images, data)
@@ -133,6 +136,7 @@ def test_a_data_folder_that_vanishes(images, tmp_path):
     assert "is the data folder still there?" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_the_whole_story(images, tmp_path, whole_run):
     """Stopped by a signal, then finished: the same figures as the uninterrupted run."""
     whole, _ = whole_run

@@ -41,6 +41,7 @@ def test_neighbours_are_the_authors():
         np.testing.assert_array_equal(chosen, arrays[f"knn/{name}"], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(144, 144), (159, 159), (128, 256), (192, 160), (128, 128), (129, 140), (65, 100)])
 def test_other_sizes(size):
     """Where the authors' code runs, and (the last three) where it stops and our definition holds in both."""
@@ -107,6 +108,7 @@ def test_gelu_and_its_gradient():
     np.testing.assert_allclose(gradient, reference.grad.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_every_parameter():
     meta, arrays = figures.golden(figures.TRAIN_CASE)
     loss, gradients, _ = figures.port_gradients()
@@ -122,6 +124,7 @@ def test_gradients_of_every_parameter():
         assert figures.rms(gradients[name].reshape(-1)[:64], arrays[f"grad/{name}/f64"]) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_gradients_match_the_reference_element_by_element():
     _, theirs, _ = figures.reference_gradients()
     _, ours, _ = figures.port_gradients()
@@ -132,6 +135,7 @@ def test_gradients_match_the_reference_element_by_element():
             assert np.linalg.norm(ours[name] - expected) < 1e-3 * np.linalg.norm(expected), name
 
 
+@pytest.mark.slow
 def test_running_statistics():
     meta, arrays = figures.golden(figures.TRAIN_CASE)
     _, _, parameters = figures.port_gradients()

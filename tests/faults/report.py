@@ -1,0 +1,72 @@
+"""Injects the faults and prints the table of outcomes: `python tests/faults/report.py` (several minutes)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+# What is injected, what must happen, and words in the names of the tests that show it.
+FAULTS = (
+    ("`kill -9` at 20 random moments of a run", "weights equal the uninterrupted run's to the bit", "killed_at_random"),
+    ("`kill -9` while a checkpoint is written, 50 times", "the newest readable, nothing stray", "while_a_checkpoint"),
+    ("newest checkpoint truncated or a bit flipped, 100 ways", "detected, named, the one before it taken",
+     "every_damage damaged_newest no_checkpoint_can"),
+    ("no room for a checkpoint", "the earlier one intact, message, exit code 1", "no_room"),
+    ("SIGTERM, SIGINT", "step finished, checkpoint, exit code 75, goes on", "signal_ends signal_to_mpirun whole_story"),
+    ("a rank killed, a rank raising", "all gone within 60 s, traceback in the log", "killed_rank rank_that_fails one_rank_"),
+    ("a batch whose loss is NaN or infinite", "nothing changes; counted; too many end the run",
+     "without_a_finite too_many_skipped"),
+    ("overflow under dynamic loss scaling", "scale halves, average and schedule stay",
+     "overflow_halves scale_doubles accumulation_is"),
+    ("damaged and unusual images", "replaced, counted, named; validation fails or leaves out",
+     "damaged_images allowed_share fails_or_leaves"),
+    ("the same seed twice, other numbers of workers", "the same losses for 52 steps", "same_seed"),
+    ("evaluation on 2 and 3 ranks that do not divide the set", "the same counts as on one", "several_ranks"),
+    ("hostile files", "refused before training, nothing executed, memory bounded",
+     "hostile_file yaml_that refuses_before another_head"),
+    ("resume with other settings or ranks", "refused with the difference, or sound and said",
+     "other_settings another_number_of_ranks"),
+    ("folders unwritable, vanishing, or in use", "clear errors, nothing overwritten",
+     "cannot_be_written vanishes second_run"),
+    ("log and metrics after restarts", "one record, nothing lost or doubled", "killed_at_random half_a_row"),
+)  # fmt: skip
+PATHS = (
+    "tests/faults",
+    "tests/test_distributed.py",
+    "tests/test_commands.py::test_validation_on_several_ranks_is_the_same",
+)
+
+
+class Outcomes:
+    """A pytest plugin that keeps each test's outcome."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            self.tests[report.nodeid] = report.outcome
+
+
+def main() -> None:
+    outcomes = Outcomes()
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["-q", "--rootdir", str(ROOT), *(str(ROOT / path) for path in PATHS)], plugins=[outcomes])
+    print("| | fault | what must happen | tests | outcome |\n|---|---|---|---|---|")
+    failed = False
+    for number, (fault, outcome, words) in enumerate(FAULTS, start=1):
+        names = words.split()
+        found = [result for test, result in outcomes.tests.items() if any(name in test for name in names)]
+        good = bool(found) and all(result == "passed" for result in found)
+        failed |= not good
+        print(f"| {number} | {fault} | {outcome} | {len(found)} | {'as it must' if good else 'NOT SO'} |")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

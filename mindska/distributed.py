@@ -17,9 +17,11 @@ Nothing of MindSpore is imported at the top: what is put into the environment mu
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -203,6 +205,8 @@ def _all_gather(value: Any) -> list[Any]:
 
 def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, list[Connection]]:
     """Form MindSpore's cluster, then link every rank to rank 0."""
+    if how == "mpirun":
+        _end_with_parent()
     scheduler = _start_cluster() if how == "mpirun" else None
     # So that a host with several networks answers on the one that leads to the scheduler.
     os.environ.setdefault("MS_WORKER_IP", _address_towards(os.environ["MS_SCHED_HOST"]))
@@ -427,6 +431,17 @@ def _end_everything(how: str, error: BaseException, code: int) -> NoReturn:
         mpi.COMM_WORLD.Abort(code)
     # No clean-up: MindSpore's would wait for the others. Both launchers end the other ranks of one that ends like this.
     os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """Has the system end this rank when mpirun is killed: nobody else would (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before the call
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _formation_failure(scheduler: Optional[_Scheduler]) -> str:

@@ -11,6 +11,6 @@ from . import distributed
 distributed.prepare()  # libraries read the environment when they load: before MindSpore does
 
 # Registers the models. Afterwards: mindcv.create_model("skanet_s").
-from . import models
+from . import models, weights
 
-__all__ = ["distributed", "models"]
+__all__ = ["distributed", "models", "weights"]

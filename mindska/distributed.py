@@ -373,7 +373,10 @@ def _set_device(target: str, local_rank: int = 0) -> None:
             f"device target {target!r} is not available: MindSpore {ms.__version__} finds {', '.join(available)} on "
             f"this machine; choose one of them, or install MindSpore and the drivers for {target}"
         )
-    ms.set_device(target, 0 if target == "CPU" else local_rank)
+    if target != "CPU":
+        ms.set_device(target, local_rank)
+    elif ms.get_context("device_target") != "CPU":  # MindSpore refuses it, even the same, once it has computed anything
+        ms.set_device("CPU")
 
 
 def _share_of_cores(local_size: int) -> int:

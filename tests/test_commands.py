@@ -154,16 +154,3 @@ def test_two_ranks_follow_one(images, tmp_path, launcher):
     one, two = (parameters(tmp_path / name / "tiny-2_8.ckpt") for name in ("one", "two"))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
-
-
-@pytest.mark.slow
-def test_a_failing_rank_ends_all(images, tmp_path):
-    """Rank 1 finds a damaged image; rank 0 waits for it in a collective."""
-    import shutil
-
-    damaged = tmp_path / "images"
-    shutil.copytree(images, damaged)
-    for path in sorted((damaged / "train" / "class1").iterdir())[3:]:
-        path.write_bytes(path.read_bytes()[:300])
-    printed = train(damaged, tmp_path / "run", launcher=mpirun(2), expect=1)
-    assert "cannot be read" in printed and "[rank " in printed

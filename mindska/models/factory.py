@@ -1,11 +1,10 @@
-"""The door to MindCV's factory: variants become entry points of `mindcv.create_model`; checkpoints load strictly."""
+"""The door to MindCV's factory: variants become entry points of `mindcv.create_model`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Callable
 
-from mindcv.models import model_factory
 from mindcv.models.features import FeatureExtractWrapper
 from mindcv.models.registry import register_model
 from mindspore import nn
@@ -54,17 +53,3 @@ def _entry_point(module: str, name: str, network: Callable[..., nn.Cell], row: d
     create.__module__ = module
     create.__doc__ = f"{name}: {network.__name__} with {row}."
     return create
-
-
-def _load_model_checkpoint(model: nn.Cell, checkpoint_path: str = "", ema: bool = False, auto_mapping: bool = False):
-    # MindCV's loader does nothing, without a word, when the file is missing or no name fits.
-    inner = model.net if isinstance(model, FeatureExtractWrapper) else model
-    if getattr(inner, "model_name", None) not in OUR_MODELS:
-        return mindcv_load(model, checkpoint_path, ema, auto_mapping)
-    from ..weights import load_checkpoint_into  # only here: weights is a heavier room than models
-
-    return load_checkpoint_into(inner, checkpoint_path, ema=ema)
-
-
-mindcv_load = model_factory.load_model_checkpoint
-model_factory.load_model_checkpoint = _load_model_checkpoint

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Optional
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
@@ -44,6 +45,11 @@ class GELU(nn.Cell):
         return (dout * (0.5 * (1.0 + ops.erf(x * math.sqrt(0.5))) + x * phi),)
 
 
+def _kept(uniform: Tensor, rate: float, dtype: ms.Type) -> Tensor:
+    """1 / (1 - rate) where uniform < 1 - rate, else 0."""
+    return (uniform < 1 - rate).astype(dtype) / (1 - rate)
+
+
 class DropPath(nn.Cell):
     """Stochastic depth (Huang et al., 2016): drops a sample's residual branch with probability `rate`.
 
@@ -61,8 +67,7 @@ class DropPath(nn.Cell):
             return x
         if uniform is None:
             return x * self.dropout(ops.ones((x.shape[0], 1, 1, 1), x.dtype))
-        kept = (uniform < 1 - self.rate).astype(x.dtype) / (1 - self.rate)
-        return x * kept.reshape(-1, 1, 1, 1)
+        return x * _kept(uniform, self.rate, x.dtype).reshape(-1, 1, 1, 1)
 
 
 class Dropout(nn.Cell):
@@ -78,7 +83,7 @@ class Dropout(nn.Cell):
             return x
         if uniform is None:
             return self.dropout(x)
-        return x * ((uniform < 1 - self.rate).astype(x.dtype) / (1 - self.rate))
+        return x * _kept(uniform, self.rate, x.dtype)
 
 
 class LayerNorm2d(nn.LayerNorm):

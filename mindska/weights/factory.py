@@ -1,0 +1,24 @@
+"""Strict loading behind `mindcv.create_model(..., checkpoint_path=...)`, for our models only."""
+
+from __future__ import annotations
+
+from mindcv.models import model_factory
+from mindcv.models.features import FeatureExtractWrapper
+from mindspore import nn
+
+from ..models.factory import OUR_MODELS
+from .files import load_checkpoint_into
+
+_mindcvs = model_factory.load_model_checkpoint
+
+
+def _load_model_checkpoint(model: nn.Cell, checkpoint_path: str = "", ema: bool = False, auto_mapping: bool = False):
+    # MindCV's loader does nothing, without a word, when the file is missing or no name fits.
+    inner = model.net if isinstance(model, FeatureExtractWrapper) else model
+    if getattr(inner, "model_name", None) in OUR_MODELS:
+        load_checkpoint_into(inner, checkpoint_path, ema=ema)
+    else:
+        _mindcvs(model, checkpoint_path, ema, auto_mapping)
+
+
+model_factory.load_model_checkpoint = _load_model_checkpoint

@@ -86,7 +86,9 @@ def read_file(path: Union[str, Path], checksum_required: bool = False) -> tuple[
         arrays = {name: value.asnumpy() for name, value in loaded.items() if isinstance(value, ms.Tensor)}
         record = json.loads(loaded.get(RECORD, "{}"))
     except Exception as error:  # a hostile or damaged file may break MindSpore's reader anywhere
-        raise WeightsError(f"{path} is not a readable MindSpore checkpoint: {str(error).splitlines()[0]}") from error
+        raise WeightsError(
+            f"{path} is not a readable MindSpore checkpoint: {str(error).partition(chr(10))[0]}"
+        ) from error
     if record and not checked:
         raise WeightsError(f"{path} is damaged: its end, with the checksum, is missing")
     return arrays, record

@@ -1,5 +1,6 @@
 """Vision backbones for MindSpore; importing the package registers its models in MindCV's factory."""
 
+import atexit
 import os
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are mostly about itself; errors stay
@@ -9,6 +10,12 @@ __version__ = "0.1.0"
 from . import distributed
 
 distributed.prepare()  # libraries read the environment when they load: before MindSpore does
+
+from mindspore import nn
+
+# A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor uses
+# names that the interpreter has cleared by then.
+atexit.register(delattr, nn.Cell, "__del__")
 
 # Registers the models. Afterwards: mindcv.create_model("skanet_s").
 from . import models, weights

@@ -157,7 +157,7 @@ class Searches(nn.Cell):
 def test_neighbour_search_stays_in_float32_under_mixed_precision(level, mode):
     """Features whose distances differ by less than half precision resolves are still told apart."""
     ms.set_context(mode=mode)
-    probe = Searches(mindcv.create_model("skanet_nano").stages[1].blocks[0].attn.ska.graph).set_train(False)
+    probe = Searches(mindcv.create_model("skanet_nano").stages[1].blocks[0].attn.spatial.graph).set_train(False)
     ms.amp.auto_mixed_precision(probe, level)
     x = (1 + 1e-2 * np.random.default_rng(0).standard_normal((1, 32, 16, 16))).astype(np.float16)
     queries, keys, found, out = probe(Tensor(x.astype(np.float32)))

@@ -1,5 +1,5 @@
 """Networks, one file a paper, registered in MindCV's factory."""
 
-from . import skanet
+from . import skanet, sknet, van
 
-__all__ = ["skanet"]
+__all__ = ["skanet", "sknet", "van"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable
+from typing import Callable, Optional
 
 from mindcv.models.features import FeatureExtractWrapper
 from mindcv.models.registry import register_model
@@ -14,33 +14,42 @@ from ..errors import SettingError
 OUR_MODELS: dict[str, str] = {}  # model name -> module
 
 
-def register_variants(module: str, network: Callable[..., nn.Cell], variants: dict[str, dict]) -> None:
-    """Makes one entry point a row of `variants` (model name -> keyword arguments of `network`) and registers it."""
+def register_variants(
+    module: str,
+    network: Callable[..., nn.Cell],
+    variants: dict[str, dict],
+    resolve: Callable[[str, dict], str] = lambda name, keywords: name,
+) -> None:
+    """Makes one entry point a row of `variants` (model name -> keyword arguments of `network`) and registers it.
+
+    `resolve`: the name of the model that an entry point makes with some keywords, where these choose another variant.
+    """
     for name, row in variants.items():
         OUR_MODELS[name] = module
-        register_model(_entry_point(module, name, network, row))
+        register_model(_entry_point(module, name, network, row, resolve))
 
 
-def _entry_point(module: str, name: str, network: Callable[..., nn.Cell], row: dict) -> Callable[..., nn.Cell]:
+def _entry_point(module: str, name: str, network, row: dict, resolve) -> Callable[..., nn.Cell]:
     def create(
         pretrained: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
         features_only: bool = False,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Optional[Sequence[int]] = None,
         **kwargs,
     ) -> nn.Cell:
         if pretrained:
             raise SettingError(
                 f"No MindSpore weights are published for {name}, so pretrained=True cannot be honoured. "
-                f"Convert the authors' PyTorch weights with mindska.weights and pass checkpoint_path instead."
+                f"Convert the authors' weights with mindska.weights and pass checkpoint_path instead."
             )
         net = network(
             **{**row, **kwargs}, num_classes=num_classes, in_channels=in_channels, features_only=features_only
         )
-        net.model_name = name
+        net.model_name = resolve(name, kwargs)
         if not features_only:
             return net
+        out_indices = range(len(net.feature_info)) if out_indices is None else out_indices
         wrong = [i for i in out_indices if not 0 <= i < len(net.feature_info)]
         if wrong:
             raise SettingError(

@@ -19,7 +19,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
 from .factory import register_variants
-from .layers.blocks import GELU, batch_norm, conv
+from .layers.blocks import Attention, batch_norm, conv
 from .layers.graph import MaxRelativeConv
 from .layers.pyramid import Pyramid
 
@@ -70,20 +70,6 @@ class SplitKernelAttention(nn.Cell):
         return self.norm(gate * ops.sigmoid(gate) * x)
 
 
-class Attention(nn.Cell):
-    """Projection, GELU, split kernel attention, projection, and a shortcut. (B, C, H, W) -> (B, C, H, W)"""
-
-    def __init__(self, dim: int, k: int, dilation: int, reduction: int) -> None:
-        super().__init__()
-        self.proj_1 = conv(dim, dim)
-        self.act = GELU()
-        self.ska = SplitKernelAttention(dim, k, dilation, reduction)
-        self.proj_2 = conv(dim, dim)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return x + self.proj_2(self.ska(self.act(self.proj_1(x))))
-
-
 class SkaNet(Pyramid):
     """SkaNet. `k`: neighbours of a node; the other arguments, inputs and outputs are those of `Pyramid`.
 
@@ -95,7 +81,7 @@ class SkaNet(Pyramid):
 
     def __init__(self, k: int = 5, drop_rate: float = 0.1, drop_path_rate: float = 0.1, **kwargs) -> None:
         def attention(dim: int, index: int, stage: int) -> nn.Cell:
-            return Attention(dim, k, index // 4 + 1, GRAPH_REDUCTIONS[stage])
+            return Attention(dim, SplitKernelAttention(dim, k, index // 4 + 1, GRAPH_REDUCTIONS[stage]))
 
         super().__init__(attention, drop_rate=drop_rate, drop_path_rate=drop_path_rate, **kwargs)
         self.k = k

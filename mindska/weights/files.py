@@ -14,12 +14,13 @@ import numpy as np
 from mindspore import nn
 
 from ..errors import UserError
-from .convert import WeightsError, from_torch, listing
+from .convert import WeightsError, from_torch, listing, rather, recognise, unwrap
 
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint holds
 RECORD = "state.record"  # JSON: what the file is (model, preprocessing, classes, epoch, ...)
 CHECKSUM = b"crc_num"  # what MindSpore writes before the ten bytes of a checkpoint's checksum, at its end
+NORM_EPS = 1e-6  # of the authors' classifiers
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 
 
@@ -100,12 +101,15 @@ def read_record(path: Union[str, Path]) -> dict[str, Any]:
     return {} if path.suffix in TORCH_SUFFIXES else read_file(path)[1]
 
 
-def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = None) -> dict[str, np.ndarray]:
+def read_weights(
+    path: Union[str, Path], model_name: str, ema: Optional[bool] = None, norm_eps: Optional[float] = None
+) -> dict[str, np.ndarray]:
     """Parameters (name -> array) of `model_name` in a MindSpore checkpoint or the authors' PyTorch file.
 
     Args:
         ema: True for the averaged weights (an error when there are none), False for the raw ones, None for the averaged
             where the file has them.
+        norm_eps: epsilon of the network's layer norms, if it has any: compared with what published weights mean.
 
     Raises:
         FileNotFoundError, WeightsError.
@@ -115,7 +119,15 @@ def read_weights(path: Union[str, Path], model_name: str, ema: Optional[bool] = 
         raise MissingWeights(f"No checkpoint at {path.absolute()}")
     if path.suffix in TORCH_SUFFIXES:
         loaded = read_torch(path)
-        return from_torch(model_name, loaded, use_ema="state_dict_ema" in loaded if ema is None else ema)
+        use_ema = "state_dict_ema" in loaded if ema is None else ema
+        weights = from_torch(model_name, loaded, use_ema)
+        dialect = recognise(model_name, unwrap(loaded, use_ema), "torch")
+        if norm_eps is not None and norm_eps != (dialect.norm_eps or NORM_EPS):
+            raise WeightsError(
+                f"{path} comes from {dialect.name}, whose layer norms have the epsilon {dialect.norm_eps or NORM_EPS}; "
+                f"the network was made with {norm_eps}. Pass norm_eps={dialect.norm_eps or NORM_EPS} to create_model."
+            )
+        return weights
     arrays, _ = read_file(path)
     averaged = {name[len(EMA_PREFIX) :]: array for name, array in arrays.items() if name.startswith(EMA_PREFIX)}
     if ema and not averaged:
@@ -147,8 +159,9 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
         if name in weights and tuple(weights[name].shape) != tuple(p.shape)
     ]
     if missing or unknown or wrong:
+        model_name = getattr(net, "model_name", type(net).__name__)
         raise WeightsError(
-            f"{source} does not fit {getattr(net, 'model_name', type(net).__name__)}."
+            f"{source} does not fit {model_name}{rather(model_name, weights, 'mindspore')}."
             + listing("missing in the file", missing)
             + listing("unknown to the network", unknown)
             + listing("of another shape", wrong)
@@ -159,4 +172,5 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
 
 def load_checkpoint_into(net: nn.Cell, path: Union[str, Path], ema: Optional[bool] = None) -> None:
     """Loads a checkpoint file (see `read_weights`) into a model of mindska (see `load_into`)."""
-    load_into(net, read_weights(path, net.model_name, ema), str(path))
+    weights = read_weights(path, net.model_name, ema, getattr(net, "norm_eps", None))
+    load_into(net, weights, str(path))

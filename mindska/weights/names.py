@@ -1,19 +1,20 @@
-"""Explicit name maps, one a model family: MindSpore parameter name -> key in the authors' PyTorch state dict."""
+"""Explicit name maps: MindSpore parameter name -> name in a published file, one a way of naming ("dialect")."""
 
 from __future__ import annotations
 
 import re
-from typing import Callable, Union
+from dataclasses import dataclass
+from typing import Callable, Optional, Union
 
 Rule = tuple[str, Union[str, Callable[[re.Match], str]]]
 
 
-def _one_based(template: str) -> Callable[[re.Match], str]:
-    """The authors number stages from 1, we from 0."""
-    return lambda match: template.format(int(match[1]) + 1)
+def _counted(template: str, *offsets: int) -> Callable[[re.Match], str]:
+    """Where others count from another number than 0: the i-th group plus the i-th offset, put into the template."""
+    return lambda match: template.format(*(int(match[i]) + offset for i, offset in enumerate(offsets, start=1)))
 
 
-NORM: tuple[Rule, ...] = (
+TORCH_NORM: tuple[Rule, ...] = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
     (r"\.moving_mean$", ".running_mean"),
@@ -21,22 +22,133 @@ NORM: tuple[Rule, ...] = (
 )
 
 SKANET: tuple[Rule, ...] = (
-    (r"^stages\.(\d+)\.patch_embed\.", _one_based("patch_embed{}.")),
-    (r"^stages\.(\d+)\.blocks\.", _one_based("block{}.")),
-    (r"^stages\.(\d+)\.norm\.", _one_based("norm{}.")),
+    (r"^stages\.(\d+)\.patch_embed\.", _counted("patch_embed{}.", 1)),
+    (r"^stages\.(\d+)\.blocks\.", _counted("block{}.", 1)),
+    (r"^stages\.(\d+)\.norm\.", _counted("norm{}.", 1)),
     (r"^classifier\.", "classifier.fc."),
-    (r"\.ska\.graph\.conv\.", ".ska.conv0.gconv.nn.0."),
-    (r"\.ska\.graph\.norm\.", ".ska.conv0.gconv.nn.1."),
-    (r"\.ska\.dw_conv(\d)\.", r".ska.DW_conv\1."),
-    (r"\.ska\.pw_conv\.", ".ska.PW_conv."),
-    *NORM,
+    (r"\.spatial\.graph\.conv\.", ".ska.conv0.gconv.nn.0."),
+    (r"\.spatial\.graph\.norm\.", ".ska.conv0.gconv.nn.1."),
+    (r"\.spatial\.dw_conv(\d)\.", r".ska.DW_conv\1."),
+    (r"\.spatial\.pw_conv\.", ".ska.PW_conv."),
+    (r"\.spatial\.norm\.", ".ska.norm."),
+    *TORCH_NORM,
 )
 
-FAMILIES: dict[str, tuple[Rule, ...]] = {"mindska.models.skanet": SKANET}
+# VAN's and LSKA's classifiers. A large kernel is one convolution (LKA) or a horizontal and a vertical one (LSKA).
+VAN: tuple[Rule, ...] = (
+    (r"^stages\.(\d+)\.patch_embed\.", _counted("patch_embed{}.", 1)),
+    (r"^stages\.(\d+)\.blocks\.", _counted("block{}.", 1)),
+    (r"^stages\.(\d+)\.norm\.", _counted("norm{}.", 1)),
+    (r"^classifier\.", "head."),
+    (r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv."),
+    (r"\.spatial\.pw_conv\.", ".spatial_gating_unit.conv1."),
+    *TORCH_NORM,
+)
+LKA: tuple[Rule, ...] = (
+    (r"\.spatial\.dw_conv\.0\.", ".spatial_gating_unit.conv0."),
+    (r"\.spatial\.dw_d_conv\.0\.", ".spatial_gating_unit.conv_spatial."),
+    *VAN,
+)
+LSKA: tuple[Rule, ...] = (
+    (r"\.spatial\.dw_conv\.0\.", ".spatial_gating_unit.conv0h."),
+    (r"\.spatial\.dw_conv\.1\.", ".spatial_gating_unit.conv0v."),
+    (r"\.spatial\.dw_d_conv\.0\.", ".spatial_gating_unit.conv_spatial_h."),
+    (r"\.spatial\.dw_d_conv\.1\.", ".spatial_gating_unit.conv_spatial_v."),
+    *VAN,
+)
+LSKA_MMSEGMENTATION: tuple[Rule, ...] = (
+    (r"^stages\.(\d+)\.patch_embed\.proj\.", _counted("patch_embed{}.projection.", 1)),
+    (r"^stages\.(\d+)\.patch_embed\.", _counted("patch_embed{}.", 1)),
+    (r"^stages\.(\d+)\.blocks\.", _counted("blocks{}.", 1)),
+    (r"^stages\.(\d+)\.norm\.", _counted("norm{}.", 1)),
+    (r"\.spatial\.dw_conv\.0\.", ".spatial_gating_unit.DW_conv_h."),
+    (r"\.spatial\.dw_conv\.1\.", ".spatial_gating_unit.DW_conv_v."),
+    (r"\.spatial\.dw_d_conv\.0\.", ".spatial_gating_unit.DW_D_conv_h."),
+    (r"\.spatial\.dw_d_conv\.1\.", ".spatial_gating_unit.DW_D_conv_v."),
+    (r"\.spatial\.pw_conv\.", ".spatial_gating_unit.conv1."),
+    *TORCH_NORM,
+)
+
+TIMM: tuple[Rule, ...] = (
+    (r"^stem\.conv\.", "conv1."),
+    (r"^stem\.norm\.", "bn1."),
+    (r"^classifier\.", "fc."),
+    (r"^stages\.(\d+)\.", _counted("layer{}.", 1)),
+    (r"\.proj\.conv\.", ".downsample.0."),
+    (r"\.proj\.norm\.", ".downsample.1."),
+    (r"\.sk\.fc1\.conv\.", ".sk.attn.fc_reduce."),
+    (r"\.sk\.fc1\.norm\.", ".sk.attn.bn."),
+    (r"\.sk\.fc2\.", ".sk.attn.fc_select."),
+    (r"\.norm\.", ".bn."),
+    *TORCH_NORM,
+)
+TIMM_BASIC: tuple[Rule, ...] = (*TIMM, (r"\.sk\.", ".conv1."), (r"\.increase\.", ".conv2."))
+TIMM_BOTTLENECK: tuple[Rule, ...] = (
+    *TIMM,
+    (r"\.reduce\.", ".conv1."),
+    (r"\.sk\.", ".conv2."),
+    (r"\.increase\.", ".conv3."),
+)
+
+# Layer name, a dot, number of the blob.
+CAFFE: tuple[Rule, ...] = (
+    (r"^stem\.", "conv1/7x7_s2."),
+    (r"^stages\.(\d+)\.(\d+)\.", _counted("conv{}_{}/", 2, 1)),
+    (r"/(reduce|increase|proj)\.", r"/1x1_\1."),
+    (r"/sk\.paths\.0\.", "/3x3g32."),
+    (r"/sk\.paths\.1\.", "/3x3g32d2."),
+    (r"/sk\.fc1\.", "/B_fc1."),
+    (r"/sk\.fc2\.", "/B_fc2."),
+    (r"\.conv\.weight$", ".0"),
+    (r"\.norm\.gamma$", "/bn.0"),
+    (r"\.norm\.beta$", "/bn.1"),
+    (r"\.norm\.moving_mean$", "/bn.2"),
+    (r"\.norm\.moving_variance$", "/bn.3"),
+    (r"\.weight$", ".0"),
+    (r"\.bias$", ".1"),
+)
 
 
-def torch_key(name: str, rules: tuple[Rule, ...]) -> str:
-    """The authors' key of the MindSpore parameter `name`."""
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
+@dataclass(frozen=True)
+class Dialect:
+    """How the published files of some models name their weights.
+
+    Args:
+        name: who names them so.
+        models: regular expression that the names of our models match.
+        rules: what turns a parameter's name into theirs, in order.
+        framework: "torch", "caffe", or "mindspore" for our own.
+        backbone: the files have no classifier.
+        norm_eps: epsilon of the layer norms where the files mean another than our models' default.
+    """
+
+    name: str
+    models: str
+    rules: tuple[Rule, ...]
+    framework: str = "torch"
+    backbone: bool = False
+    norm_eps: Optional[float] = None
+
+    def key(self, name: str) -> str:
+        """Their name of the MindSpore parameter `name`."""
+        for pattern, replacement in self.rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+# Of the dialects of a model and a framework, the first is the one that we write.
+DIALECTS = (
+    Dialect("the authors of SkaNet", r"skanet_\w+", SKANET),
+    Dialect("the authors of VAN", r"van_[a-z]+", LKA),
+    Dialect("the authors of LSKA", r"van_[a-z]+_lska_k\d+", LSKA),
+    Dialect("mmsegmentation", r"van_[a-z]+_lska_k\d+", LSKA_MMSEGMENTATION, backbone=True, norm_eps=1e-5),
+    Dialect("timm", r"sk_resnet(18|34)", TIMM_BASIC),
+    Dialect("timm", r"sk_resnet50|sk_resnext50_32x4d|sknet\w+", TIMM_BOTTLENECK),
+    Dialect("the authors of SKNet", r"sknet(50|101)", CAFFE, framework="caffe"),
+    Dialect("mindska", r".*", (), framework="mindspore"),
+)
+
+
+def dialects(model_name: str, framework: str) -> list[Dialect]:
+    """The ways in which files of `framework` name the weights of a model."""
+    return [d for d in DIALECTS if d.framework == framework and re.fullmatch(d.models, model_name)]

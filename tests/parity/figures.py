@@ -5,82 +5,41 @@ Differences are rms over the standard deviation of the authors' float64 values, 
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache
 
 import mindcv
 import mindspore as ms
 import numpy as np
 import torch
-from mindcv.loss import create_loss
-from mindspore import Tensor, nn, ops
+import torch_skanet
+import training
+from golden import golden, golden_input, golden_weights, rms
+from mindspore import Tensor, nn
+from training import Gradients
 
 import mindska  # noqa: F401  registers the models
 from mindska.config import Config
 from mindska.models.layers.graph import MaxRelativeConv
-from mindska.training import StepOptions, TrainStep, build_optimizer, learning_rates
 from mindska.weights import from_torch, load_into
 from mindska.weights.convert import key_map
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "goldens")]
-import torch_skanet
-from fill import fill, image
 
 CASES = ("skanet_small_160", "skanet_small_256_b2", "skanet_small_ls005_160", "skanet_small_ls005_256_b2")
 TRAIN_CASE = "train_skanet_small_ls005_160_b4"
 MODEL = "skanet_s"
 
 
-@cache
-def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Description and arrays of a golden case."""
-    with np.load(HERE / "goldens" / f"{case}.npz") as arrays:
-        return json.loads((HERE / "goldens" / f"{case}.json").read_text()), dict(arrays)
-
-
-@cache
-def authors_keys(model: str = MODEL) -> dict[str, tuple[int, ...]]:
-    """The authors' state-dict keys and shapes, in order."""
-    keys = json.loads((HERE / "goldens" / "keys.json").read_text())[model]
-    return {key: tuple(shape) for key, shape in keys}
-
-
-@lru_cache(maxsize=4)
-def golden_state_dict(layer_scale_factor: float) -> dict[str, torch.Tensor]:
-    """The goldens' weights under the authors' keys."""
-    filled = {key: fill(key, shape) for key, shape in authors_keys().items()}
-    for key in filled:
-        if "layer_scale" in key:
-            filled[key] = filled[key] * np.float32(layer_scale_factor)
-    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in filled.items()}
-
-
-def golden_input(case: str) -> np.ndarray:
-    meta, _ = golden(case)
-    return image(meta["image_seed"], meta["input"])
-
-
-def rms(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square difference over the expected values' standard deviation."""
-    expected = expected.astype(np.float64)
-    return float(np.sqrt(np.mean((actual.astype(np.float64) - expected) ** 2)) / expected.std())
-
-
 def reference(layer_scale_factor: float = 1.0, **overrides) -> torch_skanet.SkaNet:
     """The PyTorch reference with the goldens' weights, in eval mode."""
     net = torch_skanet.create(MODEL, **overrides)
-    net.load_state_dict(golden_state_dict(layer_scale_factor))
+    net.load_state_dict(golden_weights(MODEL, layer_scale_factor))
     return net.eval()
 
 
 def port(layer_scale_factor: float = 1.0, **kwargs) -> nn.Cell:
     """The port with the goldens' weights, in eval mode."""
     net = mindcv.create_model(MODEL, **kwargs)
-    load_into(net, from_torch(MODEL, golden_state_dict(layer_scale_factor)))
+    load_into(net, from_torch(MODEL, golden_weights(MODEL, layer_scale_factor)))
     return net.set_train(False)
 
 
@@ -107,7 +66,7 @@ def port_taps(net: nn.Cell, x: np.ndarray) -> tuple[dict[str, np.ndarray], dict[
         handles.append(stage.blocks[-1].register_forward_hook(keep(f"stage{i}_block")))
         handles.append(stage.norm.register_forward_hook(keep(f"stage{i}_norm")))
         for j, block in enumerate(stage.blocks):
-            graph = block.attn.ska.graph
+            graph = block.attn.spatial.graph
             assert isinstance(graph, MaxRelativeConv)
             handles.append(graph.register_forward_hook(keep_neighbours(f"block{i}.{j}")))
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -115,17 +74,6 @@ def port_taps(net: nn.Cell, x: np.ndarray) -> tuple[dict[str, np.ndarray], dict[
     for handle in handles:
         handle.remove()
     return taps, neighbours
-
-
-def case_differences(taps: dict[str, np.ndarray], case: str) -> dict[str, float]:
-    """Difference of each tap from the golden's float64 values, `logits` included."""
-    _, arrays = golden(case)
-    differences = {"logits": rms(taps["logits"], arrays["logits_f64"])}
-    for key in arrays:
-        if key.endswith("/idx"):
-            name = key[: -len("/idx")]
-            differences[name] = rms(taps[name].reshape(-1)[arrays[key]], arrays[f"{name}/val_f64"])
-    return differences
 
 
 @cache
@@ -161,49 +109,20 @@ def different_neighbours(case: str) -> int:
     return sum(int((ours[name] != theirs[name]).sum()) for name in theirs)
 
 
-class CrossEntropy(nn.Cell):
-    """Mean cross entropy of the port on a batch, for gradients."""
-
-    def __init__(self, net: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.net = net
-
-    def construct(self, x: Tensor, labels: Tensor) -> Tensor:
-        return ops.cross_entropy(self.net(x), labels)
-
-
 @cache
-def port_gradients() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Loss, gradients (by the authors' keys) and parameters after one training-mode pass of the golden's batch."""
+def port_gradients() -> Gradients:
+    """Of the golden's batch in training mode."""
     meta, _ = golden(TRAIN_CASE)
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    net = port(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0).set_train(True)
-    loss_cell = CrossEntropy(net)
-    step = ms.value_and_grad(loss_cell, None, weights=net.trainable_params())
-    loss, gradients = step(Tensor(golden_input(TRAIN_CASE)), Tensor(meta["labels"], ms.int32))
-    keys = key_map(MODEL)
-    by_key = {keys[p.name]: g.asnumpy() for p, g in zip(net.trainable_params(), gradients)}
-    return float(loss.asnumpy()), by_key, {keys[p.name]: p.asnumpy() for p in net.get_parameters()}
+    net = port(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0)
+    return training.gradients(net, golden_input(TRAIN_CASE), meta["labels"])
 
 
 @cache
-def reference_gradients() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+def reference_gradients() -> Gradients:
     """The same from the PyTorch reference in float32."""
     meta, _ = golden(TRAIN_CASE)
-    net = reference(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0).train()
-    loss = torch.nn.functional.cross_entropy(
-        net(torch.from_numpy(golden_input(TRAIN_CASE))), torch.tensor(meta["labels"])
-    )
-    loss.backward()
-    state = {key: value.numpy() for key, value in net.state_dict().items()}
-    return loss.item(), {key: p.grad.numpy() for key, p in net.named_parameters()}, state
-
-
-def train_step(net: nn.Cell, config: Config, updates: int, **options) -> TrainStep:
-    """The trainer's step with the configuration's loss, optimiser and schedule."""
-    rates = learning_rates(config, updates // config.epoch_size)
-    loss = create_loss("CE", label_smoothing=config.label_smoothing)
-    return TrainStep(net, loss, build_optimizer(config, net, rates), StepOptions(**options)).set_train(True)
+    net = reference(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0)
+    return training.reference_gradients(net, golden_input(TRAIN_CASE), meta["labels"])
 
 
 @cache
@@ -211,15 +130,8 @@ def sgd_losses() -> tuple[np.ndarray, np.ndarray]:
     """Losses of the golden's SGD steps, ours and theirs (float64), in the mode that is set."""
     meta, arrays = golden(TRAIN_CASE)
     net = port(meta["layer_scale_factor"], drop_rate=0.0, drop_path_rate=0.0)
-    config = Config(
-        opt="sgd", momentum=0.0, weight_decay=0.0, lr=meta["sgd"]["lr"], scheduler="constant", warmup_epochs=0,
-        epoch_size=1, label_smoothing=0.0,
-    )  # fmt: skip
-    step = train_step(net, config, updates=6)
-    x, labels = Tensor(golden_input(TRAIN_CASE)), Tensor(meta["labels"], ms.int32)
-    noise = Tensor(np.zeros((len(meta["labels"]), net.noise_size), np.float32))
-    ours = [float(step(x, labels, noise)[0].asnumpy()) for _ in range(6)]
-    return np.array(ours), arrays["losses_f64"]
+    ours = training.sgd_losses(net, golden_input(TRAIN_CASE), meta["labels"], meta["sgd"]["lr"], steps=6)
+    return ours, arrays["losses_f64"]
 
 
 @dataclass
@@ -257,7 +169,7 @@ def adamw_run(steps: int = 20, epochs: int = 10) -> AdamwRun:
             torch.nn.init.normal_(p, std=0.5 / p[0].numel() ** 0.5)
     net = mindcv.create_model("skanet_nano", num_classes=classes, drop_path_rate=0.2, drop_rate=0.1)
     load_into(net, from_torch("skanet_nano", reference.state_dict()))
-    step = train_step(net, config, updates=steps, clip_value=1.0, ema_decay=decay)
+    step = training.train_step(net, config, updates=steps, clip_value=1.0, ema_decay=decay)
     groups = [p for p in reference.parameters() if p.ndim > 1], [p for p in reference.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [dict(params=groups[0], weight_decay=0.05), dict(params=groups[1], weight_decay=0.0)],

@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("GLOG_v", "3")
 
 import figures
+import golden
 import mindspore as ms
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ def rows():
     """(what, measured, bound) of each line."""
     for case in figures.CASES:
         taps, _ = figures.port_case(case)
-        differences = figures.case_differences(taps, case)
+        differences = golden.case_differences(taps, case)
         bound = "1e-3" if "ls005" in case else "5e-6"
         yield f"{case}: logits", f"{differences['logits']:.1e}", bound
         yield f"{case}: worst stage", f"{max(differences.values()):.1e}", bound
@@ -32,7 +33,7 @@ def rows():
             f"{max(figures.imposed_case(case).values()):.1e}",
             "5e-6",
         )
-    meta, arrays = figures.golden(figures.TRAIN_CASE)
+    meta, arrays = golden.golden(figures.TRAIN_CASE)
     loss, gradients, parameters = figures.port_gradients()
     names, expected = meta["grad_norm_names"], arrays["grad_norm_f64"]
     ours = np.array([np.linalg.norm(gradients[name].astype(np.float64)) for name in names])

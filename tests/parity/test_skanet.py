@@ -5,6 +5,7 @@ authors' own float32 and float64 figures, is 0.4e-6 to 1.7e-6; 5e-6 leaves room 
 """
 
 import figures
+import golden
 import mindspore as ms
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SWAP = 1e-3  # what a swapped neighbour may do at the authors' layer scales ("ls
 def test_stages_and_logits(case):
     taps, _ = figures.port_case(case)
     agree = figures.different_neighbours(case) == 0
-    differences = figures.case_differences(taps, case)
+    differences = golden.case_differences(taps, case)
     assert agree or "ls005" in case, "neighbours differ; test_a_difference_is_a_swap says whether that is rounding"
     assert max(differences.values()) < (NOISE if agree else SWAP), differences
 
@@ -35,7 +36,7 @@ def test_a_difference_is_a_swap(case):
 
 
 def test_neighbours_are_the_authors():
-    _, arrays = figures.golden("skanet_small_160")
+    _, arrays = golden.golden("skanet_small_160")
     _, neighbours = figures.port_case("skanet_small_160")
     for name, chosen in neighbours.items():
         np.testing.assert_array_equal(chosen, arrays[f"knn/{name}"], err_msg=name)
@@ -57,7 +58,7 @@ def test_other_sizes(size):
         graph.imposed = torch.from_numpy(neighbours[name].astype(np.int64))
     with torch.no_grad():
         expected = reference.double().taps(torch.from_numpy(x).double())
-    differences = {name: figures.rms(taps[name], tap.numpy()) for name, tap in expected.items()}
+    differences = {name: golden.rms(taps[name], tap.numpy()) for name, tap in expected.items()}
     assert max(differences.values()) < NOISE, differences
 
 
@@ -74,8 +75,8 @@ def test_relative_position_is_pytorchs_interpolation(channels, nodes, reduced):
 
 def test_graph_mode_gives_the_same_logits(graph):
     case = "skanet_small_160"
-    logits = figures.port()(Tensor(figures.golden_input(case))).asnumpy()
-    assert figures.rms(logits, figures.golden(case)[1]["logits_f64"]) < NOISE
+    logits = figures.port()(Tensor(golden.golden_input(case))).asnumpy()
+    assert golden.rms(logits, golden.golden(case)[1]["logits_f64"]) < NOISE
 
 
 def test_exact_constants():
@@ -110,7 +111,7 @@ def test_gelu_and_its_gradient():
 
 @pytest.mark.slow
 def test_gradients_of_every_parameter():
-    meta, arrays = figures.golden(figures.TRAIN_CASE)
+    meta, arrays = golden.golden(figures.TRAIN_CASE)
     loss, gradients, _ = figures.port_gradients()
     assert loss == pytest.approx(arrays["losses_f64"][0], abs=1e-5)
     assert set(gradients) == set(meta["grad_norm_names"])
@@ -121,7 +122,7 @@ def test_gradients_of_every_parameter():
         else:
             assert ours == pytest.approx(norm, rel=1e-4), name
     for name in meta["grad_samples"]:
-        assert figures.rms(gradients[name].reshape(-1)[:64], arrays[f"grad/{name}/f64"]) < 1e-4, name
+        assert golden.rms(gradients[name].reshape(-1)[:64], arrays[f"grad/{name}/f64"]) < 1e-4, name
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_gradients_match_the_reference_element_by_element():
 
 @pytest.mark.slow
 def test_running_statistics():
-    meta, arrays = figures.golden(figures.TRAIN_CASE)
+    meta, arrays = golden.golden(figures.TRAIN_CASE)
     _, _, parameters = figures.port_gradients()
     for name in meta["bn"]:
         for statistic in ("running_mean", "running_var"):

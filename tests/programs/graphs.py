@@ -1,4 +1,4 @@
-"""Compiles SkaNet's forward pass or its training step, what test_platforms.py reads: ``graphs.py forward|train``."""
+"""Compiles a forward pass or a training step, what test_platforms.py reads: ``graphs.py forward|train MODEL``."""
 
 import sys
 
@@ -13,7 +13,7 @@ from mindska.training import StepOptions, TrainStep, build_optimizer, learning_r
 
 ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
 # skanet_s compiles to the same primitives, forward (31) and in training (70), but takes a minute (compared by hand).
-net = mindcv.create_model("skanet_nano", num_classes=10)
+net = mindcv.create_model(sys.argv[2], num_classes=10)
 images = Tensor(np.zeros((2, 3, 64, 64), np.float32))
 if sys.argv[1] == "forward":
     net.set_train(False).compile(images)

@@ -6,7 +6,7 @@ Sources: VAN (Guo et al., Visual Attention Network, 2022), section 3.3; SkaNet (
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -17,17 +17,27 @@ BN_EPS = 1e-5
 BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm over (B, C, H, W) with PyTorch's defaults, which all three papers use."""
-    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+def batch_norm(channels: int, momentum: float = BN_MOMENTUM) -> nn.BatchNorm2d:
+    """Batch norm over (B, C, H, W); epsilon, and by default momentum, are PyTorch's, which all three papers use."""
+    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=momentum)
 
 
-def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, dilation: int = 1, group: int = 1) -> nn.Conv2d:
-    """Convolution with bias whose padding keeps the size (divided by the stride)."""
-    padding = dilation * (kernel - 1) // 2
-    # Weights get their values in `init_weights`.
-    initial = dict(has_bias=True, weight_init="zeros", bias_init="zeros")
-    return nn.Conv2d(cin, cout, kernel, stride, "pad", padding, dilation=dilation, group=group, **initial)
+def conv(
+    cin: int,
+    cout: int,
+    kernel: Union[int, tuple[int, int]] = 1,
+    stride: int = 1,
+    dilation: int = 1,
+    group: int = 1,
+    has_bias: bool = True,
+) -> nn.Conv2d:
+    """Convolution whose padding keeps the size (divided by the stride). `kernel`: of both sides, or (height, width)."""
+    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
+    vertical, horizontal = dilation * (high - 1) // 2, dilation * (wide - 1) // 2
+    padding = vertical if vertical == horizontal else (vertical, vertical, horizontal, horizontal)
+    # Weights get their values when the network is complete.
+    initial = dict(has_bias=has_bias, weight_init="zeros", bias_init="zeros")
+    return nn.Conv2d(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
 
 
 class GELU(nn.Cell):
@@ -120,6 +130,23 @@ class ConvMlp(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.dwconv(self.fc1(x))))
+
+
+class Attention(nn.Cell):
+    """1x1 convolution, GELU, the spatial part of the attention, 1x1 convolution, and a shortcut.
+
+    (B, C, H, W) -> (B, C, H, W)
+    """
+
+    def __init__(self, dim: int, spatial: nn.Cell) -> None:
+        super().__init__()
+        self.proj_1 = conv(dim, dim)
+        self.act = GELU()
+        self.spatial = spatial
+        self.proj_2 = conv(dim, dim)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x + self.proj_2(self.spatial(self.act(self.proj_1(x))))
 
 
 class Block(nn.Cell):

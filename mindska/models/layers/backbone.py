@@ -1,0 +1,72 @@
+"""What every network of ours is: stages whose outputs are features, and a classifier on the mean of the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from mindspore import Tensor, nn, ops
+
+from ...errors import SettingError
+from .blocks import Dropout
+
+
+class Backbone(nn.Cell):
+    """A network that gives logits or its stages' features.
+
+    Args:
+        channels, reductions: channels and stride of each feature, as `forward_features` returns them.
+        depth: number of stochastic decisions that `forward_features` takes (columns of `noise`).
+        drop_rate: dropout before the classifier.
+        features_only: return the features, and have no classifier.
+
+    Inputs:
+        x (B, in_channels, H, W); noise (B, `noise_size`), optional: uniform numbers in [0, 1) that drive the stochastic
+        layers in training mode (`depth` columns for the stages, then one a feature of the classifier's input).
+
+    Returns:
+        Logits (B, num_classes), or the list of features (B, C, H / stride, W / stride) when `features_only`.
+    """
+
+    is_rewritten = True  # MindCV's FeatureExtractWrapper: this network returns its features itself
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        reductions: Sequence[int],
+        names: Sequence[str],
+        depth: int,
+        num_classes: int = 1000,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        features_only: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise SettingError(f"{name} is {rate}; expected a probability in [0, 1)")
+        self.depth = depth
+        self.noise_size = depth + channels[-1]
+        self.feature_info = [
+            dict(chs=chs, reduction=reduction, name=name) for chs, reduction, name in zip(channels, reductions, names)
+        ]
+        self.num_classes = num_classes
+        self.features_only = features_only
+        if not features_only:
+            self.dropout = Dropout(drop_rate)
+            self.classifier = nn.Dense(channels[-1], num_classes)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay: all of one dimension (asked for by MindCV's optimisers)."""
+        return {p.name for p in self.trainable_params() if p.ndim <= 1}
+
+    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+        """The features, from the finest to the coarsest."""
+        raise NotImplementedError
+
+    def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        features = self.forward_features(x, noise)
+        if self.features_only:
+            return features
+        pooled = ops.mean(features[-1], (2, 3))  # (B, C)
+        return self.classifier(self.dropout(pooled, None if noise is None else noise[:, self.depth :]))

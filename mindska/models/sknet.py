@@ -1,0 +1,320 @@
+"""SKNet, selective kernel networks: as its authors published them, and timm's SK-ResNets.
+
+Source: Li et al., Selective Kernel Networks, CVPR 2019, and the authors' Caffe networks; timm's `sknet.py` for
+`sk_resnet*` and `sk_resnext*`. Both are held to figures of the originals by the parity tests.
+
+The authors' (`sknet50`, `sknet101`), where they differ from their paper or from a usual ResNet:
+
+- The attention's reduced width is 32, 32, 32, 64 by stage; in SKNet-101 it is 32, 16, 32, 64. The paper's formula,
+  max(C / 16, 32), gives 32 in SKNet-101's second stage: the published network is followed.
+- The pooling after the stem has no padding and rounds up (its last window hangs over the lower right border).
+- Batch norm keeps 95 % of the old statistics, not 90 %.
+- The last pooling is over the whole map, as in the paper; theirs is 7x7, which is the same at 224x224 only.
+- Their weights expect BGR pixels in 0..255 less (104, 117, 123). Here every network takes RGB: `mindska.weights`
+  turns the first convolution, and the preprocessing (mean 123, 117, 104 of 255; deviation 1/255) does the rest.
+
+`sknet26` is the paper's smaller network (two units a stage) and `sknet29_16x32d` its CIFAR network: for neither is a
+definition published. The latter is ResNeXt-29 16x32d with a 1x1 and a 3x3 path, G = 16 and r = 32: with two 3x3 paths
+it would grow by 11 M parameters over ResNeXt-29's 25 M, more than the network of the paper does.
+
+timm's (`sk_resnet18`, `sk_resnet34`, `sk_resnet50`, `sk_resnext50_32x4d`): in the first three each path sees one half
+of the input. MindCV's models of nearly these names, `skresnet*`, are left alone. Its `skresnext50_32x4d` has neither
+the 32 groups nor the width 4 of its name (37.2 M parameters instead of 27.5 M), and its units no first ReLU.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import HeNormal, HeUniform, initializer
+
+from .factory import register_variants
+from .layers.backbone import Backbone
+from .layers.blocks import DropPath, batch_norm, conv
+
+__all__ = ["SKNet"]
+
+CAFFE_MOMENTUM = 0.95
+
+
+class ConvNorm(nn.Cell):
+    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)"""
+
+    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, **kwargs) -> None:
+        super().__init__()
+        self.conv = conv(cin, cout, has_bias=False, **kwargs)
+        self.norm = batch_norm(cout, momentum)
+        self.relu = relu
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return ops.relu(x) if self.relu else x
+
+
+class SelectiveKernel(nn.Cell):
+    """Selective kernel convolution (paper, section 3.1). (B, Cin, H, W) -> (B, C, H/s, W/s)
+
+    Split: one convolution a path. Fuse: the mean of the paths' sum, reduced to `reduced` channels. Select: a softmax
+    over the paths weighs them, channel by channel.
+
+    Args:
+        paths: (kernel, dilation) of each path.
+        split_input: path number i sees only the i-th part of the input's channels (timm).
+    """
+
+    def __init__(self, cin, cout, reduced, paths, group, stride, momentum, split_input) -> None:
+        super().__init__()
+        self.cout, self.count, self.split_input = cout, len(paths), split_input
+        cin = cin // self.count if split_input else cin
+        self.paths = nn.CellList(
+            [
+                ConvNorm(cin, cout, momentum, kernel=kernel, stride=stride, dilation=dilation, group=group)
+                for kernel, dilation in paths
+            ]
+        )
+        self.fc1 = ConvNorm(cout, reduced, momentum)
+        self.fc2 = conv(reduced, self.count * cout, has_bias=False)
+
+    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and the paths' weights (B, paths, C)."""
+        parts = ops.chunk(x, self.count, axis=1) if self.split_input else (x,) * self.count
+        outputs = [path(part) for path, part in zip(self.paths, parts)]
+        fused = outputs[0]
+        for output in outputs[1:]:
+            fused = fused + output
+        logits = self.fc2(self.fc1(ops.mean(fused, (2, 3), keep_dims=True)))  # (B, paths * C, 1, 1)
+        weights = ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
+        selected = outputs[0] * weights[:, 0].reshape(-1, self.cout, 1, 1)
+        for i in range(1, self.count):
+            selected = selected + outputs[i] * weights[:, i].reshape(-1, self.cout, 1, 1)
+        return selected, weights
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.select(x)[0]
+
+
+class SKUnit(nn.Cell):
+    """Residual unit around a selective kernel convolution (paper, section 3.2). (B, Cin, H, W) -> (B, C, H/s, W/s)
+
+    A 1x1 convolution before it (`reduce`; none in timm's basic units), another after it, and a projection of the
+    shortcut where the size or the number of channels changes.
+    """
+
+    def __init__(self, reduce, sk: SelectiveKernel, increase: ConvNorm, proj, drop_path: float) -> None:
+        super().__init__()
+        self.reduce = reduce
+        self.sk = sk
+        self.increase = increase
+        self.proj = proj
+        self.drop_path = DropPath(drop_path)
+
+    def select(self, x: Tensor, uniform: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """The output, and the paths' weights (B, paths, C)."""
+        y, weights = self.sk.select(self.reduce(x) if self.reduce is not None else x)
+        shortcut = self.proj(x) if self.proj is not None else x
+        return ops.relu(self.drop_path(self.increase(y), uniform) + shortcut), weights
+
+    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
+        return self.select(x, uniform)[0]
+
+
+class StemPool(nn.Cell):
+    """Maximum over 3x3 with stride 2, without padding, rounding up (Caffe). (B, C, H, W) >= 0 -> (B, C, H/2, W/2)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overhanging = nn.MaxPool2d(3, 2, pad_mode="same")
+        self.fitting = nn.MaxPool2d(3, 2, pad_mode="valid")
+
+    def construct(self, x: Tensor) -> Tensor:
+        even = (x.shape[2] % 2 == 0, x.shape[3] % 2 == 0)
+        if all(even):  # "same" then pads one row and column, at the lower right
+            return self.overhanging(x)
+        # After a ReLU a border of zeros changes no maximum.
+        return self.fitting(ops.pad(x, (0, int(even[1]), 0, int(even[0]))))
+
+
+class SKNet(Backbone):
+    """SKNet.
+
+    Args:
+        depths, widths, channels, reduced: units, width inside the units, output channels, and the attention's reduced
+            width of each stage.
+        paths, groups: (kernel, dilation) of each path, and the groups of their convolutions.
+        bottleneck: units with a 1x1 convolution before and after; else timm's basic ones, with a 3x3 convolution after.
+        split_input: each path sees its share of the input's channels only (timm).
+        stem: "caffe" (7x7, stride 2, pooling without padding), "timm" (the same, pooling padded by 1), "cifar" (3x3).
+        momentum: share of the old value in batch norm's running statistics.
+        zero_init_last: the last batch norm of a unit starts at 0, so that the unit starts as its shortcut (timm).
+        drop_path_rate: stochastic depth of the last unit; it rises linearly from 0 at the first.
+
+    The other arguments, inputs and outputs are those of `Backbone`; one column of `noise` a unit. The features are the
+    stem's (stride 2; 1 for "cifar") and the stages', as of MindCV's ResNets.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        widths: tuple[int, ...],
+        channels: tuple[int, ...],
+        reduced: tuple[int, ...],
+        paths: tuple[tuple[int, int], ...] = ((3, 1), (3, 2)),
+        groups: int = 32,
+        bottleneck: bool = True,
+        split_input: bool = False,
+        stem: str = "caffe",
+        momentum: float = CAFFE_MOMENTUM,
+        zero_init_last: bool = False,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        **kwargs,
+    ) -> None:
+        first = 1 if stem == "cifar" else 2  # stride of the stem; pooling doubles it
+        strides = [first * (1 if stem == "cifar" else 2) * 2**i for i in range(len(depths))]
+        names = ["stem"] + [f"stages.{i}" for i in range(len(depths))]
+        super().__init__(
+            (64, *channels), (first, *strides), names, sum(depths), drop_path_rate=drop_path_rate, **kwargs
+        )
+        self.stem = ConvNorm(in_channels, 64, momentum, kernel=3 if stem == "cifar" else 7, stride=first)
+        self.pool = {
+            "caffe": StemPool,
+            "timm": lambda: nn.MaxPool2d(3, 2, pad_mode="pad", padding=1),
+            "cifar": nn.Identity,
+        }[stem]()
+
+        def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
+            width, cout = widths[stage], channels[stage]
+            return SKUnit(
+                ConvNorm(cin, width, momentum) if bottleneck else None,
+                SelectiveKernel(
+                    width if bottleneck else cin, width, reduced[stage], paths, groups, stride, momentum, split_input
+                ),
+                ConvNorm(width, cout, momentum, relu=False, kernel=1 if bottleneck else 3),
+                ConvNorm(cin, cout, momentum, relu=False, stride=stride) if stride > 1 or cin != cout else None,
+                drop_path,
+            )
+
+        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
+        stages, cin = [], 64
+        for stage, depth in enumerate(depths):
+            units = []
+            for i in range(depth):
+                units.append(unit(cin, stage, 2 if stage and i == 0 else 1, next(rates)))
+                cin = channels[stage]
+            stages.append(nn.CellList(units))
+        self.stages = nn.CellList(stages)
+        self._init_weights(zero_init_last)
+
+    def _init_weights(self, zero_init_last: bool) -> None:
+        """He's normal distribution for convolutions, PyTorch's uniform one for the classifier (as in timm)."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, nn.Conv2d):
+                value = initializer(HeNormal(mode="fan_out", nonlinearity="relu"), cell.weight.shape)
+                cell.weight.set_data(value)
+            elif isinstance(cell, nn.Dense):
+                cell.weight.set_data(initializer(HeUniform(5**0.5), cell.weight.shape))
+            elif isinstance(cell, SKUnit) and zero_init_last:
+                cell.increase.norm.gamma.set_data(initializer("zeros", cell.increase.norm.gamma.shape))
+
+    def _forward(self, x: Tensor, noise: Optional[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        x = self.stem(x)
+        features, weights, index = [x], [], 0
+        x = self.pool(x)
+        for stage in self.stages:
+            for unit in stage:
+                x, weight = unit.select(x, None if noise is None else noise[:, index])
+                weights.append(weight)
+                index += 1
+            features.append(x)
+        return features, weights
+
+    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+        """The outputs of the stem and of the stages."""
+        return self._forward(x, noise)[0]
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """What each unit's softmax chooses for x (B, 3, H, W): unit, as "stages.0.0" -> (B, paths, C), summing to 1
+        over the paths, the smallest kernel first. The paper's section 5 draws its figures from these.
+        """
+        names = [f"stages.{i}.{j}" for i, stage in enumerate(self.stages) for j in range(len(stage))]
+        return dict(zip(names, self._forward(x, None)[1]))
+
+
+CAFFE = dict(
+    input_size=(3, 224, 224),
+    crop_pct=0.875,
+    interpolation="bilinear",
+    mean=(123 / 255, 117 / 255, 104 / 255),
+    std=(1 / 255, 1 / 255, 1 / 255),
+)
+IMAGENET = dict(
+    input_size=(3, 224, 224),
+    crop_pct=0.875,
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+CIFAR = dict(
+    input_size=(3, 32, 32),
+    crop_pct=1.0,
+    interpolation="bilinear",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+)
+
+WIDE = dict(channels=(256, 512, 1024, 2048))
+TIMM = dict(stem="timm", momentum=0.9, zero_init_last=True)
+BASIC = dict(
+    widths=(64, 128, 256, 512),
+    channels=(64, 128, 256, 512),
+    reduced=(16, 16, 32, 64),
+    groups=1,
+    bottleneck=False,
+    split_input=True,
+    **TIMM,
+)
+
+VARIANTS = {
+    "sknet26": dict(depths=(2, 2, 2, 2), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE),
+    "sknet50": dict(depths=(3, 4, 6, 3), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE),
+    "sknet101": dict(depths=(3, 4, 23, 3), widths=(128, 256, 512, 1024), reduced=(32, 16, 32, 64), **WIDE),
+    "sknet29_16x32d": dict(
+        depths=(3, 3, 3),
+        widths=(512, 1024, 2048),
+        channels=(256, 512, 1024),
+        reduced=(32, 32, 64),
+        paths=((1, 1), (3, 1)),
+        groups=16,
+        stem="cifar",
+        momentum=0.9,
+    ),
+    "sk_resnet18": dict(depths=(2, 2, 2, 2), **BASIC),
+    "sk_resnet34": dict(depths=(3, 4, 6, 3), **BASIC),
+    "sk_resnet50": dict(
+        depths=(3, 4, 6, 3),
+        widths=(64, 128, 256, 512),
+        reduced=(8, 8, 16, 32),
+        groups=1,
+        split_input=True,
+        **WIDE,
+        **TIMM,
+    ),
+    "sk_resnext50_32x4d": dict(
+        depths=(3, 4, 6, 3), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE, **TIMM
+    ),
+}
+
+default_cfgs = {
+    name: dict(
+        url="",
+        num_classes=10 if row.get("stem") == "cifar" else 1000,
+        first_conv="stem.conv",
+        classifier="classifier",
+        **{"caffe": CAFFE, "timm": IMAGENET, "cifar": CIFAR}[row.get("stem", "caffe")],
+    )
+    for name, row in VARIANTS.items()
+}
+
+register_variants(__name__, SKNet, VARIANTS)

@@ -65,12 +65,14 @@ def test_attention_weights_choose_between_the_paths():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (11, 6)])
-def test_pooling_after_the_stem_is_caffes(size):
+def test_pooling_after_the_stem_is_caffes_or_timms(size):
     import torch
 
     x = abs(images(1, 2, *size).asnumpy())
-    expected = torch.nn.functional.max_pool2d(torch.from_numpy(x), 3, 2, ceil_mode=True).numpy()
-    np.testing.assert_array_equal(StemPool()(Tensor(x)).asnumpy(), expected)
+    caffe = torch.nn.functional.max_pool2d(torch.from_numpy(x), 3, 2, ceil_mode=True).numpy()
+    np.testing.assert_array_equal(StemPool(padded=False)(Tensor(x)).asnumpy(), caffe)
+    timm = torch.nn.functional.max_pool2d(torch.from_numpy(x), 3, 2, padding=1).numpy()
+    np.testing.assert_array_equal(StemPool(padded=True)(Tensor(x)).asnumpy(), timm)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (65, 97), (320, 320)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 from typing import Any, Optional
 
@@ -122,8 +123,12 @@ def network(config: Config, num_classes: int) -> nn.Cell:
     if not config.model:
         raise ConfigError("model is not set: name one, or take a recipe from configs/")
     if config.model not in mindcv.list_models():
-        ours = ", ".join(sorted(OUR_MODELS))
-        raise ConfigError(f"model is {config.model!r}; MindCV's factory does not know it. Ours: {ours}")
+        near = difflib.get_close_matches(config.model, mindcv.list_models(), n=3)
+        raise ConfigError(
+            f"model is {config.model!r}; MindCV's factory does not know it"
+            + (f"; did you mean {' or '.join(near)}? " if near else ". ")
+            + f"Ours: {', '.join(sorted(OUR_MODELS))}"
+        )
     rates = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     net = mindcv.create_model(config.model, num_classes, config.pretrained, **rates)
     if config.ckpt_path:

@@ -8,4 +8,5 @@ source scripts/environment.sh
 install_into_venv ".[test]"
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# Two processes: half of the time a test waits for the ranks that it started.
+python -m pytest -n 2 --dist loadfile "$@"

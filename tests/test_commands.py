@@ -92,7 +92,7 @@ def test_errors_are_messages(images, tmp_path):
     printed = train(tmp_path / "nowhere", tmp_path / "run", expect=1)
     assert "error: No data folder at" in printed and "Traceback" not in printed
     printed = train(images, tmp_path / "run", expect=1, model="skanet_x")
-    assert "does not know it. Ours: sk_resnet18, " in printed and "Traceback" not in printed
+    assert "does not know it; did you mean skanet_s" in printed and "Traceback" not in printed
     printed = run("validate.py", images, expect=1)
     assert "needs --ckpt_path" in printed
     printed = run("validate.py", images, expect=1, ckpt_path=tmp_path / "none.ckpt")

@@ -42,12 +42,13 @@ GRADIENT_OF = {
     "GatherDGradV2": "GatherD",
     "LayerNormGrad": "LayerNorm",
     "MaxPoolGrad": "MaxPool",
+    "ReluGrad": "relu",
     "SigmoidGrad": "Sigmoid",
     "SoftmaxBackward": "Softmax",
     "SplitWithSize": "Concat",
     "StridedSliceGrad": "StridedSlice",
 }
-ONLY_SKNET = {"MaxPoolGrad", "SoftmaxBackward"}
+ONLY_SKNET = {"MaxPoolGrad", "ReluGrad", "SoftmaxBackward"}
 # What the public function compiles to when an operand is a number. No kernel has these names on CPU: there the back
 # end turns them into Mul and RealDiv.
 FORM_OF = {"Muls": "mul", "Divs": "div"}

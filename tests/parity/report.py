@@ -1,4 +1,4 @@
-"""Prints the table of achieved figures: `python tests/parity/report.py`.
+"""Prints the achieved figures: `python tests/parity/report.py` the table, `--models` one figure a model.
 
 Differences are rms over the standard deviation of the authors' float64 figures; the bound is the tests' own.
 """
@@ -6,17 +6,22 @@ Differences are rms over the standard deviation of the authors' float64 figures;
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import sys
 
 os.environ.setdefault("GLOG_v", "3")
 
+import families
 import figures
 import golden
 import mindspore as ms
 import numpy as np
+from mindcv.models.registry import get_pretrained_cfg
 from PIL import Image
 
 from mindska.data import EvalTransform, Preprocessing
+from mindska.models.factory import OUR_MODELS
 
 
 def rows():
@@ -57,6 +62,35 @@ def rows():
     yield "JPEG to network input, 256x256 (absolute)", f"{pixels():.1e}", "1e-6"
 
 
+def family_rows():
+    """(what, measured, bound) of VAN, SKNet and the SK-ResNets."""
+    for case in families.CASES:
+        differences = golden.case_differences(families.port_taps(case), case)
+        yield f"{case}: logits", f"{differences['logits']:.1e}", "5e-6"
+        yield f"{case}: worst stage", f"{max(differences.values()):.1e}", "5e-6"
+    for model in families.TRAINED:
+        relative, _ = families.gradient_errors(model)
+        yield f"{model}: gradient norms, median", f"{np.median(list(relative.values())):.1e}", ""
+        yield f"{model}: gradient norms, worst", f"{max(relative.values()):.1e}", "1e-4"
+        yield f"{model}: running statistics, worst", f"{families.statistics_error(model):.1e}", "2e-6"
+        ms.set_context(mode=ms.GRAPH_MODE)
+        ours, theirs = families.sgd_losses(model)
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+        yield f"{model}: SGD losses, first two (absolute)", f"{np.abs(ours - theirs)[:2].max():.1e}", "1e-5"
+        yield f"{model}: SGD losses, the next four (absolute)", f"{np.abs(ours - theirs)[2:].max():.1e}", "1e-3"
+
+
+def model_rows():
+    """(model, what its logits are compared with, difference) of every model that the README lists."""
+    cases = {**{model: case for case, model in families.CASES.items()}, figures.MODEL: figures.CASES[0]}
+    for model in sorted(OUR_MODELS):
+        if model in cases:
+            taps = figures.port_case(cases[model])[0] if model == figures.MODEL else families.port_taps(cases[model])
+            yield model, "original", golden.case_differences(taps, cases[model])["logits"]
+        elif not model.startswith("skanet"):
+            yield model, "reference", families.random_case(model, get_pretrained_cfg(model)["input_size"][1:])
+
+
 def pixels() -> float:
     """Largest difference of our evaluation pixels from Pillow's, normalised in float64."""
     rng = np.random.default_rng(0)
@@ -70,8 +104,12 @@ def pixels() -> float:
 
 
 def main() -> None:
+    if "--models" in sys.argv[1:]:
+        for model, against, difference in model_rows():
+            print(f"| {model} | {difference:.1e} | {against} |", flush=True)
+        return
     print("| figure | measured | bound |\n|---|---|---|")
-    for what, measured, bound in rows():
+    for what, measured, bound in itertools.chain(rows(), family_rows()):
         print(f"| {what} | {measured} | {bound} |")
 
 

@@ -59,7 +59,7 @@ def test_five_sgd_steps(model, graph):
     ours, theirs = families.sgd_losses(model)
     assert theirs[-1] < theirs[0] - 0.01, "nothing learnt, nothing proven"
     np.testing.assert_allclose(ours[:2], theirs[:2], atol=1e-5)
-    # Then a ReLU opens here and not there: PyTorch's own float32 parts from float64 by 5e-4.
+    # Then a ReLU may open here and not there: PyTorch's own float32 parts from float64 by 2e-4.
     np.testing.assert_allclose(ours[2:], theirs[2:], atol=1e-3)
 
 

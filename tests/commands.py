@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,13 @@ SETTINGS = dict(
     model="tiny_bn", image_resize=16, crop_pct=1.0, batch_size=8, epoch_size=3, warmup_epochs=1, log_interval=1,
     lr=0.02, ema="true", ema_decay=0.9, auto_augment="randaug-m5", re_prob=0.2, color_jitter="null",
 )  # fmt: skip
+
+
+def free_port():
+    """A port that nobody listens on: tests run beside each other, and msrun's own is always the same."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def words(command, images, out=None, launcher=(), script=PROGRAMS / "tiny.py", **settings):

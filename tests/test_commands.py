@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import BIN, assert_same_losses, assert_same_state, losses, mpirun, parameters, rows, run, train
+from commands import BIN, assert_same_losses, assert_same_state, free_port, losses, mpirun, parameters, rows, run, train
 
 
 def test_what_a_run_leaves_behind(whole_run):
@@ -146,6 +146,7 @@ def test_two_ranks_follow_one(images, tmp_path, launcher):
             "--worker_num=2",
             "--local_worker_num=2",
             "--join=True",
+            f"--master_port={free_port()}",
             f"--log_dir={tmp_path / 'log'}",
         ),
     }[launcher]

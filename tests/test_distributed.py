@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import free_port
 
 from mindska import distributed as module
 
@@ -35,12 +35,15 @@ def launch(launcher, tmp_path, scenario, **extra):
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
         PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe",
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = {
         "mpirun": [BIN / "mpirun", "-n", "2", sys.executable, PROGRAM, scenario],
-        "msrun": [BIN / "msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", f"--master_port={port}"]
+        "msrun": [
+            BIN / "msrun",
+            "--worker_num=2",
+            "--local_worker_num=2",
+            "--join=True",
+            f"--master_port={free_port()}",
+        ]
         + [f"--log_dir={tmp_path}", PROGRAM, scenario],
         "single": [sys.executable, PROGRAM, scenario],
     }[launcher]

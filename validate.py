@@ -4,8 +4,8 @@
     mpirun -n 8 python validate.py --model skanet_s --data_dir DATA --ckpt_path model_best.pth.tar
 
 A checkpoint of mindska says itself which model it is and how images are prepared; what is set in the configuration or
-on the command line goes before it. Of a PyTorch file (.pth, .pth.tar) the authors' averaged weights are taken where it
-has them.
+on the command line goes before it. Files of others (PyTorch, safetensors, Caffe) are recognised by their content; of
+a file with averaged weights these are taken.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from mindska.data import EvalLoader, EvalTransform, open_dataset
 from mindska.distributed import all_reduce_sum, distributed
 from mindska.errors import clear_errors
 from mindska.evaluation import EvalStep, evaluate
-from mindska.weights import read_record
+from mindska.weights import describe
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 
     with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
         recipe.set_up(config, world)
-        record = read_record(config.ckpt_path)
+        record = describe(config.ckpt_path, config.model)
         config = recipe.with_recorded_model(config, record)
 
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split)

@@ -46,7 +46,9 @@ class Config:
     model: str = _option("", "name in MindCV's factory; validate: default, the one that the checkpoint names")
     num_classes: Optional[int] = _option(None, "classes; default: as many as the data has")
     pretrained: bool = _option(False, "start from published MindSpore weights, where there are any")
-    ckpt_path: str = _option("", "start from (train) or evaluate (validate) these weights: .ckpt, .pth, .pth.tar")
+    ckpt_path: str = _option(
+        "", "start from (train) or evaluate (validate) these weights: MindSpore, PyTorch, safetensors, Caffe"
+    )
     drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's")
     drop_path_rate: Optional[float] = _option(None, "stochastic depth of the last block; default: the model's")
 

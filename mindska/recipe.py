@@ -10,23 +10,14 @@ from typing import Any, Optional
 import mindcv
 import mindspore as ms
 from mindcv.loss import create_loss
-from mindcv.models.registry import get_pretrained_cfg
 from mindspore import nn
 
 from .config import Config, ConfigError
 from .data import Augmentation, Preprocessing
 from .distributed import World
-from .models.factory import OUR_MODELS
+from .models.factory import OUR_MODELS, own_preprocessing
 from .training.step import StepOptions
 from .weights import load_into, read_weights
-
-IMAGENET = dict(
-    input_size=(3, 224, 224),
-    crop_pct=0.875,
-    interpolation="bilinear",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
 
 
 def device_target(config: Config) -> str:
@@ -56,12 +47,7 @@ def set_up(config: Config, world: World) -> None:
 
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
     """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
-    if recorded:
-        default = Preprocessing(**recorded)
-    else:
-        card = {**IMAGENET, **get_pretrained_cfg(config.model)}
-        size = tuple(card["input_size"][1:])
-        default = Preprocessing(size, card["crop_pct"], card["interpolation"], tuple(card["mean"]), tuple(card["std"]))
+    default = Preprocessing(**(recorded or own_preprocessing(config.model)))
     changes = {name: getattr(config, name) for name in ("crop_pct", "interpolation", "mean", "std")}
     if config.image_resize is not None:
         changes["image_size"] = config.image_resize * 2 if len(config.image_resize) == 1 else config.image_resize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import signal
 import socket
@@ -124,3 +125,11 @@ def processes(word: str) -> list[int]:
         except OSError:  # it has just ended
             pass
     return [pid for pid in found if pid != os.getpid()]
+
+
+def script(name: str):
+    """scripts/NAME.py as a module, to run its `main` in this process."""
+    spec = importlib.util.spec_from_file_location(f"mindska_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,17 +1,15 @@
 """The README's figures are those that the repository's commands print."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import mindcv
 import pytest
+from commands import ROOT, script
 from mindcv.models.registry import get_pretrained_cfg
 
 from mindska.models.factory import OUR_MODELS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
@@ -19,18 +17,15 @@ def test_every_model_is_in_the_table():
     assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) == set(OUR_MODELS)
 
 
-LARGE = ("van_base", "van_large", "sknet101")
+QUICK = ("skanet_nano", "van_tiny", "sk_resnet18")  # one a family; the others are slow
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith(LARGE) else ()) for n in sorted(OUR_MODELS)]
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in sorted(OUR_MODELS)]
 )
 def test_counts(name):
-    spec = importlib.util.spec_from_file_location("count", ROOT / "scripts" / "count.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     size = get_pretrained_cfg(name)["input_size"][1]
-    parameters, layers, distances = script.count(mindcv.create_model(name), size, size)
+    parameters, layers, distances = script("count").count(mindcv.create_model(name), size, size)
     assert f"| `{name}` | {parameters:,} | {layers / 1e9:.4f} | {size} |" in README
     assert not distances or name == "skanet_nano" or f"{distances / 1e9:.4f} G" in README
 

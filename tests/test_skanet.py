@@ -91,6 +91,7 @@ def test_too_small_is_an_error_that_says_the_smallest_size(size):
     assert f"{size[0]}x{size[1]}" in str(error.value)
 
 
+@pytest.mark.slow
 def test_smallest_size_of_skanet_s():
     net = mindcv.create_model("skanet_s").set_train(False)
     with pytest.raises(ValueError, match="smallest square input is 65x65"):

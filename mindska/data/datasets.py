@@ -45,7 +45,7 @@ class ImageFolder:
         self.paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self.class_names):
-            files = _image_files(root / name)
+            files = image_files(root / name)
             if not files:
                 raise DataError(f"{root / name} has no image ({', '.join(sorted(EXTENSIONS))})")
             self.paths += files
@@ -80,14 +80,23 @@ class ImageFolder:
         Raises:
             DataError: it cannot be read; the message names its path.
         """
-        try:
-            with Image.open(self.paths[index]) as image:
-                return image.convert("RGB")
-        except UNREADABLE as error:
-            raise DataError(f"{self.paths[index]} cannot be read: {error}") from error
+        return read_image(self.paths[index])
 
 
-def _image_files(folder: Path) -> list[str]:
+def read_image(path: Union[str, Path]) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        DataError: it cannot be read; the message names its path.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def image_files(folder: Path) -> list[str]:
     """The images under a folder, sorted; as text, because a million paths as objects take a gigabyte."""
     found: list[str] = []
     for parent, folders, files in os.walk(folder, followlinks=True):

@@ -38,7 +38,7 @@ def default_workers() -> int:
     return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _in_parallel(
+def in_parallel(
     make: Callable[[Any], tuple],
     batches: Iterator[list],
     collate: Callable[[list, list[tuple]], Batch],
@@ -201,7 +201,7 @@ class TrainLoader:
         Raises:
             DataError: more images than allowed cannot be read; the message names them.
         """
-        return _in_parallel(self._sample, islice(self._positions(start_step), steps), self._collate, self.workers)
+        return in_parallel(self._sample, islice(self._positions(start_step), steps), self._collate, self.workers)
 
     def as_dataset(self, start_step: int, steps: int) -> GeneratorDataset:
         """The same batches as a MindSpore dataset, for sinking to a device; columns image, label, noise."""
@@ -267,4 +267,4 @@ class EvalLoader:
         def collate(_: list, samples: list[tuple]) -> Batch:
             return tuple(np.stack(column) for column in zip(*samples))
 
-        return _in_parallel(self._sample, batches, collate, self.workers)
+        return in_parallel(self._sample, batches, collate, self.workers)

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from mindcv.models.features import FeatureExtractWrapper
-from mindcv.models.registry import register_model
+from mindcv.models.registry import get_pretrained_cfg, register_model
 from mindspore import nn
 
 from ..errors import SettingError
 
 OUR_MODELS: dict[str, str] = {}  # model name -> module
+IMAGENET = dict(  # what MindCV does with images where a model says nothing
+    input_size=(3, 224, 224),
+    crop_pct=0.875,
+    interpolation="bilinear",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+
+
+def own_preprocessing(model_name: str) -> dict[str, Any]:
+    """What a model of MindCV's factory expects of an image: the arguments of `mindska.data.Preprocessing`."""
+    card = {**IMAGENET, **get_pretrained_cfg(model_name)}
+    size = tuple(card["input_size"][1:])
+    return dict(image_size=size, **{name: card[name] for name in ("crop_pct", "interpolation", "mean", "std")})
 
 
 def register_variants(

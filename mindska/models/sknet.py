@@ -160,7 +160,8 @@ class SKNet(Backbone):
         paths, groups: (kernel, dilation) of each path, and the groups of their convolutions.
         bottleneck: units with a 1x1 convolution before and after; else timm's basic ones, with a 3x3 convolution after.
         split_input: each path sees its share of the input's channels only (timm).
-        stem: "caffe" (7x7, stride 2, pooling without padding), "timm" (the same, pooling padded by 1), "cifar" (3x3).
+        stem: "caffe" (7x7, stride 2, pooling without padding), "timm" (the same, pooling padded by 1), "mindcv" (the
+            same, pooling padded at the lower right where the size is even), "cifar" (3x3).
         momentum: share of the old value in batch norm's running statistics.
         zero_init_last: the last batch norm of a unit starts at 0, so that the unit starts as its shortcut (timm).
         drop_path_rate: stochastic depth of the last unit; it rises linearly from 0 at the first.
@@ -193,7 +194,13 @@ class SKNet(Backbone):
             (64, *channels), (first, *strides), names, sum(depths), drop_path_rate=drop_path_rate, **kwargs
         )
         self.stem = ConvNorm(in_channels, 64, momentum, kernel=3 if stem == "cifar" else 7, stride=first)
-        self.pool = nn.Identity() if stem == "cifar" else StemPool(padded=stem == "timm")
+        self.pool = {
+            "caffe": StemPool(padded=False),
+            "timm": StemPool(padded=True),
+            "mindcv": nn.MaxPool2d(3, 2, pad_mode="same"),
+            "cifar": nn.Identity(),
+        }[stem]
+        self.options = {"stem": stem}
 
         def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
             width, cout = widths[stage], channels[stage]

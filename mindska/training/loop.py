@@ -20,11 +20,11 @@ from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..evaluation import EvalStep, Result, evaluate
 from ..weights import WeightsError
-from ..weights.files import EMA_PREFIX
+from ..weights.files import EMA_PREFIX, write_checkpoint
 from .folder import RunError, RunFolder
 from .interrupt import EXIT_CODE, StopRequest
 from .record import RunRecord
-from .state import load_state, save_state, weight_parameters, write_checkpoint
+from .state import load_state, save_state, weight_parameters
 from .step import TrainStep
 
 log = logging.getLogger("mindska")

@@ -2,13 +2,11 @@
 
 A checkpoint is one MindSpore file: the weights under their names, the averaged weights under `ema.` (MindCV's
 convention, so that its factory can load either), everything else that a resumed run needs under `state.`, and a record
-(JSON) that says what it is. It is written beside its place and moved there, so that no reader ever sees half of one.
+(JSON) that says what it is. It is written whole or not at all.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +14,11 @@ import mindspore as ms
 from mindspore import Parameter
 
 from ..weights import WeightsError
-from ..weights.files import EMA_PREFIX, RECORD, STATE_PREFIX, load_into, read_file
-from .folder import RunError
+from ..weights.files import EMA_PREFIX, STATE_PREFIX, read_file, write_checkpoint
+from ..weights.loading import load_into
 from .step import TrainStep
 
 NOT_STATE = "learning_rate"  # the optimiser's table of learning rates: it follows from the configuration
-
-
-def write_checkpoint(path: Path, parameters: dict[str, Parameter], record: dict[str, Any]) -> None:
-    """Writes parameters and record to `path`, whole or not at all.
-
-    Raises:
-        RunError: it cannot be written; what lay there before is intact.
-    """
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    entries = [{"name": name, "data": parameter} for name, parameter in parameters.items()]
-    try:
-        ms.save_checkpoint(entries, str(temporary), append_dict={RECORD: json.dumps(record)}, crc_check=True)
-        temporary.chmod(0o644)  # MindSpore makes it readable for its owner only
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunError(
-            f"The checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; make room or mend "
-            f"the folder, and the same command goes on from the newest."
-        ) from error
-    finally:
-        for left in path.parent.glob(f"{temporary.stem}*"):  # MindSpore writes to yet another temporary file
-            left.unlink()
 
 
 def _state_parameters(step: TrainStep) -> dict[str, Parameter]:

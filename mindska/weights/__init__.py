@@ -1,16 +1,23 @@
-"""Weights in and out: PyTorch's and Caffe's published ones, MindSpore checkpoints."""
+"""Weights in and out: PyTorch's and Caffe's published ones, safetensors, MindSpore checkpoints."""
 
 from . import factory  # noqa: F401  MindCV's factory loads our models strictly from now on
 from .convert import WeightsError, from_caffe, from_torch, to_torch
-from .files import load_checkpoint_into, load_into, read_record, read_torch, read_weights
+from .foreign import read_caffemodel, read_torch
+from .loading import Weights, describe, load_checkpoint_into, load_into, open_weights, read_weights
+from .source import MissingWeights, open_source
 
 __all__ = [
+    "MissingWeights",
+    "Weights",
     "WeightsError",
+    "describe",
     "from_caffe",
     "from_torch",
     "load_checkpoint_into",
     "load_into",
-    "read_record",
+    "open_source",
+    "open_weights",
+    "read_caffemodel",
     "read_torch",
     "read_weights",
     "to_torch",

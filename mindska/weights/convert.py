@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Optional
+from typing import Any, Optional
 
 import mindcv
 import numpy as np
+from mindcv.models.registry import get_pretrained_cfg
+from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from ..errors import UserError
@@ -32,16 +34,32 @@ def listing(title: str, names: list[str], limit: int = 20) -> str:
 
 
 @cache
+def _blank(model_name: str) -> nn.Cell:
+    """A model of ours as it is made by default, without values."""
+    if model_name not in OUR_MODELS:
+        raise ValueError(f"{model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
+    with no_init_parameters():
+        return mindcv.create_model(model_name)
+
+
+def default_options(model_name: str) -> dict[str, Any]:
+    """The arguments of `create_model` that weights depend on though no shape tells, and their defaults."""
+    return _blank(model_name).options
+
+
+@cache
 def parameter_shapes(model_name: str) -> dict[str, tuple[int, ...]]:
     """Parameters and statistics of a model of ours: name -> shape.
 
     Raises:
         ValueError: the model is unknown.
     """
-    if model_name not in OUR_MODELS:
-        raise ValueError(f"{model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
-    with no_init_parameters():
-        return {p.name: tuple(p.shape) for p in mindcv.create_model(model_name).get_parameters()}
+    return {p.name: tuple(p.shape) for p in _blank(model_name).get_parameters()}
+
+
+def first_weight(model_name: str) -> str:
+    """The parameter's name of the first convolution's weight."""
+    return f"{get_pretrained_cfg(model_name)['first_conv']}.weight"
 
 
 def key_map(model_name: str, dialect: Optional[Dialect] = None) -> dict[str, str]:
@@ -68,12 +86,21 @@ def unwrap(checkpoint: Mapping, use_ema: bool = False) -> dict:
     return {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
 
 
-def recognise(model_name: str, source: Mapping, framework: str) -> Dialect:
-    """The dialect of the model in which the most names of `source` are found."""
-    candidates = dialects(model_name, framework)
+def from_layers(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Caffe's layers (name -> blobs) as one mapping: layer name, a dot, number of the blob -> array."""
+    return {f"{layer}.{i}": np.asarray(blob) for layer, blobs in layers.items() for i, blob in enumerate(blobs)}
+
+
+def recognise(model_name: str, source: Mapping, *frameworks: str) -> Dialect:
+    """The dialect of the model, among those of some frameworks, in which the most names of `source` are found.
+
+    Raises:
+        WeightsError: there is no such dialect.
+    """
+    parameter_shapes(model_name)  # an unknown model is an error of its own
+    candidates = [dialect for framework in frameworks for dialect in dialects(model_name, framework)]
     if not candidates:
-        parameter_shapes(model_name)  # an unknown model is an error of its own
-        raise WeightsError(f"No {framework} weights of {model_name} are published by anyone")
+        raise WeightsError(f"No {' or '.join(frameworks)} weights of {model_name} are published by anyone")
     return max(candidates, key=lambda dialect: len(source.keys() & set(key_map(model_name, dialect).values())))
 
 
@@ -92,9 +119,7 @@ def from_torch(model_name: str, state_dict: Mapping, use_ema: bool = False) -> d
     Raises:
         WeightsError: keys are missing or unknown, or have other shapes; the message lists them.
     """
-    source = unwrap(state_dict, use_ema)
-    source = {key: value for key, value in source.items() if not key.endswith(IGNORED)}
-    return _translate(model_name, source, "torch")
+    return translate(model_name, unwrap(state_dict, use_ema), "torch")[0]
 
 
 def from_caffe(model_name: str, layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -109,17 +134,7 @@ def from_caffe(model_name: str, layers: Mapping[str, Sequence[np.ndarray]]) -> d
     Raises:
         WeightsError: layers are missing or unknown, or have other shapes; the message lists them.
     """
-    source = {f"{layer}.{i}": np.asarray(blob) for layer, blobs in layers.items() for i, blob in enumerate(blobs)}
-    # Caffe pads shapes with ones: (C,) is (1, C, 1, 1), and (out, in) was once (1, 1, out, in).
-    shapes = parameter_shapes(model_name)
-    for dialect in dialects(model_name, "caffe"):
-        for name, key in key_map(model_name, dialect).items():
-            if key in source and len(shapes[name]) < 4 and source[key].ndim == 4:
-                blob = source[key]
-                source[key] = blob.reshape(-1) if len(shapes[name]) == 1 else blob.reshape(blob.shape[-2:])
-    parameters = _translate(model_name, source, "caffe")
-    parameters["stem.conv.weight"] = np.ascontiguousarray(parameters["stem.conv.weight"][:, ::-1])
-    return parameters
+    return translate(model_name, from_layers(layers), "caffe")[0]
 
 
 def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -131,6 +146,8 @@ def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str,
         WeightsError: parameters are missing; the message lists them.
     """
     mapping = key_map(model_name)
+    if not any(name.startswith(HEAD) for name in parameters):  # a backbone's
+        mapping = {name: key for name, key in mapping.items() if not name.startswith(HEAD)}
     missing = [name for name in mapping if name not in parameters]
     if missing:
         raise WeightsError(f"These parameters are not {model_name}'s." + listing("missing", missing))
@@ -138,43 +155,96 @@ def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _differences(model_name: str, source: Mapping, dialect: Dialect) -> tuple[list[str], list[str], list[str]]:
-    """Missing keys, unknown keys, and keys of another shape. A classifier may have any number of classes."""
+    """Missing keys, unknown keys, and keys of another shape. Numbers of classes and of input channels are left open."""
     shapes, mapping = parameter_shapes(model_name), key_map(model_name, dialect)
-    wanted = set(mapping.values())
-    missing = [key for key in mapping.values() if key not in source]
-    unknown = [key for key in source if key not in wanted]
+    wanted, first = set(mapping.values()), first_weight(model_name)
+
+    def fits(name: str, found: tuple[int, ...]) -> bool:
+        expected = shapes[name]
+        if name.startswith(HEAD):
+            return found[1:] == expected[1:] and len(found) == len(expected)
+        return found == ((*expected[:1], *found[1:2], *expected[2:]) if name == first else expected)
+
+    absent = [name for name, key in mapping.items() if key not in source]
+    backbone = all(name.startswith(HEAD) for name in absent) and not any(
+        key in source for name, key in mapping.items() if name.startswith(HEAD)
+    )
+    missing = [] if backbone else [mapping[name] for name in absent]
+    unknown = [str(key) for key in source if key not in wanted]
     wrong = [
-        f"{key}: {tuple(source[key].shape)} in the file, {shapes[name]} in the network"
+        f"{key}: {_shape(source[key])} in the file, {shapes[name]} in the network"
         for name, key in mapping.items()
-        if key in source and not name.startswith(HEAD) and tuple(source[key].shape) != shapes[name]
+        if key in source and not fits(name, _shape(source[key]))
     ]
     return missing, unknown, wrong
 
 
-def rather(model_name: str, source: Mapping, framework: str) -> str:
+def rather(model_name: str, source: Mapping, *frameworks: str) -> str:
     """Return ", but NAME's" where the weights fit a relative of the model (another kernel or size), else nothing."""
     relatives = [name for name, module in OUR_MODELS.items() if module == OUR_MODELS.get(model_name)]
-    fitting = models_that_fit(source, framework, relatives)
+    fitting = models_that_fit(source, *frameworks, among=relatives)
     return f", but {' or '.join(fitting)}'s" if fitting else ""
 
 
-def models_that_fit(source: Mapping, framework: str, among: Optional[Sequence[str]] = None) -> list[str]:
+def models_that_fit(source: Mapping, *frameworks: str, among: Optional[Sequence[str]] = None) -> list[str]:
     """Our models whose names and shapes are exactly those of `source` (the number of classes left open)."""
+    source = {key: value for key, value in source.items() if not key.endswith(IGNORED)}
     return [
         name
         for name in (sorted(OUR_MODELS) if among is None else among)
-        if any(not any(_differences(name, source, dialect)) for dialect in dialects(name, framework))
+        for dialect in [dialect for framework in frameworks for dialect in dialects(name, framework)]
+        # Most models are told apart by one name, without making them all.
+        if dialect.key(first_weight(name)) in source
+        and not any(_differences(name, _shaped(name, source, dialect), dialect))
     ]
 
 
-def _translate(model_name: str, source: Mapping, framework: str) -> dict[str, np.ndarray]:
-    dialect = recognise(model_name, source, framework)
+def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[str, np.ndarray], Dialect]:
+    """MindSpore parameters (name -> float32 array) of a model from weights under the names of some framework.
+
+    Every weight of `source` is used and every parameter filled; weights without a classifier are a backbone's.
+
+    Returns:
+        The parameters, and the dialect in which the source names them.
+
+    Raises:
+        WeightsError: names are missing or unknown, or have other shapes; the message lists them.
+    """
+    source = {key: value for key, value in source.items() if not key.endswith(IGNORED)}
+    dialect = recognise(model_name, source, *frameworks)
+    source = _shaped(model_name, source, dialect)
     missing, unknown, wrong = _differences(model_name, source, dialect)
     if missing or unknown or wrong:
         raise WeightsError(
-            f"These weights are not {model_name}'s{rather(model_name, source, framework)}."
+            f"These weights are not {model_name}'s{rather(model_name, source, *frameworks)}."
             + listing("keys that are missing", missing)
             + listing("keys that are unknown", unknown)
             + listing("keys of another shape", wrong)
         )
-    return {name: np.asarray(source[key], dtype=np.float32) for name, key in key_map(model_name, dialect).items()}
+    keys = key_map(model_name, dialect).items()
+    parameters = {name: as_float32(source[key]) for name, key in keys if key in source}
+    if dialect.bgr:
+        first = first_weight(model_name)
+        parameters[first] = np.ascontiguousarray(parameters[first][:, ::-1])
+    return parameters, dialect
+
+
+def _shaped(model_name: str, source: Mapping, dialect: Dialect) -> Mapping:
+    """The weights without the ones that pad shapes in Caffe: (1, C, 1, 1) is (C,), (1, 1, out, in) is (out, in)."""
+    if dialect.framework != "caffe":
+        return source
+    shapes, shaped = parameter_shapes(model_name), dict(source)
+    for name, key in key_map(model_name, dialect).items():
+        if key in source and len(shapes[name]) < 4 and len(_shape(source[key])) == 4:
+            blob = source[key]
+            shaped[key] = blob.reshape(-1) if len(shapes[name]) == 1 else blob.reshape(blob.shape[-2:])
+    return shaped
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", ()))  # a hostile file may have anything under a known name
+
+
+def as_float32(value: Any) -> np.ndarray:
+    """An array, or a tensor of PyTorch's, as float32; numpy does not know PyTorch's bfloat16."""
+    return np.asarray(value.float() if hasattr(value, "float") else value, dtype=np.float32)

@@ -7,7 +7,7 @@ from mindcv.models.features import FeatureExtractWrapper
 from mindspore import nn
 
 from ..models.factory import OUR_MODELS
-from .files import load_checkpoint_into
+from .loading import load_checkpoint_into
 
 _mindcvs = model_factory.load_model_checkpoint
 

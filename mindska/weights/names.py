@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Callable, Optional, Union
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Callable, Union
 
 Rule = tuple[str, Union[str, Callable[[re.Match], str]]]
 
@@ -90,6 +91,23 @@ TIMM_BOTTLENECK: tuple[Rule, ...] = (
     (r"\.increase\.", ".conv3."),
 )
 
+# MindCV's skresnet18 and skresnet34: timm's but for the pooling after the stem.
+MINDCV: tuple[Rule, ...] = (
+    (r"^stem\.conv\.", "conv1."),
+    (r"^stem\.norm\.", "bn1."),
+    (r"^classifier\.", "classifier."),
+    (r"^stages\.(\d+)\.", _counted("layer{}.", 1)),
+    (r"\.proj\.conv\.", ".down_sample.0."),
+    (r"\.proj\.norm\.", ".down_sample.1."),
+    (r"\.increase\.conv\.", ".conv2.0."),
+    (r"\.increase\.norm\.", ".conv2.1."),
+    (r"\.sk\.fc1\.conv\.", ".conv1.attn.fc_reduce."),
+    (r"\.sk\.fc1\.norm\.", ".conv1.attn.bn."),
+    (r"\.sk\.fc2\.", ".conv1.attn.fc_select."),
+    (r"\.sk\.paths\.(\d)\.conv\.", r".conv1.paths.\1.features.0."),
+    (r"\.sk\.paths\.(\d)\.norm\.", r".conv1.paths.\1.features.1."),
+)
+
 # Layer name, a dot, number of the blob.
 CAFFE: tuple[Rule, ...] = (
     (r"^stem\.", "conv1/7x7_s2."),
@@ -119,7 +137,9 @@ class Dialect:
         rules: what turns a parameter's name into theirs, in order.
         framework: "torch", "caffe", or "mindspore" for our own.
         backbone: the files have no classifier.
-        norm_eps: epsilon of the layer norms where the files mean another than our models' default.
+        network: arguments of `create_model` that the files' weights need, where they are not our models' defaults.
+        bgr: the first convolution expects the channels in the order blue, green, red.
+        preprocessing: what the files' weights expect of an image where it is not what our models do.
     """
 
     name: str
@@ -127,7 +147,9 @@ class Dialect:
     rules: tuple[Rule, ...]
     framework: str = "torch"
     backbone: bool = False
-    norm_eps: Optional[float] = None
+    network: Mapping[str, Any] = field(default_factory=dict)
+    bgr: bool = False
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self, name: str) -> str:
         """Their name of the MindSpore parameter `name`."""
@@ -141,11 +163,19 @@ DIALECTS = (
     Dialect("the authors of SkaNet", r"skanet_\w+", SKANET),
     Dialect("the authors of VAN", r"van_[a-z]+", LKA),
     Dialect("the authors of LSKA", r"van_[a-z]+_lska_k\d+", LSKA),
-    Dialect("mmsegmentation", r"van_[a-z]+_lska_k\d+", LSKA_MMSEGMENTATION, backbone=True, norm_eps=1e-5),
+    Dialect("mmsegmentation", r"van_[a-z]+_lska_k\d+", LSKA_MMSEGMENTATION, backbone=True, network={"norm_eps": 1e-5}),
     Dialect("timm", r"sk_resnet(18|34)", TIMM_BASIC),
     Dialect("timm", r"sk_resnet50|sk_resnext50_32x4d|sknet\w+", TIMM_BOTTLENECK),
-    Dialect("the authors of SKNet", r"sknet(50|101)", CAFFE, framework="caffe"),
+    Dialect("the authors of SKNet", r"sknet(50|101)", CAFFE, framework="caffe", bgr=True),
     Dialect("mindska", r".*", (), framework="mindspore"),
+    Dialect(
+        "MindCV",
+        r"sk_resnet(18|34)",
+        MINDCV,
+        framework="mindspore",
+        network={"stem": "mindcv"},
+        preprocessing={"interpolation": "bilinear"},
+    ),
 )
 
 

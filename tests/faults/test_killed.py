@@ -16,9 +16,8 @@ import pytest
 from commands import PROGRAMS, ROOT, assert_same_losses, assert_same_state, rows, start_training, train
 from mindspore import Parameter, Tensor
 
-from mindska.training.state import write_checkpoint
 from mindska.weights import WeightsError
-from mindska.weights.files import read_file
+from mindska.weights.files import read_file, write_checkpoint
 
 KILLS = 20
 STEPS = 2400

@@ -73,6 +73,7 @@ def test_relative_position_is_pytorchs_interpolation(channels, nodes, reduced):
     np.testing.assert_allclose(relative_position(channels, nodes, reduced), theirs, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_graph_mode_gives_the_same_logits(graph):
     case = "skanet_small_160"
     logits = figures.port()(Tensor(golden.golden_input(case))).asnumpy()

@@ -11,8 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindska.training.folder import RunFolder
-from mindska.training.state import write_checkpoint
-from mindska.weights.files import read_file
+from mindska.weights.files import read_file, write_checkpoint
 
 
 def main(root: Path) -> None:

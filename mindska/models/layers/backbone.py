@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from mindspore import Tensor, nn, ops
 
@@ -28,6 +28,7 @@ class Backbone(nn.Cell):
         Logits (B, num_classes), or the list of features (B, C, H / stride, W / stride) when `features_only`.
     """
 
+    options: dict[str, Any] = {}  # what weights were trained with and no shape tells
     is_rewritten = True  # MindCV's FeatureExtractWrapper: this network returns its features itself
 
     def __init__(

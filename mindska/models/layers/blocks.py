@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+SQRT_HALF = math.sqrt(0.5)
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
 
@@ -47,12 +48,12 @@ class GELU(nn.Cell):
     """
 
     def construct(self, x: Tensor) -> Tensor:
-        return x * 0.5 * (1.0 + ops.erf(x * math.sqrt(0.5)))
+        return x * 0.5 * (1.0 + ops.erf(x * SQRT_HALF))
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         # ops.exp is off by 6e-6 on CPU; expm1 is exact to float32.
         phi = (1.0 + ops.expm1(-0.5 * x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
-        return (dout * (0.5 * (1.0 + ops.erf(x * math.sqrt(0.5))) + x * phi),)
+        return (dout * (0.5 * (1.0 + ops.erf(x * SQRT_HALF)) + x * phi),)
 
 
 def _kept(uniform: Tensor, rate: float, dtype: ms.Type) -> Tensor:

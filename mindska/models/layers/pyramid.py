@@ -64,7 +64,7 @@ class Pyramid(Backbone):
             index, cin = index + depth, dim
         self.stages = nn.CellList(stages)
         self.stage_columns = [2 * sum(depths[:i]) for i in range(len(depths) + 1)]  # of `noise`
-        self.norm_eps = norm_eps
+        self.options = {"norm_eps": norm_eps}
         init_weights(self)
 
     def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:

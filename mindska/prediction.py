@@ -1,0 +1,164 @@
+"""Classes of images, by a checkpoint or an exported model; pixels and class names come from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional, Union
+
+import numpy as np
+from mindspore import Tensor
+
+from .data import DataError, EvalTransform, Preprocessing
+from .data.datasets import image_files, read_image
+from .data.imagenet import readable_names
+from .data.loader import default_workers, in_parallel
+from .errors import UserError
+from .export import graph_mode, open_model, read_model_record
+from .weights import open_weights
+
+
+class PredictionError(UserError, ValueError):
+    """A prediction that cannot be made; the message says why."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image.
+
+    Attributes:
+        classes: (number, name, probability) of the likeliest classes, the likeliest first; empty when it is unreadable.
+        error: why the image could not be read.
+    """
+
+    path: str
+    classes: Sequence[tuple[int, str, float]] = ()
+    error: Optional[str] = None
+
+
+class Predictor:
+    """A network with its pixels and its class names.
+
+    Args:
+        logits: images (batch_size, 3, H, W) float32 -> logits (batch_size, classes).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        logits: Callable[[np.ndarray], np.ndarray],
+        preprocessing: Preprocessing,
+        class_names: Sequence[str],
+        batch_size: int,
+    ) -> None:
+        self.model, self.logits, self.class_names, self.batch_size = model, logits, class_names, batch_size
+        self.preprocessing, self.transform = preprocessing, EvalTransform(preprocessing)
+
+    def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
+        """The predictions of image files, in their order, read a few batches ahead."""
+        batches = (paths[i : i + self.batch_size] for i in range(0, len(paths), self.batch_size))
+        for batch, samples in in_parallel(
+            self._sample, batches, lambda ids, samples: (ids, samples), default_workers()
+        ):
+            images = np.zeros((self.batch_size, 3, *self.preprocessing.image_size), np.float32)
+            for i, (image, _) in enumerate(samples):
+                if image is not None:
+                    images[i] = image
+            probabilities = softmax(self.logits(images))
+            for path, (_, error), row in zip(batch, samples, probabilities):
+                best = np.argsort(-row, kind="stable")[:topk]
+                classes = [(int(i), self.class_names[i], float(row[i])) for i in best]
+                yield Prediction(path, error=error) if error else Prediction(path, classes)
+
+    def _sample(self, path: str) -> tuple[Optional[np.ndarray], Optional[str]]:
+        try:
+            return self.transform(read_image(path)), None
+        except DataError as error:
+            return None, str(error)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(B, classes) -> probabilities (B, classes) float64"""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def open_predictor(
+    path: Union[str, Path],
+    model_name: str = "",
+    ema: Optional[bool] = None,
+    batch_size: int = 16,
+    image_size: Optional[tuple[int, int]] = None,
+    class_names: Optional[Sequence[str]] = None,
+) -> Predictor:
+    """The predictor in a file: weights of any kind that we read, or a model exported to `.onnx` or `.mindir`.
+
+    Args:
+        model_name, ema: see `mindska.weights.open_weights`; an exported model needs neither.
+        batch_size, image_size: of an exported model those that it was exported for.
+        class_names: in the place of the recorded ones.
+
+    Raises:
+        UserError: the file is missing, damaged, or is no classifier.
+    """
+    path = Path(path)
+    if path.suffix in (".onnx", ".mindir"):
+        if not path.is_file():
+            raise PredictionError(f"No model at {path.absolute()}")
+        record = read_model_record(path)
+        batch_size, _, *size = record["input_shape"]
+        run = open_model(path)
+        model, recorded = record["model"], Preprocessing(**{**record["preprocessing"], "image_size": size})
+        if image_size not in (None, tuple(size)):
+            raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")
+
+        def logits(images: np.ndarray) -> np.ndarray:
+            return run(images)[0]
+
+    else:
+        weights = open_weights(path, model_name, ema)
+        record, model = weights.record(), weights.model
+        recorded = Preprocessing(**{**record["preprocessing"], **({"image_size": image_size} if image_size else {})})
+        network = weights.network()
+
+        def logits(images: np.ndarray) -> np.ndarray:
+            with graph_mode():
+                return network(Tensor(images)).asnumpy()
+
+    num_classes = record["num_classes"]
+    if num_classes is None:
+        raise PredictionError(f"{path} is a backbone without a classifier: it predicts nothing")
+    names = _class_names(path, num_classes, class_names or record.get("class_names"), class_names is not None)
+    return Predictor(model, logits, recorded, names, batch_size)
+
+
+def _class_names(path: Path, num_classes: int, names: Optional[Sequence[str]], given: bool) -> list[str]:
+    if names is not None and len(names) != num_classes:
+        origin = "were given" if given else "are recorded"
+        raise PredictionError(f"{path} has {num_classes} classes, but {len(names)} class names {origin}")
+    return readable_names(num_classes, names)
+
+
+def find_images(places: Iterable[Union[str, Path]]) -> list[str]:
+    """The image files in some files and folders (at any depth).
+
+    Raises:
+        PredictionError: a place does not exist, or there is no image.
+    """
+    found: list[str] = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise PredictionError(f"No image or folder at {place.absolute()}")
+        found += image_files(place) if place.is_dir() else [str(place)]
+    if not found:
+        raise PredictionError(f"No image in {', '.join(map(str, places))}")
+    return found
+
+
+def as_dict(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as JSON has it."""
+    if prediction.error:
+        return {"path": prediction.path, "error": prediction.error}
+    classes = [dict(index=i, name=name, probability=p) for i, name, p in prediction.classes]
+    return {"path": prediction.path, "classes": classes}

@@ -1,0 +1,228 @@
+"""Weights from a file into a network, strictly: a file that is missing or does not fit is an error that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import mindcv
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
+
+from ..models.factory import OUR_MODELS, own_preprocessing
+from .convert import (
+    HEAD,
+    WeightsError,
+    default_options,
+    first_weight,
+    listing,
+    models_that_fit,
+    rather,
+    recognise,
+    translate,
+)
+from .files import sha256
+from .names import Dialect
+from .source import Source, open_source
+
+KEPT = ("class_names", "epoch", "metric", "top1")  # of a file's record, in the record of a file made from it
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights under our names, with all that is known of them.
+
+    Attributes:
+        parameters: name -> float32 array.
+        dialect: who named them in the file.
+    """
+
+    model: str
+    parameters: dict[str, np.ndarray]
+    source: Source
+    dialect: Dialect
+
+    @property
+    def num_classes(self) -> Optional[int]:
+        """Number of classes; None of a backbone, which has no classifier."""
+        bias = self.parameters.get(f"{HEAD}bias")
+        return None if bias is None else len(bias)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of the image's channels."""
+        return self.parameters[first_weight(self.model)].shape[1]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `create_model` that the weights need and no shape tells."""
+        default = default_options(self.model)
+        return {**default, **self.dialect.network, **self.source.record.get("network", {})}
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The options that are not the model's defaults."""
+        default = default_options(self.model)
+        return {name: value for name, value in self.options.items() if value != default[name]}
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What the weights expect of an image: the arguments of `mindska.data.Preprocessing`."""
+        return self.source.record.get("preprocessing") or {
+            **own_preprocessing(self.model),
+            **self.dialect.preprocessing,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What a file with these weights should say of itself."""
+        origin = self.source
+        record = {name: origin.record[name] for name in KEPT if name in origin.record}
+        record.update(model=self.model, num_classes=self.num_classes, preprocessing=self.preprocessing)
+        if self.unusual:
+            record["network"] = self.unusual
+        record["source"] = dict(
+            file=origin.path.name,
+            sha256=sha256(origin.path),
+            kind=origin.kind,
+            names=self.dialect.name,
+            averaged=origin.averaged or origin.record.get("source", {}).get("averaged", False),
+        )
+        if "source" in origin.record:  # it was made from another file itself
+            record["source"]["source"] = origin.record["source"]
+        return record
+
+    def network(self) -> nn.Cell:
+        """The network with these weights, for inference; of a backbone, the one that returns its features."""
+        keywords = dict(self.unusual, features_only=self.num_classes is None)
+        with no_init_parameters():
+            net = mindcv.create_model(self.model, self.num_classes or 1000, in_channels=self.in_channels, **keywords)
+        load_into(getattr(net, "net", net), self.parameters, str(self.source.path))
+        return net.set_train(False)
+
+
+def open_weights(path: Union[str, Path], model_name: str = "", ema: Optional[bool] = None) -> Weights:
+    """The weights of one of our models in a file of any kind that we read (see `open_source`).
+
+    Args:
+        model_name: the model; empty: the one that the file names, or the only one that it fits.
+        ema: True for the averaged weights (an error when there are none), False for the raw ones, None for the averaged
+            where the file has them.
+
+    Raises:
+        MissingWeights, WeightsError: the file does not fit the model; the message says whose it is where that is known.
+    """
+    return _translated(open_source(path, ema), model_name)
+
+
+def describe(path: Union[str, Path], model_name: str = "") -> dict[str, Any]:
+    """The record of a file of weights: its own, else what its content tells (see `Weights.record`).
+
+    Args:
+        model_name: the model, where it is known; of a model that is not ours only the file's own record is returned.
+
+    Raises:
+        MissingWeights, WeightsError.
+    """
+    source = open_source(path)
+    if source.record.get("preprocessing") or (model_name and model_name not in OUR_MODELS):
+        return source.record
+    return _translated(source, model_name).record()
+
+
+def _translated(source: Source, model_name: str) -> Weights:
+    path, recorded = source.path, source.record.get("model", "")
+    if model_name and recorded and model_name != recorded:
+        raise WeightsError(f"{path} does not fit {model_name}: it holds {recorded}")
+    model_name = model_name or recorded or _only_model(source)
+    if model_name not in OUR_MODELS:
+        raise WeightsError(f"{path}: {model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
+    try:
+        parameters, dialect = translate(model_name, source.arrays, *source.frameworks)
+    except WeightsError as error:
+        raise WeightsError(f"{path} does not fit {model_name}. {error}") from None
+    return Weights(model_name, parameters, source, dialect)
+
+
+def _only_model(source: Source) -> str:
+    fitting = models_that_fit(source.arrays, *source.frameworks)
+    if len(fitting) == 1:
+        return fitting[0]
+    which = f"it fits {' and '.join(fitting)}" if fitting else "no model of mindska has just these weights"
+    names = listing("it has", sorted(map(str, source.arrays)), limit=10) if not fitting else ""
+    raise WeightsError(f"{source.path} does not say which model it is ({which}); name it with --model.{names}")
+
+
+def read_weights(
+    path: Union[str, Path],
+    model_name: str,
+    ema: Optional[bool] = None,
+    options: Optional[Mapping[str, Any]] = None,
+) -> dict[str, np.ndarray]:
+    """Parameters (name -> array) for `model_name` in a file of any kind that we read.
+
+    A file with the network's own names is returned as it is: `load_into` says what does not fit.
+
+    Args:
+        ema: see `open_weights`.
+        options: of the network (see `Backbone.options`): compared with what the weights need.
+
+    Raises:
+        MissingWeights, WeightsError.
+    """
+    source = open_source(path, ema)
+    if model_name not in OUR_MODELS:
+        return dict(source.arrays)
+    own = not recognise(model_name, source.arrays, *source.frameworks).rules
+    if own and not source.record.get("network"):
+        return dict(source.arrays)
+    weights = _translated(source, model_name)
+    for name, value in (options or {}).items():
+        if value != weights.options[name]:
+            raise WeightsError(
+                f"{path} ({weights.dialect.name}) was trained with {name}={weights.options[name]!r}; the network was "
+                f"made with {value!r}. Pass {name}={weights.options[name]!r} to create_model."
+            )
+    return weights.parameters
+
+
+def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
+    """Puts weights into a network; every parameter is filled and every weight used.
+
+    A network made with `features_only` has no classifier: then the classifier's weights may be left over.
+
+    Raises:
+        WeightsError: names or shapes differ; the message lists them. The network is then unchanged.
+    """
+    parameters = {p.name: p for p in net.get_parameters()}
+    missing = [f"{name} {parameters[name].shape}" for name in parameters if name not in weights]
+    spare = HEAD if getattr(net, "features_only", False) else ()
+    unknown = [
+        f"{name} {tuple(weights[name].shape)}"
+        for name in weights
+        if name not in parameters and not (spare and name.startswith(spare))
+    ]
+    wrong = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(p.shape)} in the network"
+        for name, p in parameters.items()
+        if name in weights and tuple(weights[name].shape) != tuple(p.shape)
+    ]
+    if missing or unknown or wrong:
+        model_name = getattr(net, "model_name", type(net).__name__)
+        raise WeightsError(
+            f"{source} does not fit {model_name}{rather(model_name, weights, 'mindspore')}."
+            + listing("missing in the file", missing)
+            + listing("unknown to the network", unknown)
+            + listing("of another shape", wrong)
+        )
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
+
+
+def load_checkpoint_into(net: nn.Cell, path: Union[str, Path], ema: Optional[bool] = None) -> None:
+    """Loads a file of weights (see `read_weights`) into a model of mindska (see `load_into`)."""
+    weights = read_weights(path, net.model_name, ema, net.options)
+    load_into(net, weights, str(path))

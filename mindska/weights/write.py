@@ -1,0 +1,50 @@
+"""Weights into a file of the kind that its name says, checked by reading it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .convert import WeightsError, to_torch
+from .files import WriteError, replacing, write_checkpoint, write_safetensors
+from .foreign import write_torch
+from .loading import open_weights
+
+TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
+
+
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """WriteError when a file of weights cannot be written to `path`: before the work, not after it."""
+    if not path.name.endswith((".ckpt", ".safetensors", *TORCH_SUFFIXES)):
+        raise WriteError(f"{path}: expected a name that ends in .ckpt, .safetensors or {', '.join(TORCH_SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise WriteError(f"The folder of {path} does not exist")
+    if path.exists() and not overwrite:
+        raise WriteError(f"{path} exists; choose another name, or allow it with --overwrite")
+
+
+def write_weights(path: Path, parameters: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """Writes weights (under our names) and their record, and reads them again to compare them bit by bit.
+
+    `.ckpt`: a MindSpore checkpoint with a checksum. `.safetensors`: our names, the record as metadata. `.pth` and
+    relatives: a state dict with the authors' names (of the SKNets timm's); PyTorch's files have no place for a record.
+
+    Raises:
+        WriteError: it cannot be written. What was there before is intact.
+    """
+    if path.suffix == ".ckpt":
+        write_checkpoint(path, parameters, record)
+    elif path.suffix == ".safetensors":
+        write_safetensors(path, parameters, record)
+    else:
+        with replacing(path) as temporary:
+            write_torch(temporary, to_torch(record["model"], parameters))
+    try:
+        again = open_weights(path, record["model"], ema=False).parameters
+    except WeightsError as error:
+        raise WriteError(f"{path} was written, but cannot be read again: {error}") from error
+    differing = [name for name, value in parameters.items() if not np.array_equal(again.get(name), value, True)]
+    if differing or len(again) != len(parameters):
+        raise WriteError(f"{path} was written, but reading it again gives other weights: {differing[:5]}")

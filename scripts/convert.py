@@ -1,0 +1,121 @@
+"""Converts weights: PyTorch, safetensors, Caffe or MindSpore files into .ckpt, .safetensors or .pth.
+
+    python scripts/convert.py --model skanet_s --from model_best.pth.tar --to skanet_s.ckpt
+    python scripts/convert.py --model sknet50 --from SKNet50.caffemodel --to sknet50.safetensors
+    python scripts/convert.py --from skanet_s.ckpt --to back.pth
+
+What the file is and whose names it uses is told from its content. Every weight is used and every parameter filled, or
+the command fails and lists them. The result carries a record: model, source and its sha256, preprocessing, classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import mindcv
+import mindspore as ms
+
+from mindska.errors import SettingError, clear_errors
+from mindska.models.factory import OUR_MODELS
+from mindska.weights import Weights, open_weights
+from mindska.weights.convert import HEAD
+from mindska.weights.write import check_target, write_weights
+
+REFERENCE = Path(__file__).parent.parent / "tests" / "parity"
+
+
+def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default="", choices=["", *sorted(OUR_MODELS)], metavar="NAME",
+        help="model of mindska; default: the one that the file names, or the only one that it fits",
+    )  # fmt: skip
+    parser.add_argument("--from", dest="source", required=True, type=Path, metavar="FILE", help="weights to convert")
+    parser.add_argument(
+        "--to", dest="target", required=True, type=Path, metavar="OUT",
+        help="file to write: .ckpt, .safetensors, or .pth (with the authors' names)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction,
+        help="take the averaged weights, or the raw ones; default: the averaged where the file has them",
+    )  # fmt: skip
+    parser.add_argument("--num_classes", type=int, help="drop the classifier, and put in a new one for so many classes")
+    parser.add_argument(
+        "--class_names", type=Path, metavar="FILE", help="text file with the classes' names, one a line"
+    )
+    parser.add_argument(
+        "--verify", action="store_true",
+        help="compare the outputs with those of the tests' PyTorch reference on the source's weights (needs PyTorch)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT when it exists")
+    return parser.parse_args(arguments)
+
+
+def renew_classifier(weights: Weights, num_classes: int) -> None:
+    """Puts a classifier for other classes, with initial values, in the place of the file's."""
+    ms.set_seed(0)
+    net = mindcv.create_model(weights.model, num_classes)
+    fresh = {p.name: p.asnumpy() for p in net.get_parameters() if p.name.startswith(HEAD)}
+    weights.parameters.update(fresh)
+
+
+def read_class_names(path: Path, num_classes: int) -> list[str]:
+    names = path.read_text(encoding="utf-8").splitlines()
+    if len(names) != num_classes:
+        raise SettingError(f"{path} has {len(names)} names, but the weights have {num_classes} classes")
+    return names
+
+
+def verify(weights: Weights) -> dict[str, Any]:
+    """The difference from the PyTorch reference, for the record; SettingError when it is too large."""
+    sys.path.insert(0, str(REFERENCE))
+    try:
+        from verify import compare
+    except ImportError as error:
+        raise SettingError(f"--verify needs PyTorch and the tests of the repository: {error}") from error
+    difference, bound = compare(weights)
+    print(
+        f"verified: outputs differ from the PyTorch reference's in float64 by {difference:.1e} "
+        f"(rms over the standard deviation; bound {bound:.0e})"
+    )
+    if not difference <= bound:
+        raise SettingError("the converted network does not compute what the reference does; nothing was written")
+    return dict(difference=difference, bound=bound, against="PyTorch reference, float64")
+
+
+def main(arguments: Optional[list[str]] = None) -> None:
+    options = parse(arguments)
+    with clear_errors():
+        check_target(options.target, options.overwrite)
+        weights = open_weights(options.source, options.model, options.use_ema)
+        record = weights.record()
+        origin = weights.source
+        print(
+            f"{origin.path}: {weights.model}, {origin.kind} with the names of {weights.dialect.name}, "
+            f"{'averaged' if origin.averaged else 'plain'} weights, {len(weights.parameters)} tensors, "
+            + (f"{weights.num_classes} classes" if weights.num_classes else "no classifier: a backbone")
+        )
+        weights.network()  # fits, or an error that lists what does not
+        if options.verify:
+            record["parity"] = verify(weights)
+        if options.num_classes not in (None, weights.num_classes):
+            print(
+                f"the classifier for {weights.num_classes} classes is dropped; the one for {options.num_classes} "
+                f"starts from random values and must be trained"
+            )
+            renew_classifier(weights, options.num_classes)
+            record.pop("class_names", None)
+            record.update(num_classes=options.num_classes, classifier="initial values")
+        if options.class_names:
+            record["class_names"] = read_class_names(options.class_names, weights.num_classes)
+        write_weights(options.target, weights.parameters, record)
+        for name, value in weights.unusual.items():
+            print(f"note: the network needs {name}={value!r}: pass it to create_model")
+        print(f"wrote {options.target}, and read it again: the same to the bit")
+
+
+if __name__ == "__main__":
+    main()

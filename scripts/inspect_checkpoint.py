@@ -1,0 +1,62 @@
+"""Shows what is in a file of weights: kind, model, record, checksum, and every name with its shape.
+
+python scripts/inspect_checkpoint.py FILE [--keys]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Optional
+
+import yaml
+
+from mindska.errors import clear_errors
+from mindska.models.factory import OUR_MODELS
+from mindska.weights import open_source
+from mindska.weights.convert import models_that_fit
+from mindska.weights.files import EMA_PREFIX, STATE_PREFIX, read_file, sha256
+
+
+def contents(path: Path) -> str:
+    """A line on the groups of a checkpoint of ours: weights, averaged weights, training state."""
+    arrays, _ = read_file(path)
+    groups = {"averaged": EMA_PREFIX, "training state": STATE_PREFIX}
+    counts = {group: sum(name.startswith(prefix) for name in arrays) for group, prefix in groups.items()}
+    plain = len(arrays) - sum(counts.values())
+    return ", ".join([f"{plain} weights", *(f"{count} of {group}" for group, count in counts.items() if count)])
+
+
+def main(arguments: Optional[list[str]] = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, metavar="FILE", help="PyTorch, safetensors, Caffe or MindSpore")
+    parser.add_argument("--keys", action="store_true", help="list every name with its shape and type")
+    options = parser.parse_args(arguments)
+    with clear_errors():
+        source = open_source(options.path)
+        record = dict(source.record)
+        progress = record.pop("progress", None)
+        model = record.get("model") or " or ".join(models_that_fit(source.arrays, *source.frameworks))
+        values = sum(value.size if not callable(value.size) else value.numel() for value in source.arrays.values())
+        print(f"file:     {options.path} ({options.path.stat().st_size:,} bytes)")
+        print(f"sha256:   {sha256(options.path)}")
+        print(f"kind:     {source.kind}{' (checksum right)' if source.kind == 'MindSpore' and record else ''}")
+        print(f"model:    {model or 'none of mindska: ' + ', '.join(sorted(OUR_MODELS)[:3]) + ', ...'}")
+        if source.kind == "MindSpore":
+            print(f"holds:    {contents(options.path)}")
+        print(f"weights:  {len(source.arrays)} tensors, {values:,} values{', averaged' if source.averaged else ''}")
+        if record:
+            if record.get("class_names") and len(record["class_names"]) > 10:
+                names = record["class_names"]
+                record["class_names"] = [*names[:5], f"... {len(names) - 6} more ...", names[-1]]
+            text = yaml.safe_dump(record, default_flow_style=None, sort_keys=False, allow_unicode=True, width=100)
+            print("record:\n  " + text.strip().replace("\n", "\n  "))
+        if progress:
+            print(f"progress: { ({k: v for k, v in progress.items() if not isinstance(v, (list, dict))}) }")
+        if options.keys:
+            for name, value in source.arrays.items():
+                print(f"  {name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Converted weights against the PyTorch reference with the source's own (for `scripts/convert.py --verify`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch_skanet
+import torch_sknet
+import torch_van
+from golden import rms
+from mindspore import Tensor
+
+from mindska.errors import SettingError
+from mindska.weights import Weights
+from mindska.weights.convert import as_float32, key_map
+
+REFERENCES = {"skanet": torch_skanet, "van": torch_van, "sknet": torch_sknet, "sk": torch_sknet}
+# Float32 against float64 (tests/parity/test_families.py). SkaNet may swap neighbours that are equally near to rounding.
+BOUNDS = {"skanet": 1e-3}
+
+
+def compare(weights: Weights) -> tuple[float, float]:
+    """The rms difference of the outputs over their standard deviation, on two random images, and its bound."""
+    family = weights.model.split("_")[0].rstrip("0123456789")
+    overrides = {"num_classes": weights.num_classes} if weights.num_classes else {}
+    try:
+        reference = REFERENCES[family].create(weights.model, **{**overrides, **weights.unusual})
+    except TypeError as error:
+        raise SettingError(f"--verify: the reference has no option {', '.join(weights.unusual)}") from error
+    theirs, state = key_map(weights.model, weights.dialect), reference.state_dict()
+    for name, key in key_map(weights.model).items():
+        if name in theirs:
+            value = as_float32(weights.source.arrays[theirs[name]])
+            state[key] = torch.from_numpy(value).reshape(state[key].shape)
+    reference.load_state_dict(state)
+    size = weights.preprocessing["image_size"]
+    images = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
+    theirs = np.ascontiguousarray(images[:, ::-1]) if weights.dialect.bgr else images
+    with torch.no_grad():
+        taps = reference.double().eval().taps(torch.from_numpy(theirs).double())
+    outputs = weights.network()(Tensor(images))
+    if weights.num_classes:
+        return rms(outputs.asnumpy(), taps["logits"].numpy()), BOUNDS.get(family, 5e-6)
+    stages = [rms(outputs[i].asnumpy(), taps[f"stage{i + 1}_norm"].numpy()) for i in range(len(outputs))]
+    return max(stages), BOUNDS.get(family, 5e-6)

@@ -43,7 +43,11 @@ def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: d
     """
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with graph_mode():
-        expected = _as_list(net(Tensor(images)))
+        result = net(Tensor(images))
+        net = net if isinstance(result, Tensor) else _Tuple(net)
+        expected = _as_list(result)
+        if not all(np.isfinite(output).all() for output in expected):
+            raise ExportError("The network itself gives NaN or infinity for random images; are its weights damaged?")
         outputs = ["logits"] if len(expected) == 1 else [f"feature{i}" for i in range(len(expected))]
         record = dict(record, input_shape=list(shape), inputs=["images"], outputs=outputs)
         with replacing(path) as temporary:
@@ -135,6 +139,17 @@ def _write_onnx(net: nn.Cell, path: Path, images: np.ndarray, record: dict[str, 
     onnx.helper.set_model_props(model, {METADATA: json.dumps(record)})
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+
+
+class _Tuple(nn.Cell):
+    """A network whose list of features becomes a tuple: ONNX has no lists."""
+
+    def __init__(self, net: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.net = net
+
+    def construct(self, x: Tensor) -> tuple:
+        return tuple(self.net(x))
 
 
 @contextmanager

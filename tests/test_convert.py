@@ -292,7 +292,7 @@ def test_missing_and_unknown_keys_are_listed(convert, reference, tmp_path):
         (
             "a.caffemodel",
             message((1, b"n"), (100, message((1, b"fc"), (7, message((7, message((1, b"\x05"))), (5, b"1234")))))),
-            "a blob of layer fc has the shape (5,) but 1 values",
+            "a blob of layer fc has the shape (5,) but 4 bytes of values",
         ),
         ("a.safetensors", struct.pack("<Q", 1 << 60) + b'{"a": {"dtype": "F32"', "not a readable safetensors file"),
         ("a.ckpt", b"\x0a\x20\x0a\x03abc" + bytes(30), "not a readable MindSpore checkpoint"),

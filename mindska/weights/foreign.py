@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import zipfile
 from collections.abc import Mapping
 from functools import cache
@@ -136,9 +137,10 @@ def read_caffemodel(path: Union[str, Path]) -> dict[str, list[np.ndarray]]:
 
 
 def _blob(path: Union[str, Path], layer: str, blob: Any) -> np.ndarray:
-    content, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
-    data = np.frombuffer(content[: len(content) // int(dtype[2]) * int(dtype[2])], dtype).astype(np.float32)
+    content, dtype = (blob.double_data, np.dtype("<f8")) if blob.double_data else (blob.data, np.dtype("<f4"))
     shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
-    if min(shape, default=1) < 0 or data.size != int(np.prod(shape, dtype=object)):
-        raise WeightsError(f"{path} is damaged: a blob of layer {layer} has the shape {shape} but {data.size} values")
-    return data.reshape(shape)
+    if min(shape, default=1) < 0 or len(content) != dtype.itemsize * math.prod(shape):
+        raise WeightsError(
+            f"{path} is damaged: a blob of layer {layer} has the shape {shape} but {len(content):,} bytes of values"
+        )
+    return np.frombuffer(content, dtype).astype(np.float32).reshape(shape)

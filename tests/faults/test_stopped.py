@@ -25,7 +25,7 @@ from commands import (
 
 from mindska.training.interrupt import EXIT_CODE
 
-LONG = dict(epoch_size=400, val_while_train="false", ckpt_save_interval=1000)
+LONG = dict(epoch_size=4000, val_while_train="false", ckpt_save_interval=1000)
 
 
 @pytest.mark.slow

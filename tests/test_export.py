@@ -1,0 +1,188 @@
+"""scripts/export.py and scripts/predict.py: out to MindIR and ONNX, checked; classes of images from either."""
+
+import csv
+import io
+import json
+
+import mindcv
+import numpy as np
+import pytest
+from commands import script
+from PIL import Image
+from test_folding import settled
+
+from mindska import export as exporting
+from mindska.data.imagenet import imagenet_classes, readable_names
+from mindska.models.factory import own_preprocessing
+from mindska.weights.files import write_checkpoint
+
+CLASSES = [f"kind {i}" for i in range(10)]
+
+
+def checkpoint(path, name, **keywords):
+    net = settled(name, **keywords)
+    classes = {} if keywords else {"class_names": CLASSES}
+    record = dict(model=name, num_classes=10, preprocessing=own_preprocessing(name), **classes)
+    inner = getattr(net, "net", net)
+    write_checkpoint(path, {p.name: p for p in inner.get_parameters()}, record)
+    return path
+
+
+def run(name, *words):
+    script(name).main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    """A checkpoint, and what is exported from it for two images of 64x64."""
+    folder = tmp_path_factory.mktemp("nano")
+    path = checkpoint(folder / "nano.ckpt", "skanet_nano")
+    for kind in exporting.FORMATS:
+        run("export", "--ckpt_path", path, "--format", kind, "--batch", 2, "--fold")
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    (folder / "inner").mkdir()
+    for i in range(5):
+        image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((200, 150))
+        image.save(folder / ("inner" if i > 2 else ".") / f"{i}.png")
+    (folder / "broken.jpg").write_text("no image")
+    return folder
+
+
+def predict(capsys, *words, status=0):
+    if status:
+        with pytest.raises(SystemExit) as ended:
+            run("predict", *words, "--format", "json")
+        assert ended.value.code == status
+    else:
+        run("predict", *words, "--format", "json")
+    return {entry.pop("path"): entry for entry in json.loads(capsys.readouterr().out)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", exporting.FORMATS)
+@pytest.mark.parametrize("fold", [(), ("--fold",)], ids=["plain", "folded"])
+@pytest.mark.parametrize("name", ["skanet_s", "van_tiny", "van_tiny_lska_k11", "sknet26", "sk_resnet18"])
+def test_every_family(tmp_path, capsys, name, fold, kind):
+    path = checkpoint(tmp_path / "a.ckpt", name)
+    run("export", "--ckpt_path", path, "--format", kind, "--input_size", 96, 128, "--to", tmp_path / f"a.{kind}", *fold)
+    assert "run from the file, its outputs differ" in capsys.readouterr().out
+    record = json.loads((tmp_path / f"a.{kind}.json").read_text())
+    assert record["model"] == name and record["input_shape"] == [1, 3, 96, 128] and record["folded"] == bool(fold)
+    assert record["class_names"] == CLASSES and record["preprocessing"]["image_size"] == [96, 128]
+    assert exporting.read_model_record(tmp_path / f"a.{kind}") == record
+
+
+def test_a_backbone(tmp_path):
+    path = checkpoint(tmp_path / "a.ckpt", "van_tiny_lska_k7", features_only=True)
+    run("export", "--ckpt_path", path, "--format", "onnx", "--input_size", 64, "--fold", "--to", tmp_path / "a.onnx")
+    features = exporting.open_model(tmp_path / "a.onnx")(np.zeros((1, 3, 64, 64), np.float32))
+    assert [f.shape[1:] for f in features] == [(32, 16, 16), (64, 8, 8), (160, 4, 4), (256, 2, 2)]
+    with pytest.raises(SystemExit, match="predicts nothing"):
+        run("predict", tmp_path, "--ckpt_path", path)
+
+
+def test_an_onnx_file_says_what_it_is(nano):
+    import onnx
+
+    model = onnx.load(str(nano.with_name("skanet_nano.onnx")))
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "logits"]
+    record = json.loads({p.key: p.value for p in model.metadata_props}["mindska"])
+    assert record["model"] == "skanet_nano" and record["class_names"] == CLASSES
+    operators = {node.op_type for node in model.graph.node}
+    assert "Erf" in operators and not operators & {"Softsign", "BatchNormalization"}
+
+
+def test_a_difference_fails_the_command(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit, match="differ from the network's by .* nothing was written"):
+        run("export", "--ckpt_path", nano, "--format", "mindir", "--to", tmp_path / "a.mindir")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(nano):
+    before = nano.with_name("skanet_nano.onnx").read_bytes()
+    with pytest.raises(SystemExit, match="exists; choose another name"):
+        run("export", "--ckpt_path", nano, "--format", "onnx")
+    assert nano.with_name("skanet_nano.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--format", "onnx", "--input_size", "16"), "smallest square input is 33x33"),
+        (("--format", "onnx", "--input_size", "1", "2", "3"), "expected height and width"),
+        (("--format", "onnx", "--to", "a.mindir"), "ends in .onnx"),
+        (("--format", "onnx", "--batch", "0"), "expected a number of images"),
+    ],
+)
+def test_wrong_words(nano, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((SystemExit, ValueError)) as ended:
+        run("export", "--ckpt_path", nano, *words, *(() if "--to" in words else ("--to", tmp_path / "a.onnx")))
+    assert message in str(ended.value) + capsys.readouterr().err
+
+
+def test_predictions_agree(nano, photos, capsys):
+    """The checkpoint, the ONNX file and the MindIR file tell the same classes, in batches of 16, 2 and 2."""
+    ours = predict(capsys, photos, "--ckpt_path", nano, "--topk", 3, status=1)
+    assert len(ours) == 6 and "cannot be read" in ours[str(photos / "broken.jpg")]["error"]
+    net = mindcv.create_model("skanet_nano", num_classes=10, checkpoint_path=str(nano)).set_train(False)
+    for suffix in exporting.FORMATS:
+        theirs = predict(capsys, photos, "--ckpt_path", nano.with_name(f"skanet_nano.{suffix}"), "--topk", 3, status=1)
+        assert set(theirs) == set(ours)
+        for path, found in ours.items():
+            for one, other in zip(found.get("classes", ()), theirs[path].get("classes", ())):
+                assert one["name"] == other["name"] == CLASSES[one["index"]]
+                assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
+    # Against Pillow and the network, written out.
+    from mindspore import Tensor, ops
+
+    from mindska.data import EvalTransform, Preprocessing
+
+    transform = EvalTransform(Preprocessing(**own_preprocessing("skanet_nano")))
+    image = transform(Image.open(photos / "0.png").convert("RGB"))
+    row = ops.softmax(net(Tensor(image[None])))[0].asnumpy()
+    best = ours[str(photos / "0.png")]["classes"]
+    assert [c["index"] for c in best] == np.argsort(-row)[:3].tolist()
+    np.testing.assert_allclose([c["probability"] for c in best], np.sort(row)[::-1][:3], rtol=1e-4)
+
+
+def test_formats(nano, photos, capsys):
+    run("predict", photos / "0.png", photos / "1.png", "--ckpt_path", nano, "--topk", 2, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["rank"], row["name"]) for row in rows][0] == ("1", f"kind {rows[0]['index']}") and len(rows) == 4
+    run("predict", photos / "0.png", "--ckpt_path", nano, "--topk", 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(photos / "0.png") and "%  kind" in lines[1] and len(lines) == 3
+
+
+def test_messages_of_predict(nano, photos, tmp_path):
+    for words, message in (
+        ((tmp_path / "none.jpg", "--ckpt_path", nano), "No image or folder at"),
+        ((tmp_path, "--ckpt_path", nano), "No image in"),
+        ((photos, "--ckpt_path", tmp_path / "none.onnx"), "No model at"),
+        ((photos, "--ckpt_path", tmp_path / "none.ckpt"), "No checkpoint at"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run("predict", *words)
+    (tmp_path / "a.mindir").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="has no record"):
+        run("predict", photos, "--ckpt_path", tmp_path / "a.mindir")
+    (tmp_path / "a.mindir.json").write_text(nano.with_name("skanet_nano.mindir.json").read_text())
+    with pytest.raises(SystemExit, match="is not a readable mindir model"):
+        run("predict", photos, "--ckpt_path", tmp_path / "a.mindir")
+
+
+def test_imagenets_names():
+    known = imagenet_classes()
+    assert len(known) == len(set(known.values())) == 1000 and list(known) == sorted(known)
+    assert readable_names(1000)[:2] == ["tench", "goldfish"] and readable_names(1000)[-1] == "toilet tissue"
+    assert readable_names(2, ["n01440764", "other"]) == ["tench", "other"]
+    assert readable_names(3) == ["class 0", "class 1", "class 2"]

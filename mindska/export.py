@@ -130,11 +130,10 @@ def _write_onnx(net: nn.Cell, path: Path, images: np.ndarray, record: dict[str, 
     except ImportError as error:
         raise ExportError("Exporting to ONNX needs two more packages: pip install 'mindska[onnx]'") from error
     with _erf_as_softsign(net):
-        ms.onnx.export(
-            net, Tensor(images), file_name=str(path), input_names=record["inputs"], output_names=record["outputs"]
-        )
+        ms.onnx.export(net, Tensor(images), file_name=str(path))
     model = onnx.load(str(path))
-    _mend(model.graph)
+    values = (*model.graph.input, *model.graph.output)
+    _mend(model.graph, {value.name: name for value, name in zip(values, record["inputs"] + record["outputs"])})
     model.producer_name = "mindska"
     onnx.helper.set_model_props(model, {METADATA: json.dumps(record)})
     onnx.checker.check_model(model)
@@ -170,8 +169,8 @@ def _erf_as_softsign(net: nn.Cell) -> Iterator[None]:
             del cell.construct
 
 
-def _mend(graph: Any) -> None:
-    """Corrects what MindSpore (2.8) writes into ONNX."""
+def _mend(graph: Any, names: dict[str, str]) -> None:
+    """Corrects what MindSpore (2.8) writes into ONNX, and renames some values."""
     for node in graph.node:
         if node.op_type == "Softsign":
             node.op_type = "Erf"
@@ -179,6 +178,11 @@ def _mend(graph: Any) -> None:
             if node.op_type == "Conv" and attribute.name == "pads" and len(attribute.ints) == 4:
                 top, bottom, left, right = attribute.ints  # MindSpore's order; ONNX: all begins, then all ends
                 attribute.ints[:] = [top, left, bottom, right]
+        # MindSpore's own option for the outputs' names forgets the nodes that go on from an output.
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.name = names[value.name]
 
 
 def _onnxruntime() -> Any:

@@ -110,12 +110,13 @@ def test_a_rank_that_fails_takes_all_with_it_and_says_why(images, tmp_path):
 @pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(images, tmp_path):
     out = tmp_path / "run"
-    process = start_training(images, out, **LONG)
-    wait_for(lambda: finished_steps(out) >= 2, what="the second step")
-    printed = train(images, out, expect=1, **LONG)
+    settings = dict(LONG, log_interval=20)  # a line a step would fill the pipe, and the run would wait for its reader
+    process = start_training(images, out, **settings)
+    wait_for(lambda: finished_steps(out) >= 2, what="the second report")
+    printed = train(images, out, expect=1, **settings)
     assert f"Another run (process {process.pid} on" in printed and "choose another --ckpt_save_dir" in printed
     before = finished_steps(out)
-    wait_for(lambda: finished_steps(out) > before, what="the first run's next step")
+    wait_for(lambda: finished_steps(out) > before, what="the first run's next report")
     process.kill()
     process.communicate()
 

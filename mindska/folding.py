@@ -120,7 +120,7 @@ def _plus_identity(conv: nn.Conv2d) -> nn.Conv2d:
 
 def _like(conv: nn.Conv2d, weight: np.ndarray, bias: np.ndarray) -> nn.Conv2d:
     """A convolution of the same geometry with other values."""
-    return nn.Conv2d(
+    return type(conv)(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,

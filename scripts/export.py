@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
+from mindska import kernels
 from mindska.errors import clear_errors
 from mindska.export import FORMATS, TOLERANCE, export, record_path
 from mindska.folding import fold
@@ -65,7 +66,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
         record = weights.record()
         record["preprocessing"] = dict(record["preprocessing"], image_size=[height, width])
         record["folded"] = options.fold
-        network = weights.network()
+        with kernels.plain():  # a file for other machines
+            network = weights.network()
         if options.fold:
             fold(getattr(network, "net", network))
         shape = (options.batch, weights.in_channels, height, width)

@@ -57,7 +57,7 @@ def port_taps(net: nn.Cell, x: np.ndarray) -> tuple[dict[str, np.ndarray], dict[
 
     def keep_neighbours(name):
         def hook(cell, inputs, output):
-            neighbours[name] = cell.search(*cell.nodes(inputs[0])).asnumpy()
+            neighbours[name] = cell.neighbours(inputs[0]).asnumpy()
 
         return hook
 

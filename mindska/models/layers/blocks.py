@@ -13,6 +13,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from ... import kernels
+
 SQRT_HALF = math.sqrt(0.5)
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
@@ -21,6 +23,19 @@ BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's mome
 def batch_norm(channels: int, momentum: float = BN_MOMENTUM) -> nn.BatchNorm2d:
     """Batch norm over (B, C, H, W); epsilon, and by default momentum, are PyTorch's, which all three papers use."""
     return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=momentum)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A convolution of one input channel an output channel, with stride 1 and a bias, whose padding keeps the size."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernel = kernels.depthwise(self.dilation[0])
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x, self.weight, self.bias)
+        return super().construct(x)
 
 
 def conv(
@@ -38,7 +53,9 @@ def conv(
     padding = vertical if vertical == horizontal else (vertical, vertical, horizontal, horizontal)
     # Weights get their values when the network is complete.
     initial = dict(has_bias=has_bias, weight_init="zeros", bias_init="zeros")
-    return nn.Conv2d(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
+    depthwise = cin == cout == group and stride == 1 and has_bias
+    layer = DepthwiseConv if depthwise else nn.Conv2d
+    return layer(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
 
 
 class GELU(nn.Cell):
@@ -47,10 +64,18 @@ class GELU(nn.Cell):
     `nn.GELU` is three times slower on CPU, and the automatic gradient of erf contains a power (see `bprop`).
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = kernels.gelu()
+
     def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x)
         return x * 0.5 * (1.0 + ops.erf(x * SQRT_HALF))
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel.bprop(x, out, dout)
         # ops.exp is off by 6e-6 on CPU; expm1 is exact to float32.
         phi = (1.0 + ops.expm1(-0.5 * x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
         return (dout * (0.5 * (1.0 + ops.erf(x * SQRT_HALF)) + x * phi),)

@@ -17,6 +17,7 @@ from mindspore._c_expression.amp import AmpLevel, create_amp_strategy
 from mindspore.ops import constexpr
 from mindspore.train.amp import AmpDecorator
 
+from ... import kernels
 from .blocks import GELU, batch_norm, conv
 
 GROUPS = 4
@@ -141,6 +142,7 @@ class MaxRelativeConv(nn.Cell):
     def __init__(self, dim: int, k: int, dilation: int, reduction: int) -> None:
         super().__init__()
         self.search = NearestNodes(k, dilation)
+        self.kernel = kernels.max_relative(k, dilation)
         self.pool = nn.AvgPool2d(reduction, reduction) if reduction > 1 else nn.Identity()
         self.conv = conv(2 * dim, dim, group=GROUPS)
         self.norm = batch_norm(dim)
@@ -150,7 +152,20 @@ class MaxRelativeConv(nn.Cell):
         """Queries (B, N, C) and pooled keys (B, M, C) of a map (B, C, H, W)."""
         return x.flatten(start_dim=2).swapaxes(1, 2), self.pool(x).flatten(start_dim=2).swapaxes(1, 2)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def neighbours(self, x: Tensor) -> Tensor:
+        """The nodes that a map's nodes are compared with, (B, N, k) int32, the nearest first."""
+        return self._fused(x)[1] if self._is_fused(x) else self.search(*self.nodes(x))
+
+    def _is_fused(self, x: Tensor) -> bool:
+        return self.kernel is not None and x.dtype == mstype.float32
+
+    def _fused(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.pool(x)
+        position = _relative_position(x.shape[1], x.shape[2] * x.shape[3], y.shape[2] * y.shape[3])
+        return self.kernel(x, y, position)
+
+    def _interleaved(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 2 C, H, W)"""
         b, c, h, w = x.shape
         queries, keys = self.nodes(x)
         n, m = queries.shape[1], keys.shape[1]
@@ -161,4 +176,8 @@ class MaxRelativeConv(nn.Cell):
         for j in range(1, index.shape[2]):
             nearest = ops.maximum(nearest, ops.gather(rows, index[:, :, j], 0))
         interleaved = ops.stack((queries, nearest - queries), axis=3).reshape(b, n, 2 * c)
-        return self.act(self.norm(self.conv(interleaved.swapaxes(1, 2).reshape(b, 2 * c, h, w))))
+        return interleaved.swapaxes(1, 2).reshape(b, 2 * c, h, w)
+
+    def construct(self, x: Tensor) -> Tensor:
+        interleaved = self._fused(x)[0] if self._is_fused(x) else self._interleaved(x)
+        return self.act(self.norm(self.conv(interleaved)))

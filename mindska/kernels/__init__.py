@@ -1,0 +1,161 @@
+"""Custom C++ operators for the CPU, and the one place where an operator chooses its implementation.
+
+A layer asks here when it is made: `gelu()`, `depthwise(...)`, `max_relative(...)` return the C++ operator, or None
+where the plain operators are to be used: on other devices, without a compiler, inside `plain()` (exports), or when the
+environment variable MINDSKA_KERNELS is "off". With "require" a missing compiler is an error; the default is "auto".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Callable, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from ..errors import SettingError
+from .build import BuildError, library
+
+log = logging.getLogger("mindska")
+
+MODES = ("auto", "off", "require")
+_plain_only = 0
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Networks that are made inside use MindSpore's plain operators only."""
+    global _plain_only
+    _plain_only += 1
+    try:
+        yield
+    finally:
+        _plain_only -= 1
+
+
+def mode() -> str:
+    """The value of MINDSKA_KERNELS.
+
+    Raises:
+        SettingError: it is none of "auto", "off", "require".
+    """
+    value = os.environ.get("MINDSKA_KERNELS", "auto")
+    if value not in MODES:
+        raise SettingError(f"MINDSKA_KERNELS is {value!r}; expected one of {', '.join(MODES)}")
+    return value
+
+
+def available() -> bool:
+    """Whether layers that are made now use the C++ operators."""
+    wanted = mode()
+    if _plain_only or wanted == "off":
+        return False
+    if ms.get_context("device_target") != "CPU":
+        if wanted == "require":
+            raise SettingError("MINDSKA_KERNELS is 'require', but the C++ operators are for the CPU only")
+        return False
+    reason = _why_not()
+    if reason and wanted == "require":
+        raise SettingError(f"MINDSKA_KERNELS is 'require', but the C++ operators cannot be built: {reason}")
+    return not reason
+
+
+@cache
+def _why_not() -> str:
+    """Why the C++ operators cannot be had; empty when they can."""
+    try:
+        for name in ("gelu", "depthwise", "max_relative"):
+            library(name)
+    except BuildError as error:
+        log.warning(
+            "C++ operators are not used (%s): the same results, slower. MINDSKA_KERNELS=off says no more.", error
+        )
+        return str(error)
+    return ""
+
+
+def _operator(file: str, name: str, shapes: Callable, types: Callable) -> ops.Custom:
+    return ops.Custom(f"{library(file)}:mindska_{name}", shapes, types, func_type="aot")
+
+
+class _Gelu(nn.Cell):
+    """GELU; its gradient is an operator as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = _operator("gelu", "gelu", lambda x: x, lambda x: x)
+        self.backward = _operator("gelu", "gelu_grad", lambda x, dy: x, lambda x, dy: x)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (self.backward(x, dout),)
+
+
+class _Depthwise(nn.Cell):
+    """Depthwise convolution. Inputs: x (B, C, H, W), weight (C, 1, KH, KW), bias (C,)."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.dilation = Tensor(np.int32([dilation]))
+        self.forward = _operator("depthwise", "depthwise", lambda x, w, b, d: x, lambda x, w, b, d: x)
+        self.backward = _operator(
+            "depthwise", "depthwise_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
+        )
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias, self.dilation)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, self.dilation, dout)
+
+
+class _MaxRelative(nn.Cell):
+    """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (H W, h w).
+
+    Returns:
+        (B, 2 C, H, W), the channels x_0, d_0, x_1, d_1, ...; and the neighbours (B, H W, k) int32.
+    """
+
+    def __init__(self, k: int, dilation: int) -> None:
+        super().__init__()
+        self.k = k
+        self.options = Tensor(np.int32([k, dilation]))
+        self.forward = _operator(
+            "max_relative", "max_relative",
+            lambda x, y, p, o: ([x[0], 2 * x[1], x[2], x[3]], [x[0], x[2] * x[3], k]),
+            lambda x, y, p, o: (x, ms.int32),
+        )  # fmt: skip
+        self.backward = _operator(
+            "max_relative", "max_relative_grad",
+            lambda y, i, dz, o: ([dz[0], dz[1] // 2, dz[2], dz[3]], y),
+            lambda y, i, dz, o: (y, y),
+        )  # fmt: skip
+
+    def construct(self, x: Tensor, y: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x, y, position, self.options)
+
+    def bprop(self, x: Tensor, y: Tensor, position: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
+        dx, dy = self.backward(y, out[1], dout[0], self.options)
+        return dx, dy, ops.zeros_like(position)
+
+
+def gelu() -> Optional[nn.Cell]:
+    """GELU as a C++ operator, or None: x -> y of the same shape."""
+    return _Gelu() if available() else None
+
+
+def depthwise(dilation: int) -> Optional[nn.Cell]:
+    """A depthwise convolution as a C++ operator, or None; see `_Depthwise`."""
+    return _Depthwise(dilation) if available() else None
+
+
+def max_relative(k: int, dilation: int) -> Optional[Any]:
+    """Neighbour search and max-relative aggregation as a C++ operator, or None; see `_MaxRelative`."""
+    return _MaxRelative(k, dilation) if available() else None

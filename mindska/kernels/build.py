@@ -1,0 +1,78 @@
+"""Builds the C++ operators, once for a machine, into the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
+    "-fno-math-errno", "-fno-trapping-math",  # vectors may compute what is then not taken
+    "-Wno-psabi",
+)  # fmt: skip
+
+
+class BuildError(RuntimeError):
+    """The operators cannot be built here; the message says why."""
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: MINDSKA_CACHE, or mindska in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindska"
+    return Path(os.environ.get("MINDSKA_CACHE") or default)
+
+
+def _compiler() -> tuple[str, str]:
+    """The C++ compiler's command and version."""
+    wanted = os.environ.get("CXX")
+    for command in (wanted,) if wanted else ("g++", "clang++", "c++"):
+        if shutil.which(command):
+            said = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+            return command, said.stdout.partition("\n")[0]
+    raise BuildError(f"no C++ compiler ({wanted or 'g++, clang++'})")
+
+
+def _processor() -> str:
+    """What -march=native depends on: a library built for one processor may not run on another."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+@cache
+def library(name: str) -> Path:
+    """The shared library of the operators in NAME.cc, built when there is none for this source, compiler and processor.
+
+    Any number of processes may ask at once: each builds in a folder of its own, and moves the result to its place.
+
+    Raises:
+        BuildError: there is no compiler, it fails, or the cache cannot be written.
+    """
+    command, version = _compiler()
+    source = FOLDER / f"{name}.cc"
+    key = hashlib.sha256()
+    for part in (source.read_bytes(), (FOLDER / "simd.h").read_bytes(), version, _processor(), " ".join(FLAGS)):
+        key.update(part if isinstance(part, bytes) else part.encode())
+    path = cache_folder() / f"{name}-{key.hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder:
+            built = Path(folder) / path.name
+            done = subprocess.run([command, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True)
+            if done.returncode:
+                raise BuildError(f"{command} failed on {source.name}: {done.stderr.strip()[:500]}")
+            built.replace(path)
+    except OSError as error:
+        raise BuildError(f"the cache {path.parent} cannot be written: {error}") from error
+    return path

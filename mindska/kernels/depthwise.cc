@@ -1,0 +1,163 @@
+// Depthwise convolution with stride 1, any odd kernel and any dilation, padded so that the size stays; and its gradients.
+//
+// A plane is copied into a buffer with a border of zeros; then every output row is a sum of shifted rows, many columns at
+// once in registers. Taps that lie beyond the plane wherever they stand (large kernels on small maps) are left out.
+#include "simd.h"
+
+namespace mindska {
+
+constexpr int kBlock = 4;  // vectors of a row that are computed together
+
+// One axis of the kernel, without the taps that never meet the plane.
+struct Axis {
+  int64_t first, count, pad;  // tap, number of taps, border
+
+  Axis(int64_t taps, int64_t dilation, int64_t size) {
+    const int64_t reach = dilation * (taps / 2);
+    first = reach < size ? 0 : (reach - size) / dilation + 1;
+    count = taps - 2 * first;
+    pad = reach - first * dilation;
+  }
+};
+
+struct Geometry {
+  int64_t batch, channels, height, width, taps, wide, dilation;
+  Axis rows, columns;
+  int64_t stride;  // of the padded plane
+
+  Geometry(const int64_t *x, const int64_t *kernel, int64_t dilation)
+      : batch(x[0]), channels(x[1]), height(x[2]), width(x[3]), taps(kernel[2] * kernel[3]), wide(kernel[3]),
+        dilation(dilation), rows(kernel[2], dilation, x[2]), columns(kernel[3], dilation, x[3]),
+        stride(x[3] + 2 * columns.pad) {}
+
+  int64_t plane() const { return height * width; }
+
+  // Floats in a padded plane, and beyond it what the last vector of a row may read.
+  int64_t padded() const { return (height + 2 * rows.pad) * stride + kBlock * kLanes; }
+
+  // Copies a plane into a padded one whose border is zero already.
+  void pad(const float *from, float *to) const {
+    for (int64_t y = 0; y < height; ++y) {
+      std::memcpy(to + (y + rows.pad) * stride + columns.pad, from + y * width, width * sizeof(float));
+    }
+  }
+};
+
+// N vectors of an output row: the sum of the shifted inputs times their weights.
+template <int N>
+static inline void row_block(const Geometry &g, const float *source, const float *weights, float bias, Vec *out) {
+  Vec sums[N];
+  for (int i = 0; i < N; ++i) sums[i] = splat(bias);
+  for (int64_t ky = 0; ky < g.rows.count; ++ky) {
+    const float *row = source + ky * g.dilation * g.stride;
+    const float *weight = weights + (ky + g.rows.first) * g.wide + g.columns.first;
+    for (int64_t kx = 0; kx < g.columns.count; ++kx) {
+      const Vec w = splat(weight[kx]);
+      for (int i = 0; i < N; ++i) sums[i] += w * load(row + kx * g.dilation + i * kLanes);
+    }
+  }
+  for (int i = 0; i < N; ++i) out[i] = sums[i];
+}
+
+static void convolve(const Geometry &g, const float *padded, const float *weights, float bias, float *out) {
+  for (int64_t y = 0; y < g.height; ++y) {
+    const float *source = padded + y * g.stride;
+    float *row = out + y * g.width;
+    int64_t x = 0;
+    Vec block[kBlock];
+    for (; x + kBlock * kLanes <= g.width; x += kBlock * kLanes) {
+      row_block<kBlock>(g, source + x, weights, bias, block);
+      for (int i = 0; i < kBlock; ++i) store(row + x + i * kLanes, block[i]);
+    }
+    for (; x + 2 * kLanes <= g.width; x += 2 * kLanes) {
+      row_block<2>(g, source + x, weights, bias, block);
+      for (int i = 0; i < 2; ++i) store(row + x + i * kLanes, block[i]);
+    }
+    for (; x < g.width; x += kLanes) {
+      row_block<1>(g, source + x, weights, bias, block);
+      store_some(row + x, block[0], static_cast<int>(std::min<int64_t>(kLanes, g.width - x)));
+    }
+  }
+}
+
+// Adds to sums[tap] the product of an output gradient with the input that the tap saw, in vectors.
+static void correlate(const Geometry &g, const float *padded, const float *dout, Vec *sums) {
+  for (int64_t y = 0; y < g.height; ++y) {
+    for (int64_t x = 0; x < g.width; x += kBlock * kLanes) {
+      const int64_t left = g.width - x;
+      const int vectors = static_cast<int>(std::min<int64_t>(kBlock, (left + kLanes - 1) / kLanes));
+      Vec gradient[kBlock] = {};
+      for (int i = 0; i < vectors; ++i) {
+        const float *at = dout + y * g.width + x + i * kLanes;
+        gradient[i] = left >= (i + 1) * kLanes ? load(at) : load_some(at, static_cast<int>(left - i * kLanes));
+      }
+      for (int64_t ky = 0; ky < g.rows.count; ++ky) {
+        const float *row = padded + (y + ky * g.dilation) * g.stride + x;
+        Vec *sum = sums + (ky + g.rows.first) * g.wide + g.columns.first;
+        for (int64_t kx = 0; kx < g.columns.count; ++kx) {
+          const float *source = row + kx * g.dilation;
+          Vec total = sum[kx];
+          for (int i = 0; i < vectors; ++i) total += gradient[i] * load(source + i * kLanes);
+          sum[kx] = total;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace mindska
+
+// Inputs x (B, C, H, W), weight (C, 1, KH, KW), bias (C,), dilation (1,) int32; outputs y (B, C, H, W).
+MINDSKA_OPERATOR(mindska_depthwise) {
+  using namespace mindska;
+  const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
+  const float *bias = static_cast<float *>(params[2]);
+  float *y = static_cast<float *>(params[4]);
+  const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[3]));
+#pragma omp parallel
+  {
+    std::vector<float> padded(g.padded());
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < g.batch * g.channels; ++plane) {
+      const int64_t channel = plane % g.channels;
+      g.pad(x + plane * g.plane(), padded.data());
+      convolve(g, padded.data(), weight + channel * g.taps, bias[channel], y + plane * g.plane());
+    }
+  }
+  return 0;
+}
+
+// Inputs x, weight, dilation, dy; outputs dx, dweight, dbias.
+MINDSKA_OPERATOR(mindska_depthwise_grad) {
+  using namespace mindska;
+  const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
+  const float *dy = static_cast<float *>(params[3]);
+  float *dx = static_cast<float *>(params[4]), *dweight = static_cast<float *>(params[5]);
+  float *dbias = static_cast<float *>(params[6]);
+  const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[2]));
+#pragma omp parallel
+  {
+    std::vector<float> padded(g.padded()), turned(g.taps);
+    std::vector<Vec> sums(g.taps);
+#pragma omp for schedule(static)
+    for (int64_t channel = 0; channel < g.channels; ++channel) {
+      for (int64_t i = 0; i < g.taps; ++i) turned[i] = weight[channel * g.taps + g.taps - 1 - i];
+      std::fill(sums.begin(), sums.end(), Vec{});
+      double bias = 0;
+      for (int64_t sample = 0; sample < g.batch; ++sample) {
+        const int64_t at = (sample * g.channels + channel) * g.plane();
+        g.pad(x + at, padded.data());
+        correlate(g, padded.data(), dy + at, sums.data());
+        g.pad(dy + at, padded.data());
+        convolve(g, padded.data(), turned.data(), 0, dx + at);
+        Vec total = {};
+        int64_t i = 0;
+        for (; i + kLanes <= g.plane(); i += kLanes) total += load(dy + at + i);
+        bias += sum(total + load_some(dy + at + i, static_cast<int>(g.plane() - i)));
+      }
+      for (int64_t i = 0; i < g.taps; ++i) dweight[channel * g.taps + i] = sum(sums[i]);
+      dbias[channel] = static_cast<float>(bias);
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,98 @@
+// What the operators share: vectors of floats that the compiler maps to the processor's own (AVX2, AVX-512, NEON), and
+// the interface of MindSpore's custom operators ("aot"): an operator returns 0, or a number that MindSpore reports.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace mindska {
+
+constexpr int kLanes = 16;
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+static inline Vec load(const float *p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+static inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// The first `count` floats; the others are 0.
+static inline Vec load_some(const float *p, int count) {
+  float buffer[kLanes] = {};
+  std::memcpy(buffer, p, count * sizeof(float));
+  return load(buffer);
+}
+
+static inline void store_some(float *p, Vec v, int count) {
+  float buffer[kLanes];
+  store(buffer, v);
+  std::memcpy(p, buffer, count * sizeof(float));
+}
+
+static inline Vec splat(float x) { return Vec{} + x; }
+
+static inline float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+static inline int64_t size_of(const int64_t *shape, int ndim) {
+  int64_t size = 1;
+  for (int i = 0; i < ndim; ++i) size *= shape[i];
+  return size;
+}
+
+static inline int threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+static inline int thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// exp(x) for x <= 0, to 2 units in the last place; 0 below -87. NaN stays NaN.
+static inline Vec exp_negative(Vec x) {
+  const Vec clamped = x < splat(-87.0f) ? splat(-87.0f) : x;
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec rounded = (clamped * 1.44269504f + magic) - magic;
+  const Vec r = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;  // minus rounded * ln 2, in two parts
+  // Taylor's series of exp on |r| <= ln(2) / 2: the first term that is left out is below 1e-8.
+  Vec p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const IntVec exponent = (__builtin_convertvector(rounded, IntVec) + 127) << 23;
+  Vec power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return x < splat(-87.0f) ? Vec{} : p * power;
+}
+
+}  // namespace mindska
+
+#define MINDSKA_OPERATOR(name)                                                                                  \
+  extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *stream, \
+                      void *extra)

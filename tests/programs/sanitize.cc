@@ -1,0 +1,64 @@
+// Runs the operators on arrays of exactly their size, over shapes that leave remainders: to be built with
+// -fsanitize=address,undefined, which ends the program at the first access outside.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+
+#include "depthwise.cc"
+#include "gelu.cc"
+#include "max_relative.cc"
+
+struct Array {
+  std::vector<int64_t> shape;
+  std::unique_ptr<float[]> data;
+
+  explicit Array(std::vector<int64_t> dims) : shape(dims) {
+    const int64_t size = mindska::size_of(shape.data(), static_cast<int>(shape.size()));
+    data.reset(new float[size]);
+    for (int64_t i = 0; i < size; ++i) data[i] = static_cast<float>(std::rand()) / RAND_MAX - 0.5f;
+  }
+};
+
+using Operator = int (*)(int, void **, int *, int64_t **, const char **, void *, void *);
+
+template <typename... Arrays>
+static void run(Operator function, Arrays &...arrays) {
+  void *params[] = {arrays.data.get()...};
+  int64_t *shapes[] = {arrays.shape.data()...};
+  int ndims[] = {static_cast<int>(arrays.shape.size())...};
+  if (function(sizeof...(arrays), params, ndims, shapes, nullptr, nullptr, nullptr)) std::exit(2);
+}
+
+static Array integers(std::initializer_list<int32_t> values) {
+  Array array({static_cast<int64_t>(values.size())});
+  std::memcpy(array.data.get(), values.begin(), values.size() * sizeof(int32_t));
+  return array;
+}
+
+int main() {
+  for (int64_t size : {1, 15, 16, 17, 16384, 16385}) {
+    Array x({size}), dy({size}), y({size});
+    run(mindska_gelu, x, y);
+    run(mindska_gelu_grad, x, dy, y);
+  }
+  const int64_t planes[][4] = {{1, 1, 1, 1}, {2, 3, 7, 7}, {1, 2, 1, 70}, {1, 2, 70, 1}, {1, 3, 33, 129}};
+  const int64_t kernels[][3] = {{3, 3, 1}, {7, 7, 3}, {1, 17, 3}, {17, 1, 3}, {5, 5, 2}, {1, 3, 1}};
+  for (auto &p : planes) {
+    for (auto &k : kernels) {
+      Array x({p[0], p[1], p[2], p[3]}), y(x.shape), dx(x.shape), weight({p[1], 1, k[0], k[1]}), bias({p[1]});
+      Array dweight(weight.shape), dbias(bias.shape), dilation = integers({static_cast<int32_t>(k[2])});
+      run(mindska_depthwise, x, weight, bias, dilation, y);
+      run(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
+    }
+  }
+  const int64_t graphs[][8] = {  // batch, channels, height, width, pooled height and width, k, dilation
+      {1, 8, 1, 5, 1, 5, 5, 1}, {2, 24, 9, 7, 4, 3, 5, 2}, {1, 16, 8, 8, 8, 8, 4, 3}, {3, 40, 5, 13, 5, 13, 5, 13}};
+  for (auto &g : graphs) {
+    Array x({g[0], g[1], g[2], g[3]}), y({g[0], g[1], g[4], g[5]}), position({g[2] * g[3], g[4] * g[5]});
+    Array options = integers({static_cast<int32_t>(g[6]), static_cast<int32_t>(g[7])});
+    Array z({g[0], 2 * g[1], g[2], g[3]}), index({g[0], g[2] * g[3], g[6]}), dx(x.shape), dy(y.shape);
+    run(mindska_max_relative, x, y, position, options, z, index);
+    run(mindska_max_relative_grad, y, index, z, options, dx, dy);
+  }
+  std::puts("clean");
+}

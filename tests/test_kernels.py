@@ -1,0 +1,251 @@
+"""The C++ operators: against float64, at sizes that are odd and small; their gradients; building; falling back."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import mindcv
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from commands import ROOT
+from mindspore import Tensor, nn
+from scipy.special import ndtr
+
+from mindska import kernels
+from mindska.errors import SettingError
+from mindska.kernels import build
+from mindska.models.layers.blocks import GELU, DepthwiseConv, conv
+from mindska.models.layers.graph import MaxRelativeConv, relative_position
+
+pytestmark = pytest.mark.skipif(bool(kernels._why_not()), reason="no C++ compiler")
+SPECIAL = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 1e30, -1e30])
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def gradients(function, inputs, dout):
+    """Of sum(function(*inputs) * dout)."""
+    scaled = ms.grad(lambda *a: (function(*a) * Tensor(dout)).sum(), grad_position=tuple(range(len(inputs))))
+    found = scaled(*[Tensor(i) for i in inputs])
+    return [g.asnumpy() for g in (found if isinstance(found, tuple) else (found,))]
+
+
+def noise(values, terms=1):
+    """Float32 rounding of sums of so many terms: a few units in the last place of the largest."""
+    return 2e-7 * (3 + terms**0.5) * max(1.0, float(np.abs(values).max()))
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (16,), (3, 5, 7), (2, 64, 33, 17), (1 << 14,), ((1 << 14) + 1,)])
+def test_gelu(shape):
+    x, dout = 4 * random(*shape), random(*shape, seed=1)
+    net, wide = GELU(), x.astype(np.float64)
+    assert net.kernel is not None
+    expected = wide * ndtr(wide)
+    np.testing.assert_allclose(net(Tensor(x)).asnumpy(), expected, atol=4e-7, rtol=3e-7)
+    slope = ndtr(wide) + wide * np.exp(-0.5 * wide**2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(gradients(net, [x], dout)[0], dout * slope, atol=6e-7 * np.abs(dout).max(), rtol=3e-7)
+
+
+def test_gelu_of_nan_and_infinity():
+    with kernels.plain():
+        plain = GELU()
+    with np.errstate(all="ignore"):
+        ones = np.ones_like(SPECIAL)
+        for result in (lambda net: net(Tensor(SPECIAL)).asnumpy(), lambda net: gradients(net, [SPECIAL], ones)[0]):
+            ours, theirs = result(GELU()), result(plain)
+            np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
+            np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+SHAPES = [  # batch, channels, height, width, kernel, dilation
+    (2, 3, 9, 11, (3, 3), 1),
+    (1, 1, 1, 1, (3, 3), 1),
+    (1, 5, 1, 40, (5, 5), 2),
+    (2, 3, 40, 1, (7, 7), 3),
+    (1, 2, 64, 64, (7, 7), 3),
+    (2, 4, 7, 7, (1, 17), 3),
+    (2, 4, 7, 7, (17, 1), 3),
+    (1, 3, 5, 130, (1, 5), 1),
+    (1, 3, 33, 70, (5, 1), 2),
+    (3, 2, 16, 32, (5, 5), 2),
+]
+
+
+@pytest.mark.parametrize("batch, channels, height, width, kernel, dilation", SHAPES, ids=str)
+def test_depthwise(batch, channels, height, width, kernel, dilation):
+    x, dout = random(batch, channels, height, width), random(batch, channels, height, width, seed=1)
+    weight, bias = random(channels, 1, *kernel, seed=2), random(channels, seed=3)
+    operator = kernels.depthwise(dilation)
+    wide = [torch.from_numpy(a).double().requires_grad_() for a in (x, weight, bias)]
+    padding = [dilation * (side // 2) for side in kernel]
+    expected = torch.nn.functional.conv2d(*wide, padding=padding, dilation=dilation, groups=channels)
+    (expected * torch.from_numpy(dout)).sum().backward()
+    ours = operator(Tensor(x), Tensor(weight), Tensor(bias)).asnumpy()
+    np.testing.assert_allclose(ours, expected.detach(), atol=noise(ours, kernel[0] * kernel[1]), rtol=0)
+    for found, exact, terms in zip(
+        gradients(operator, [x, weight, bias], dout), wide, (kernel[0] * kernel[1], *[batch * height * width] * 2)
+    ):
+        np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad.numpy(), terms), rtol=0)
+
+
+def test_a_layer_is_depthwise_where_it_can_be():
+    assert isinstance(conv(4, 4, 3, group=4), DepthwiseConv) and conv(4, 4, 3, group=4).kernel is not None
+    for other in (conv(4, 4, 3, group=2), conv(4, 8, 3, group=4), conv(4, 4, 3, 2, group=4)):
+        assert type(other) is nn.Conv2d
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_depthwise_spreads_nan_and_infinity_as_plain_operators_do(value):
+    x = random(1, 2, 9, 20)
+    x[0, 1, 4, 10] = value
+    net = conv(2, 2, 3, dilation=2, group=2)
+    net.weight.set_data(Tensor(np.abs(random(2, 1, 3, 3)) + 0.1))
+    with kernels.plain():
+        plain = conv(2, 2, 3, dilation=2, group=2)
+    plain.weight.set_data(net.weight)
+    np.testing.assert_allclose(net(Tensor(x)).asnumpy(), plain(Tensor(x)).asnumpy(), atol=1e-6)
+
+
+GRAPHS = [  # batch, channels, height, width, reduction, k, dilation
+    (2, 64, 16, 16, 2, 5, 2),
+    (2, 16, 9, 7, 1, 4, 1),
+    (1, 96, 12, 20, 2, 5, 3),
+    (3, 8, 3, 2, 1, 5, 4),  # the dilation shrinks to 1
+    (1, 24, 1, 70, 1, 5, 5),
+]
+
+
+@pytest.mark.parametrize("batch, channels, height, width, reduction, k, dilation", GRAPHS, ids=str)
+def test_max_relative_is_the_plain_operators(batch, channels, height, width, reduction, k, dilation):
+    net, x = MaxRelativeConv(channels, k, dilation, reduction), Tensor(random(batch, channels, height, width))
+    pooled = net.pool(x).asnumpy().copy()
+    position = Tensor(relative_position(channels, height * width, pooled[0, 0].size))
+    chosen = net.kernel(x, Tensor(pooled), position)[1].asnumpy()
+    np.testing.assert_array_equal(chosen, net.search(*net.nodes(x)).asnumpy())
+    np.testing.assert_array_equal(net._fused(x)[0].asnumpy(), net._interleaved(x).asnumpy())
+    dout = random(batch, 2 * channels, height, width, seed=1)
+    ours = gradients(lambda a: net._fused(a)[0], [x.asnumpy()], dout)[0]
+    theirs = gradients(net._interleaved, [x.asnumpy()], dout)[0]
+    np.testing.assert_allclose(ours, theirs, atol=noise(theirs, batch * height * width), rtol=0)
+
+
+def test_max_relative_of_nan():
+    """A NaN reaches its own node and what it is a neighbour of, and nothing breaks."""
+    x = random(1, 8, 6, 6)
+    x[0, 3, 2, 2] = np.nan
+    net = MaxRelativeConv(8, 5, 1, 1)
+    out = net._fused(Tensor(x))[0].asnumpy()
+    assert np.isnan(out[0, 6, 2, 2]) and np.isnan(out[0, 7, 2, 2]) and np.isfinite(out[0, 6]).sum() == 35
+
+
+@pytest.mark.parametrize("name, size", [("skanet_nano", 64), ("van_tiny_lska_k11", 64), ("van_tiny", 65)])
+def test_networks_give_the_same_with_and_without(name, size):
+    x, parameters = Tensor(random(2, 3, size, size)), {}
+    outputs, all_gradients = [], []
+    for context in (kernels.plain, None):
+        if context:
+            with context():
+                net = mindcv.create_model(name, num_classes=10, drop_rate=0.0, drop_path_rate=0.0)
+            parameters = {p.name: p.asnumpy() for p in net.get_parameters()}
+        else:
+            net = mindcv.create_model(name, num_classes=10, drop_rate=0.0, drop_path_rate=0.0)
+            for p in net.get_parameters():
+                p.set_data(Tensor(parameters[p.name]))
+        assert all(
+            (cell.kernel is None) == bool(context) for _, cell in net.cells_and_names() if isinstance(cell, GELU)
+        )
+        outputs.append(net.set_train(False)(x).asnumpy())
+        found = ms.grad(lambda a, net=net: (net(a) ** 2).sum(), None, net.trainable_params())(x)
+        all_gradients.append([g.asnumpy() for g in found])
+    assert np.sqrt(np.mean((outputs[0] - outputs[1]) ** 2)) < 5e-6 * outputs[0].std()
+    for ours, theirs in zip(*all_gradients):
+        assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs) + 1e-6
+
+
+def test_half_precision_takes_the_plain_operators():
+    net, x = GELU(), random(100)
+    half = net(Tensor(x, ms.float16))
+    assert half.dtype == ms.float16
+    np.testing.assert_allclose(half.asnumpy(), net(Tensor(x)).asnumpy(), atol=2e-3)
+
+
+def test_modes(monkeypatch):
+    monkeypatch.setenv("MINDSKA_KERNELS", "off")
+    assert kernels.gelu() is None
+    monkeypatch.setenv("MINDSKA_KERNELS", "require")
+    assert kernels.gelu() is not None
+    with kernels.plain():
+        assert kernels.gelu() is None
+    monkeypatch.setenv("MINDSKA_KERNELS", "sometimes")
+    with pytest.raises(SettingError, match="MINDSKA_KERNELS is 'sometimes'; expected one of auto, off, require"):
+        kernels.gelu()
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache, and nothing remembered."""
+    monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path / "cache"))
+    build.library.cache_clear()
+    kernels._why_not.cache_clear()
+    yield tmp_path / "cache"
+    build.library.cache_clear()
+    kernels._why_not.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "compiler, words", [("no-such-compiler", "no C++ compiler"), ("false", "false failed on gelu.cc")]
+)
+def test_without_a_compiler_plain_operators_do_it(fresh, monkeypatch, caplog, compiler, words):
+    monkeypatch.setenv("CXX", compiler)
+    assert kernels.gelu() is None and kernels.depthwise(1) is None
+    assert len(caplog.records) == 1 and words in caplog.text and "the same results, slower" in caplog.text
+    monkeypatch.setenv("MINDSKA_KERNELS", "require")
+    with pytest.raises(SettingError, match="cannot be built"):
+        kernels.gelu()
+
+
+def test_an_unwritable_cache_is_no_disaster(fresh, caplog):
+    fresh.write_text("a file")
+    assert kernels.gelu() is None and "cannot be written" in caplog.text
+
+
+def test_a_library_is_built_once_by_many_at_a_time(fresh):
+    program = "from mindska.kernels.build import library; print(library('gelu'))"
+    words = [sys.executable, "-c", program]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), MINDSKA_CACHE=str(fresh))
+
+    def ask(_):
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = set(pool.map(ask, range(3)))
+    assert len(answers) == 1
+    assert [path.suffix for path in fresh.iterdir()] == [".so"]  # nothing half-built
+    before = next(fresh.iterdir()).stat().st_mtime_ns
+    ask(0)
+    assert next(fresh.iterdir()).stat().st_mtime_ns == before
+
+
+def test_another_source_is_another_library(fresh, monkeypatch, tmp_path):
+    first = build.library("gelu")
+    for name in ("gelu.cc", "simd.h"):
+        (tmp_path / name).write_bytes((build.FOLDER / name).read_bytes())
+    (tmp_path / "gelu.cc").write_text((tmp_path / "gelu.cc").read_text() + "// changed\n")
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    build.library.cache_clear()
+    assert build.library("gelu") != first
+
+
+def test_memory_is_not_touched_outside(tmp_path):
+    """Built with AddressSanitizer and UndefinedBehaviorSanitizer, single-threaded."""
+    source, program = ROOT / "tests" / "programs" / "sanitize.cc", tmp_path / "sanitize"
+    flags = ["-std=c++17", "-O1", "-g", "-march=native", "-Wno-psabi", "-fsanitize=address,undefined"]
+    words = ["g++", *flags, "-fno-sanitize-recover=all", f"-I{build.FOLDER}", str(source), "-o", str(program)]
+    subprocess.run(words, check=True, capture_output=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr[:3000]

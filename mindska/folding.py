@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from . import kernels
 from .models.layers.blocks import Block, PatchEmbed
 from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
@@ -51,10 +52,17 @@ class FoldedSplitKernelAttention(nn.Cell):
         doubled = np.ones(sum(self.splits))
         doubled[: self.splits[0]] = 2
         self.pw_conv = _before(attention.pw_conv, (doubled, np.zeros_like(doubled)))
+        self.kernel = kernels.split_depthwise(2, 3, identity=0)
+
+    def mixed(self, graph: Tensor) -> Tensor:
+        first, second = self.dw_conv1, self.dw_conv2
+        if self.kernel is not None:
+            return self.kernel(graph, first.weight, first.bias, second.weight, second.bias)
+        untouched, five, seven = ops.split(graph, self.splits, axis=1)
+        return ops.concat((untouched, first(five), second(seven)), axis=1)
 
     def construct(self, x: Tensor) -> Tensor:
-        untouched, five, seven = ops.split(self.graph(x), self.splits, axis=1)
-        gate = self.pw_conv(ops.concat((untouched, self.dw_conv1(five), self.dw_conv2(seven)), axis=1))
+        gate = self.pw_conv(self.mixed(self.graph(x)))
         return gate * ops.sigmoid(gate) * x
 
 

@@ -37,7 +37,7 @@ def gradients(function, inputs, dout):
 
 def noise(values, terms=1):
     """Float32 rounding of sums of so many terms: a few units in the last place of the largest."""
-    return 2e-7 * (3 + terms**0.5) * max(1.0, float(np.abs(values).max()))
+    return 2e-7 * (3 + terms**0.5) * max(1.0, float(np.abs(np.asarray(values)).max()))
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (16,), (3, 5, 7), (2, 64, 33, 17), (1 << 14,), ((1 << 14) + 1,)])
@@ -90,7 +90,31 @@ def test_depthwise(batch, channels, height, width, kernel, dilation):
     for found, exact, terms in zip(
         gradients(operator, [x, weight, bias], dout), wide, (kernel[0] * kernel[1], *[batch * height * width] * 2)
     ):
-        np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad.numpy(), terms), rtol=0)
+        np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad, terms), rtol=0)
+
+
+@pytest.mark.parametrize("identity", [0, 1])
+@pytest.mark.parametrize("channels, height, width", [(8, 9, 11), (16, 1, 1), (40, 16, 33)])
+def test_split_depthwise(channels, height, width, identity):
+    first, second = channels * 3 // 8, channels // 2
+    arrays = [
+        random(2, channels, height, width), random(first, 1, 5, 5, seed=1), random(first, seed=2),
+        random(second, 1, 7, 7, seed=3), random(second, seed=4),
+    ]  # fmt: skip
+    dout = random(2, channels, height, width, seed=5)
+    wide = [torch.from_numpy(a).double().requires_grad_() for a in arrays]
+    x, weight1, bias1, weight2, bias2 = wide
+    parts = x.split([channels - first - second, first, second], dim=1)
+    five = torch.nn.functional.conv2d(parts[1], weight1, bias1, padding=4, dilation=2, groups=first)
+    seven = torch.nn.functional.conv2d(parts[2], weight2, bias2, padding=9, dilation=3, groups=second)
+    expected = torch.cat([parts[0], five, seven], dim=1) + identity * x
+    (expected * torch.from_numpy(dout)).sum().backward()
+    operator = kernels.split_depthwise(2, 3, identity)
+    np.testing.assert_allclose(
+        operator(*map(Tensor, arrays)).asnumpy(), expected.detach(), atol=noise(expected.detach(), 49), rtol=0
+    )
+    for found, exact in zip(gradients(operator, arrays, dout), wide):
+        np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad, 2 * height * width), rtol=0)
 
 
 def test_a_layer_is_depthwise_where_it_can_be():
@@ -124,7 +148,8 @@ GRAPHS = [  # batch, channels, height, width, reduction, k, dilation
 def test_max_relative_is_the_plain_operators(batch, channels, height, width, reduction, k, dilation):
     net, x = MaxRelativeConv(channels, k, dilation, reduction), Tensor(random(batch, channels, height, width))
     pooled = net.pool(x).asnumpy().copy()
-    position = Tensor(relative_position(channels, height * width, pooled[0, 0].size))
+    position = relative_position(channels, height * width, pooled[0, 0].size)
+    position = Tensor(np.ascontiguousarray(position.T))
     chosen = net.kernel(x, Tensor(pooled), position)[1].asnumpy()
     np.testing.assert_array_equal(chosen, net.search(*net.nodes(x)).asnumpy())
     np.testing.assert_array_equal(net._fused(x)[0].asnumpy(), net._interleaved(x).asnumpy())

@@ -116,8 +116,31 @@ class _Depthwise(nn.Cell):
         return self.backward(x, weight, self.dilation, dout)
 
 
+class _SplitDepthwise(nn.Cell):
+    """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
+
+    Inputs: x (B, C, H, W); weight and bias of the first convolution (C1, 1, K, K), (C1,) and of the second.
+    """
+
+    def __init__(self, dilation1: int, dilation2: int, identity: int) -> None:
+        super().__init__()
+        self.options = Tensor(np.int32([dilation1, dilation2, identity]))
+        self.forward = _operator("depthwise", "split_depthwise", lambda x, v, a, w, b, o: x, lambda x, v, a, w, b, o: x)
+        self.backward = _operator(
+            "depthwise", "split_depthwise_grad",
+            lambda x, v, w, o, dy: (x, v, [v[0]], w, [w[0]]),
+            lambda x, v, w, o, dy: (x, x, x, x, x),
+        )  # fmt: skip
+
+    def construct(self, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        return self.forward(x, weight1, bias1, weight2, bias2, self.options)
+
+    def bprop(self, x, weight1, bias1, weight2, bias2, out, dout) -> tuple[Tensor, ...]:
+        return self.backward(x, weight1, weight2, self.options, dout)
+
+
 class _MaxRelative(nn.Cell):
-    """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (H W, h w).
+    """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (h w, H W).
 
     Returns:
         (B, 2 C, H, W), the channels x_0, d_0, x_1, d_1, ...; and the neighbours (B, H W, k) int32.
@@ -154,6 +177,11 @@ def gelu() -> Optional[nn.Cell]:
 def depthwise(dilation: int) -> Optional[nn.Cell]:
     """A depthwise convolution as a C++ operator, or None; see `_Depthwise`."""
     return _Depthwise(dilation) if available() else None
+
+
+def split_depthwise(dilation1: int, dilation2: int, identity: int) -> Optional[nn.Cell]:
+    """SkaNet's split over the channels as a C++ operator, or None; see `_SplitDepthwise`."""
+    return _SplitDepthwise(dilation1, dilation2, identity) if available() else None
 
 
 def max_relative(k: int, dilation: int) -> Optional[Any]:

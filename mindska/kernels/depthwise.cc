@@ -2,6 +2,9 @@
 //
 // A plane is copied into a buffer with a border of zeros; then every output row is a sum of shifted rows, many columns at
 // once in registers. Taps that lie beyond the plane wherever they stand (large kernels on small maps) are left out.
+//
+// SkaNet's split over the channels is an operator as well: untouched channels, two depthwise convolutions, and the sum
+// with what was split, without copies of the parts.
 #include "simd.h"
 
 namespace mindska {
@@ -105,6 +108,55 @@ static void correlate(const Geometry &g, const float *padded, const float *dout,
   }
 }
 
+// One channel's gradients, of all samples: dx is written, weights and bias are returned in place.
+class ChannelGradient {
+ public:
+  ChannelGradient(const Geometry &g) : g_(g), padded_(g.padded()), turned_(g.taps), sums_(g.taps) {}
+
+  // x, dy and dx: the channel's plane in the first sample; `step`: from one sample to the next.
+  void operator()(const float *x, const float *weight, const float *dy, int64_t step, float *dx, float *dweight,
+                  float *dbias) {
+    for (int64_t i = 0; i < g_.taps; ++i) turned_[i] = weight[g_.taps - 1 - i];
+    std::fill(sums_.begin(), sums_.end(), Vec{});
+    double bias = 0;
+    for (int64_t sample = 0; sample < g_.batch; ++sample) {
+      const int64_t at = sample * step;
+      g_.pad(x + at, padded_.data());
+      correlate(g_, padded_.data(), dy + at, sums_.data());
+      g_.pad(dy + at, padded_.data());
+      convolve(g_, padded_.data(), turned_.data(), 0, dx + at);
+      Vec total = {};
+      int64_t i = 0;
+      for (; i + kLanes <= g_.plane(); i += kLanes) total += load(dy + at + i);
+      bias += sum(total + load_some(dy + at + i, static_cast<int>(g_.plane() - i)));
+    }
+    for (int64_t i = 0; i < g_.taps; ++i) dweight[i] = sum(sums_[i]);
+    *dbias = static_cast<float>(bias);
+  }
+
+ private:
+  const Geometry &g_;
+  std::vector<float> padded_, turned_;
+  std::vector<Vec> sums_;
+};
+
+// The channels' parts: `untouched` ones, then those of two convolutions.
+struct Split {
+  Geometry first, second;
+  int64_t untouched, step;
+  float identity;
+
+  Split(const int64_t *x, const int64_t *kernel1, const int64_t *kernel2, const int32_t *options)
+      : first(x, kernel1, options[0]), second(x, kernel2, options[1]), untouched(x[1] - kernel1[0] - kernel2[0]),
+        step(x[1] * x[2] * x[3]), identity(static_cast<float>(options[2])) {}
+};
+
+// to += identity * from, a plane.
+static void add_identity(const Split &s, const float *from, float *to) {
+  if (s.identity == 0) return;
+  for (int64_t i = 0; i < s.first.plane(); ++i) to[i] += s.identity * from[i];
+}
+
 }  // namespace mindska
 
 // Inputs x (B, C, H, W), weight (C, 1, KH, KW), bias (C,), dilation (1,) int32; outputs y (B, C, H, W).
@@ -137,26 +189,79 @@ MINDSKA_OPERATOR(mindska_depthwise_grad) {
   const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[2]));
 #pragma omp parallel
   {
-    std::vector<float> padded(g.padded()), turned(g.taps);
-    std::vector<Vec> sums(g.taps);
+    ChannelGradient gradient(g);
 #pragma omp for schedule(static)
-    for (int64_t channel = 0; channel < g.channels; ++channel) {
-      for (int64_t i = 0; i < g.taps; ++i) turned[i] = weight[channel * g.taps + g.taps - 1 - i];
-      std::fill(sums.begin(), sums.end(), Vec{});
-      double bias = 0;
-      for (int64_t sample = 0; sample < g.batch; ++sample) {
-        const int64_t at = (sample * g.channels + channel) * g.plane();
-        g.pad(x + at, padded.data());
-        correlate(g, padded.data(), dy + at, sums.data());
-        g.pad(dy + at, padded.data());
-        convolve(g, padded.data(), turned.data(), 0, dx + at);
-        Vec total = {};
-        int64_t i = 0;
-        for (; i + kLanes <= g.plane(); i += kLanes) total += load(dy + at + i);
-        bias += sum(total + load_some(dy + at + i, static_cast<int>(g.plane() - i)));
+    for (int64_t c = 0; c < g.channels; ++c) {
+      const int64_t at = c * g.plane();
+      gradient(x + at, weight + c * g.taps, dy + at, g.channels * g.plane(), dx + at, dweight + c * g.taps, dbias + c);
+    }
+  }
+  return 0;
+}
+
+// Inputs x (B, C, H, W), weight1 (C1, 1, K1, K1), bias1 (C1,), weight2 (C2, 1, K2, K2), bias2 (C2,), options (3,) int32:
+// the two dilations, and how often x is added; outputs y (B, C, H, W), whose last C2 channels are the second
+// convolution's, the C1 before them the first's, and the rest is x, each plus so many times x.
+MINDSKA_OPERATOR(mindska_split_depthwise) {
+  using namespace mindska;
+  const float *x = static_cast<float *>(params[0]);
+  const float *weights[] = {static_cast<float *>(params[1]), static_cast<float *>(params[3])};
+  const float *biases[] = {static_cast<float *>(params[2]), static_cast<float *>(params[4])};
+  float *y = static_cast<float *>(params[6]);
+  const Split s(shapes[0], shapes[1], shapes[3], static_cast<int32_t *>(params[5]));
+  const Geometry *parts[] = {&s.first, &s.second};
+#pragma omp parallel
+  {
+    std::vector<float> padded[] = {std::vector<float>(s.first.padded()), std::vector<float>(s.second.padded())};
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t plane = 0; plane < s.first.batch * s.first.channels; ++plane) {
+      int64_t channel = plane % s.first.channels - s.untouched;
+      const float *from = x + plane * s.first.plane();
+      float *to = y + plane * s.first.plane();
+      if (channel < 0) {
+        for (int64_t i = 0; i < s.first.plane(); ++i) to[i] = (1 + s.identity) * from[i];
+        continue;
       }
-      for (int64_t i = 0; i < g.taps; ++i) dweight[channel * g.taps + i] = sum(sums[i]);
-      dbias[channel] = static_cast<float>(bias);
+      const int part = channel >= shapes[1][0];
+      channel -= part ? shapes[1][0] : 0;
+      const Geometry &g = *parts[part];
+      g.pad(from, padded[part].data());
+      convolve(g, padded[part].data(), weights[part] + channel * g.taps, biases[part][channel], to);
+      add_identity(s, from, to);
+    }
+  }
+  return 0;
+}
+
+// Inputs x, weight1, weight2, options, dy; outputs dx, dweight1, dbias1, dweight2, dbias2.
+MINDSKA_OPERATOR(mindska_split_depthwise_grad) {
+  using namespace mindska;
+  const float *x = static_cast<float *>(params[0]), *dy = static_cast<float *>(params[4]);
+  const float *weights[] = {static_cast<float *>(params[1]), static_cast<float *>(params[2])};
+  float *dx = static_cast<float *>(params[5]);
+  float *dweights[] = {static_cast<float *>(params[6]), static_cast<float *>(params[8])};
+  float *dbiases[] = {static_cast<float *>(params[7]), static_cast<float *>(params[9])};
+  const Split s(shapes[0], shapes[1], shapes[2], static_cast<int32_t *>(params[3]));
+  const int64_t plane = s.first.plane();
+#pragma omp parallel
+  {
+    ChannelGradient gradients[] = {ChannelGradient(s.first), ChannelGradient(s.second)};
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t c = 0; c < s.first.channels; ++c) {
+      int64_t channel = c - s.untouched;
+      const int part = channel >= shapes[1][0];
+      if (channel >= 0) {
+        channel -= part ? shapes[1][0] : 0;
+        const int64_t taps = part ? s.second.taps : s.first.taps;
+        gradients[part](x + c * plane, weights[part] + channel * taps, dy + c * plane, s.step, dx + c * plane,
+                        dweights[part] + channel * taps, dbiases[part] + channel);
+      }
+      for (int64_t sample = 0; sample < s.first.batch; ++sample) {
+        const float *from = dy + sample * s.step + c * plane;
+        float *to = dx + sample * s.step + c * plane;
+        if (channel < 0) std::fill(to, to + plane, 0.0f);
+        for (int64_t i = 0; i < plane; ++i) to[i] += (channel < 0 ? 1 + s.identity : s.identity) * from[i];
+      }
     }
   }
   return 0;

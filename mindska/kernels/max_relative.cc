@@ -1,21 +1,25 @@
 // The max-relative graph aggregation in one pass: distances, the nearest nodes, and the maximum over them.
 //
-// Features stay in the layout of the maps, (C, N): a tile of queries against all keys is a small matrix product whose
-// result is ranked at once and never written out. A query's closeness to a key is 2 x.y - |y|^2 - position, of
-// L2-normalised features; the higher, the nearer.
+// Features stay in the layout of the maps, (C, N), and sixteen queries go through everything together, one a lane: the
+// matrix product of a tile of queries with all keys, whose results are ranked at once and never written out, and the
+// maximum over the chosen keys. A query's closeness to a key is 2 x.y - |y|^2 - position, of L2-normalised features; the
+// higher, the nearer.
 #include "simd.h"
 
 namespace mindska {
 
 #ifdef __AVX512F__
-constexpr int kRows = 8, kColumns = 2;  // queries, and vectors of keys, whose products stay in registers
+constexpr int kRows = 12;  // keys whose products with a tile of queries stay in registers
 #else
-constexpr int kRows = 4, kColumns = 1;
+constexpr int kRows = 4;
 #endif
-constexpr int kTile = kLanes;  // queries that a thread takes at once
+constexpr int kTile = kLanes;  // queries
+constexpr int kQueries = 4 * kTile;  // queries whose maps are read and written together
 constexpr float kSmallest = 1e-12f;
 
 static inline int64_t rounded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+static inline Vec load_lanes(const float *p, int lanes) { return lanes == kLanes ? load(p) : load_some(p, lanes); }
 
 // Multiplies every column of (C, N) by 1 / max(its length, 1e-12), times `factor`; returns the squared lengths after it.
 static void normalise(const float *from, int64_t channels, int64_t count, int64_t from_stride, float *to,
@@ -24,7 +28,7 @@ static void normalise(const float *from, int64_t channels, int64_t count, int64_
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - i));
     Vec total = {};
     for (int64_t c = 0; c < channels; ++c) {
-      const Vec v = load_some(from + c * from_stride + i, lanes);
+      const Vec v = load_lanes(from + c * from_stride + i, lanes);
       total += v * v;
     }
     Vec length;
@@ -32,7 +36,7 @@ static void normalise(const float *from, int64_t channels, int64_t count, int64_
     length = length < splat(kSmallest) ? splat(kSmallest) : length;
     Vec square = {};
     for (int64_t c = 0; c < channels; ++c) {
-      const Vec v = load_some(from + c * from_stride + i, lanes) / length;
+      const Vec v = load_lanes(from + c * from_stride + i, lanes) / length;
       square += v * v;
       store(to + c * to_stride + i, v * factor);
     }
@@ -40,56 +44,50 @@ static void normalise(const float *from, int64_t channels, int64_t count, int64_
   }
 }
 
-// closeness[q][m] = x[., q] . y[., m] - offset[m] - position[q][m] for kTile queries and all keys.
-static void closeness_tile(const float *x, const float *y, const float *offset, const float *position, int64_t channels,
-                           int64_t keys, int64_t stride, int64_t queries, float *out) {
-  for (int64_t m = 0; m < stride; m += kColumns * kLanes) {
-    for (int q = 0; q < kTile; q += kRows) {
-      Vec sums[kRows][kColumns] = {};
-      for (int64_t c = 0; c < channels; ++c) {
-        Vec key[kColumns];
-        for (int j = 0; j < kColumns; ++j) key[j] = load(y + c * stride + m + j * kLanes);
-        for (int i = 0; i < kRows; ++i) {
-          const Vec query = splat(x[c * kTile + q + i]);
-          for (int j = 0; j < kColumns; ++j) sums[i][j] += query * key[j];
-        }
-      }
-      for (int i = 0; i < kRows && q + i < queries; ++i) {
-        for (int j = 0; j < kColumns; ++j) {
-          const int64_t first = m + j * kLanes;
-          if (first >= keys) break;
-          const int lanes = static_cast<int>(std::min<int64_t>(kLanes, keys - first));
-          const Vec place = load_some(position + (q + i) * keys + first, lanes);
-          store_some(out + (q + i) * keys + first, sums[i][j] - (load(offset + first) + place), lanes);
-        }
-      }
+// The largest values that each lane has seen, the largest first, and their indices; of equal ones the first seen. NaN
+// never gets in.
+struct Ranking {
+  std::vector<Vec> values;
+  std::vector<IntVec> indices;
+
+  explicit Ranking(int64_t count) : values(count), indices(count) {}
+
+  void clear() {
+    for (size_t j = 0; j < values.size(); ++j) {
+      values[j] = splat(-INFINITY);
+      indices[j] = IntVec{} + static_cast<int32_t>(j);
     }
   }
-}
 
-// The indices of the `count` largest values, the largest first; of equal ones the first. NaN is never chosen.
-static void largest(const float *values, int64_t size, int64_t count, float *best, int32_t *index) {
-  for (int64_t j = 0; j < count; ++j) {
-    best[j] = -INFINITY;
-    index[j] = static_cast<int32_t>(j);
+  void add(Vec value, int32_t index) {
+    IntVec at = IntVec{} + index, shifted = {};
+    for (size_t j = 0; j < values.size(); ++j) {
+      shifted |= value > values[j];  // from where it belongs, all move down by one
+      const Vec other = values[j];
+      const IntVec place = indices[j];
+      values[j] = shifted ? value : other;
+      indices[j] = shifted ? at : place;
+      value = shifted ? other : value;
+      at = shifted ? place : at;
+    }
   }
-  for (int64_t start = 0; start < size; start += kLanes) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, size - start));
-    const Vec v = lanes == kLanes ? load(values + start) : load_some(values + start, lanes);
-    const IntVec above = v > splat(best[count - 1]);
-    int32_t any = 0;
-    for (int i = 0; i < kLanes; ++i) any |= above[i];
-    if (!any) continue;
-    for (int i = 0; i < lanes; ++i) {
-      const float value = values[start + i];
-      if (!(value > best[count - 1])) continue;
-      int64_t j = count - 1;
-      for (; j > 0 && value > best[j - 1]; --j) {
-        best[j] = best[j - 1];
-        index[j] = index[j - 1];
-      }
-      best[j] = value;
-      index[j] = static_cast<int32_t>(start + i);
+};
+
+// Ranks all keys by their closeness to kTile queries: x (C, kTile), y (C, stride), offset (stride,), and the position map
+// (M, N), of which the tile's columns begin at `position`.
+static void rank(const float *x, const float *y, const float *offset, const float *position, int64_t position_stride,
+                 int64_t channels, int64_t keys, int64_t stride, int lanes, Ranking *ranking) {
+  ranking->clear();
+  for (int64_t m = 0; m < keys; m += kRows) {
+    Vec sums[kRows] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const Vec query = load(x + c * kTile);
+      const float *key = y + c * stride + m;
+      for (int i = 0; i < kRows; ++i) sums[i] += query * key[i];
+    }
+    for (int i = 0; i < kRows && m + i < keys; ++i) {
+      const Vec place = load_lanes(position + (m + i) * position_stride, lanes);
+      ranking->add(sums[i] - (place + offset[m + i]), static_cast<int32_t>(m + i));
     }
   }
 }
@@ -107,13 +105,13 @@ struct Sizes {
 
   Sizes(const int64_t *x, int xdim, const int64_t *y, int ydim, const int32_t *options)
       : batch(x[0]), channels(x[1]), queries(size_of(x + 2, xdim - 2)), keys(size_of(y + 2, ydim - 2)),
-        neighbours(options[0]), step(std::min<int64_t>(options[1], keys / neighbours)), stride(rounded(keys, kColumns * kLanes)),
-        width(rounded(channels, kLanes)) {}
+        neighbours(options[0]), step(std::min<int64_t>(options[1], keys / neighbours)),
+        stride(rounded(keys, kLanes) + kRows), width(rounded(channels, kLanes)) {}
 };
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), y (B, C, h, w), position (H W, h w), options (2,) int32: k and dilation (at most what fits).
+// Inputs x (B, C, H, W), y (B, C, h, w), position (h w, H W), options (2,) int32: k and dilation (at most what fits).
 // Outputs z (B, 2 C, H, W): x_0, d_0, x_1, d_1, ... with d the maximum of the neighbours minus x; index (B, H W, k) int32.
 MINDSKA_OPERATOR(mindska_max_relative) {
   using namespace mindska;
@@ -122,14 +120,13 @@ MINDSKA_OPERATOR(mindska_max_relative) {
   float *z = static_cast<float *>(params[4]);
   int32_t *index = static_cast<int32_t *>(params[5]);
   const Sizes s(shapes[0], ndims[0], shapes[1], ndims[1], static_cast<int32_t *>(params[3]));
-  const int64_t ranked = s.neighbours * s.step;
-  const int64_t tiles = (s.queries + kTile - 1) / kTile;
+  const int64_t blocks = (s.queries + kQueries - 1) / kQueries;
   std::vector<float> directions(s.batch * s.channels * s.stride), offsets(s.batch * s.stride);
   std::vector<float> rows(s.batch * s.keys * s.width);
 #pragma omp parallel
   {
-    std::vector<float> query(s.channels * kTile), closeness(kTile * s.keys), best(ranked), block(kTile * s.width);
-    std::vector<int32_t> order(ranked);
+    std::vector<float> own(s.channels * kQueries), query(s.channels * kTile), most(kQueries * s.width);
+    Ranking ranking(s.neighbours * s.step);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < s.batch; ++b) {
       const float *keys = y + b * s.channels * s.keys;
@@ -138,35 +135,38 @@ MINDSKA_OPERATOR(mindska_max_relative) {
       transpose_keys(keys, s.channels, s.keys, s.width, rows.data() + b * s.keys * s.width);
     }
 #pragma omp for schedule(static)
-    for (int64_t tile = 0; tile < s.batch * tiles; ++tile) {
-      const int64_t b = tile / tiles, first = tile % tiles * kTile;
-      const int64_t count = std::min<int64_t>(kTile, s.queries - first);
+    for (int64_t block = 0; block < s.batch * blocks; ++block) {
+      const int64_t b = block / blocks, first = block % blocks * kQueries;
+      const int64_t count = std::min<int64_t>(kQueries, s.queries - first);
       const float *from = x + b * s.channels * s.queries + first;
-      float *to = z + b * 2 * s.channels * s.queries + first;
-      const float *key_rows = rows.data() + b * s.keys * s.width;
-      normalise(from, s.channels, count, s.queries, query.data(), kTile, 2, nullptr);
-      closeness_tile(query.data(), directions.data() + b * s.channels * s.stride, offsets.data() + b * s.stride,
-                     position + first * s.keys, s.channels, s.keys, s.stride, count, closeness.data());
-      for (int64_t q = 0; q < count; ++q) {
-        int32_t *chosen = index + ((b * s.queries) + first + q) * s.neighbours;
-        largest(closeness.data() + q * s.keys, s.keys, ranked, best.data(), order.data());
-        for (int64_t j = 0; j < s.neighbours; ++j) chosen[j] = order[j * s.step];
-        for (int64_t c = 0; c < s.width; c += kLanes) {
-          Vec most = load(key_rows + chosen[0] * s.width + c);
-          for (int64_t j = 1; j < s.neighbours; ++j) {
-            const Vec other = load(key_rows + chosen[j] * s.width + c);
-            most = most >= other || most != most ? most : other;  // NaN stays
+      for (int64_t c = 0; c < s.channels; ++c) {
+        std::memcpy(own.data() + c * kQueries, from + c * s.queries, count * sizeof(float));
+      }
+      for (int64_t start = 0; start < count; start += kTile) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kTile, count - start));
+        normalise(own.data() + start, s.channels, lanes, kQueries, query.data(), kTile, 2, nullptr);
+        rank(query.data(), directions.data() + b * s.channels * s.stride, offsets.data() + b * s.stride,
+             position + first + start, s.queries, s.channels, s.keys, s.stride, lanes, &ranking);
+        for (int q = 0; q < lanes; ++q) {
+          int32_t *chosen = index + (b * s.queries + first + start + q) * s.neighbours;
+          for (int64_t j = 0; j < s.neighbours; ++j) chosen[j] = ranking.indices[j * s.step][q];
+          for (int64_t c = 0; c < s.width; c += kLanes) {
+            const float *key = rows.data() + b * s.keys * s.width + c;
+            Vec largest = load(key + chosen[0] * s.width);
+            for (int64_t j = 1; j < s.neighbours; ++j) {
+              const Vec other = load(key + chosen[j] * s.width);
+              largest = largest >= other || largest != largest ? largest : other;  // NaN stays
+            }
+            store(most.data() + (start + q) * s.width + c, largest);
           }
-          store(block.data() + q * s.width + c, most);
         }
       }
+      float *to = z + b * 2 * s.channels * s.queries + first;
       for (int64_t c = 0; c < s.channels; ++c) {
-        float *same = to + 2 * c * s.queries, *relative = same + s.queries;
-        for (int64_t q = 0; q < count; ++q) {
-          const float own = from[c * s.queries + q];
-          same[q] = own;
-          relative[q] = block[q * s.width + c] - own;
-        }
+        const float *same = own.data() + c * kQueries;
+        float *relative = to + (2 * c + 1) * s.queries;
+        std::memcpy(to + 2 * c * s.queries, same, count * sizeof(float));
+        for (int64_t q = 0; q < count; ++q) relative[q] = most[q * s.width + c] - same[q];
       }
     }
   }

@@ -15,9 +15,11 @@ both. No plain convention gives the published figure.
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
+from .. import kernels
 from .factory import register_variants
 from .layers.blocks import Attention, batch_norm, conv
 from .layers.graph import MaxRelativeConv
@@ -61,12 +63,18 @@ class SplitKernelAttention(nn.Cell):
         self.dw_conv2 = conv(self.splits[2], self.splits[2], 7, dilation=3, group=self.splits[2])
         self.pw_conv = conv(dim, dim)
         self.norm = batch_norm(dim)
+        self.kernel = kernels.split_depthwise(2, 3, identity=1)
+
+    def mixed(self, graph: Tensor) -> Tensor:
+        """The split convolutions of the graph's output, plus it."""
+        first, second = self.dw_conv1, self.dw_conv2
+        if self.kernel is not None and graph.dtype == ms.float32:
+            return self.kernel(graph, first.weight, first.bias, second.weight, second.bias)
+        untouched, five, seven = ops.split(graph, self.splits, axis=1)
+        return ops.concat((untouched, first(five), second(seven)), axis=1) + graph
 
     def construct(self, x: Tensor) -> Tensor:
-        graph = self.graph(x)
-        untouched, five, seven = ops.split(graph, self.splits, axis=1)
-        mixed = ops.concat((untouched, self.dw_conv1(five), self.dw_conv2(seven)), axis=1) + graph
-        gate = self.pw_conv(mixed)
+        gate = self.pw_conv(self.mixed(self.graph(x)))
         return self.norm(gate * ops.sigmoid(gate) * x)
 
 

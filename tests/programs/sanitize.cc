@@ -51,10 +51,17 @@ int main() {
       run(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
     }
   }
+  for (int64_t channels : {8, 24}) {
+    Array x({2, channels, 5, 7}), y(x.shape), dx(x.shape), options = integers({2, 3, 1});
+    Array weight1({channels * 3 / 8, 1, 5, 5}), bias1({channels * 3 / 8}), weight2({channels / 2, 1, 7, 7});
+    Array bias2({channels / 2}), dweight1(weight1.shape), dbias1(bias1.shape), dweight2(weight2.shape), dbias2(bias2.shape);
+    run(mindska_split_depthwise, x, weight1, bias1, weight2, bias2, options, y);
+    run(mindska_split_depthwise_grad, x, weight1, weight2, options, y, dx, dweight1, dbias1, dweight2, dbias2);
+  }
   const int64_t graphs[][8] = {  // batch, channels, height, width, pooled height and width, k, dilation
       {1, 8, 1, 5, 1, 5, 5, 1}, {2, 24, 9, 7, 4, 3, 5, 2}, {1, 16, 8, 8, 8, 8, 4, 3}, {3, 40, 5, 13, 5, 13, 5, 13}};
   for (auto &g : graphs) {
-    Array x({g[0], g[1], g[2], g[3]}), y({g[0], g[1], g[4], g[5]}), position({g[2] * g[3], g[4] * g[5]});
+    Array x({g[0], g[1], g[2], g[3]}), y({g[0], g[1], g[4], g[5]}), position({g[4] * g[5], g[2] * g[3]});
     Array options = integers({static_cast<int32_t>(g[6]), static_cast<int32_t>(g[7])});
     Array z({g[0], 2 * g[1], g[2], g[3]}), index({g[0], g[2] * g[3], g[6]}), dx(x.shape), dy(y.shape);
     run(mindska_max_relative, x, y, position, options, z, index);

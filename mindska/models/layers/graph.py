@@ -76,9 +76,10 @@ def relative_position(channels: int, nodes: int, reduced_nodes: int) -> np.ndarr
 
 
 @constexpr
-def _relative_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
+def _relative_position(channels: int, nodes: int, reduced_nodes: int, turned: bool = False) -> Tensor:
     # A compile-time constant in graph mode: off the hot path, and not in the checkpoint.
-    return Tensor(relative_position(channels, nodes, reduced_nodes))
+    position = relative_position(channels, nodes, reduced_nodes)
+    return Tensor(np.ascontiguousarray(position.T) if turned else position)
 
 
 def _untouched(function: Callable) -> Callable:
@@ -161,7 +162,7 @@ class MaxRelativeConv(nn.Cell):
 
     def _fused(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.pool(x)
-        position = _relative_position(x.shape[1], x.shape[2] * x.shape[3], y.shape[2] * y.shape[3])
+        position = _relative_position(x.shape[1], x.shape[2] * x.shape[3], y.shape[2] * y.shape[3], True)
         return self.kernel(x, y, position)
 
     def _interleaved(self, x: Tensor) -> Tensor:

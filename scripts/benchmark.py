@@ -1,0 +1,321 @@
+"""Measures the speed of our networks, and of the PyTorch references beside them, on this machine.
+
+    python scripts/benchmark.py                                  the README's table
+    python scripts/benchmark.py --models sknet50 --what forward folded --kernels both --compile
+    python scripts/benchmark.py --models skanet_s --scaling      cost against image size and batch
+
+Every variant is a process of its own; one after the other runs one step, round by round, so that a slow minute of the
+machine meets all of them. Printed: the median of the rounds with the spread from the fastest to the slowest, the ratio
+of PyTorch's median to ours, peak memory above the empty process, the time of the first step (compilation), and the
+share of the machine's matrix-product rate (multiply-accumulates as scripts/count.py counts them; a training step has
+three times the forward's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+ROOT = Path(__file__).parent.parent
+REFERENCES = ROOT / "tests" / "parity"
+MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
+WHAT = ("forward", "folded", "train")
+SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to measure: `library` is "pytorch", "compiled" (torch.compile) or "mindska"."""
+
+    library: str
+    model: str
+    what: str
+    size: int
+    batch: int
+    kernels: bool = True
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+        if self.library != "mindska":
+            return "PyTorch" if self.library == "pytorch" else "torch.compile"
+        return f"mindska{'' if self.kernels else ', plain operators'}{', folded' if self.what == 'folded' else ''}"
+
+
+# What runs in a variant's own process
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
+    """A step of the PyTorch reference; in training with AdamW."""
+    sys.path.insert(0, str(REFERENCES))
+    import torch
+    import torch_skanet
+    import torch_sknet
+    import torch_van
+
+    modules = {"skanet": torch_skanet, "van": torch_van}
+    net = modules.get(variant.model.split("_")[0], torch_sknet).create(variant.model)
+    batch = torch.from_numpy(images)
+    run = torch.compile(net) if variant.library == "compiled" else net
+    if variant.what != "train":
+        net.eval()
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return run(batch)
+
+        return forward
+    net.train()
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
+    labels = torch.arange(len(images))
+
+    def train() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(run(batch), labels).backward()
+        optimizer.step()
+
+    return train
+
+
+def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
+    """A step of ours in graph mode; in training the trainer's own, with AdamW."""
+    import mindcv
+    import mindspore as ms
+    import numpy as np
+    from mindspore import Tensor
+
+    from mindska import recipe
+    from mindska.config import Config
+    from mindska.folding import fold
+    from mindska.training import TrainStep, build_optimizer
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    net, batch = mindcv.create_model(variant.model), Tensor(images)
+    if variant.what != "train":
+        net.set_train(False)
+        net = fold(net) if variant.what == "folded" else net
+        return lambda: net(batch).asnumpy()
+    config = Config(model=variant.model, opt="adamw", ema=False)
+    net.set_train(True)
+    step = TrainStep(net, recipe.loss(config), build_optimizer(config, net, [1e-4] * 1000), recipe.step_options(config))
+    labels = Tensor(np.arange(len(images), dtype=np.int32))
+    noise = Tensor(np.random.default_rng(0).random((len(images), net.noise_size), dtype=np.float32))
+    return lambda: step.set_train(True)(batch, labels, noise)[0].asnumpy()
+
+
+def work(variant: Variant) -> None:
+    """Answers each line on standard input with the seconds of one step, and an empty one with the peak memory."""
+    import numpy as np
+
+    images = np.random.default_rng(0).standard_normal((variant.batch, 3, variant.size, variant.size), dtype=np.float32)
+    if variant.library == "mindska":
+        import mindska  # noqa: F401
+    else:
+        import torch  # noqa: F401
+    before = peak_memory()
+    start = time.perf_counter()
+    step = (mindska_step if variant.library == "mindska" else pytorch_step)(variant, images)
+    step()
+    print(json.dumps(time.perf_counter() - start), flush=True)
+    for line in sys.stdin:
+        if not line.strip():
+            print(json.dumps(peak_memory() - before), flush=True)
+            return
+        start = time.perf_counter()
+        step()
+        print(json.dumps(time.perf_counter() - start), flush=True)
+
+
+# What measures them
+
+
+class Worker:
+    """A variant in a process of its own."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant, self.seconds = variant, []
+        environment = {**os.environ, "MINDSKA_KERNELS": "require" if variant.kernels else "off"}
+        if variant.library != "mindska":
+            environment.pop("MINDSKA_KERNELS")
+        words = [sys.executable, __file__, "--worker", json.dumps(asdict(variant))]
+        self.process = subprocess.Popen(
+            words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.first = self._answer()
+
+    def _answer(self) -> float:
+        for line in self.process.stdout:
+            try:
+                return json.loads(line)
+            except ValueError:  # something that a library says
+                continue
+        raise SystemExit(f"error: {self.variant.name} of {self.variant.model} ({self.variant.what}) failed; see above")
+
+    def run(self) -> float:
+        """One step's seconds."""
+        self.process.stdin.write("step\n")
+        self.seconds.append(self._answer())
+        return self.seconds[-1]
+
+    def close(self) -> dict[str, Any]:
+        """Ends the process and returns what was measured."""
+        self.process.stdin.write("\n")
+        memory = self._answer()
+        self.process.stdin.close()
+        self.process.wait()
+        return dict(
+            asdict(self.variant),
+            name=self.variant.name,
+            median=statistics.median(self.seconds),
+            fastest=min(self.seconds),
+            slowest=max(self.seconds),
+            first=self.first,
+            memory=memory,
+        )
+
+
+def gemm_rate() -> float:
+    """Multiply-accumulates a second of NumPy's float32 matrix product: the best of several."""
+    import numpy as np
+
+    a = np.random.default_rng(0).standard_normal((2048, 2048), dtype=np.float32)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def macs(model: str, size: int) -> int:
+    """Multiply-accumulates of one image, pairwise distances included; counted by scripts/count.py."""
+    words = [sys.executable, str(ROOT / "scripts" / "count.py"), model, "--image_resize", str(size)]
+    row = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split("|")
+    return int(1e9 * (float(row[4]) + float(row[5])))
+
+
+def measure(variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
+    """Runs the variants alternately."""
+    workers = []
+    for variant in variants:
+        print(f"  starting {variant.name} ({variant.model}, {variant.what}) ...", file=sys.stderr, flush=True)
+        workers.append(Worker(variant))
+    for _ in range(rounds + 1):
+        for worker in workers:
+            worker.run()
+    for worker in workers:
+        del worker.seconds[0]  # warms up
+    return [worker.close() for worker in workers]
+
+
+def table(results: list[dict[str, Any]], rate: float, costs: dict[tuple[str, int], int]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| model | step | variant | seconds (fastest to slowest) | speed-up | memory | first step | of GEMM |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple, list] = {}
+    for result in results:
+        step = "train" if result["what"] == "train" else "forward"
+        groups.setdefault((result["model"], result["size"], result["batch"], step), []).append(result)
+    for (model, size, batch, step), group in groups.items():
+        reference = next((r for r in group if r["library"] == "pytorch"), None)
+        for r in group:
+            cost = costs[model, size] * batch * (3 if step == "train" else 1)
+            ratio = f"{reference['median'] / r['median']:.2f}" if reference else "—"
+            memory = f"{r['memory'] / 2**30:.2f} GB"
+            if reference and r is not reference:
+                memory += f" ({r['memory'] / reference['memory']:.2f})"
+            lines.append(
+                f"| `{model}`, {size}, batch {batch} | {step} | {r['name']} | {r['median']:.3f} "
+                f"({r['fastest']:.3f} to {r['slowest']:.3f}) | {ratio} | {memory} | {r['first']:.1f} s "
+                f"| {100 * cost / r['median'] / rate:.0f} % |"
+            )
+    return "\n".join(lines)
+
+
+def own_size(model: str) -> int:
+    """The size that a model's weights expect."""
+    from mindcv.models.registry import get_pretrained_cfg
+
+    import mindska  # noqa: F401
+
+    return get_pretrained_cfg(model)["input_size"][1]
+
+
+def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cost against image size and batch, for PyTorch and for us."""
+    libraries = ["mindska"] + (["pytorch"] if options.pytorch else [])
+    results = []
+    cases = [(size, options.batch) for size in SIZES] + [(own_size(model), batch) for batch in BATCHES]
+    for size, batch in cases:
+        results += measure([Variant(name, model, "forward", size, batch) for name in libraries], options.rounds)
+    return results
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}")
+    parser.add_argument("--image_resize", type=int, metavar="N", help="size in pixels; default: the model's own")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images a step (default: 8)")
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="default: all")
+    parser.add_argument(
+        "--kernels", choices=("on", "off", "both"), default="both", help="C++ operators (default: both)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="steps of each variant (default: 7)")
+    parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--scaling", action="store_true", help="cost against image size and batch instead")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.worker:
+        work(Variant(**json.loads(options.worker)))
+        return
+    rate = gemm_rate()
+    results: list[dict[str, Any]] = []
+    for model in options.models:
+        if options.scaling:
+            results += scaling(model, options)
+            continue
+        size = options.image_resize or own_size(model)
+        kernels = {"on": [True], "off": [False], "both": [True, False]}[options.kernels]
+        for group in (("forward", "folded"), ("train",)):
+            asked = [what for what in group if what in options.what]
+            if asked:
+                others = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
+                variants = [Variant(name, model, group[0], size, options.batch) for name in others]
+                variants += [
+                    Variant("mindska", model, what, size, options.batch, on) for what in asked for on in kernels
+                ]
+                results += measure(variants, options.rounds)
+    costs = {(r["model"], r["size"]): 0 for r in results}
+    costs = {key: macs(*key) for key in costs}
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, GEMM {2 * rate / 1e9:.0f} GFLOP/s"
+    print(f"{machine}, float32, median of {options.rounds} rounds\n\n{table(results, rate, costs)}")
+    if options.json:
+        options.json.write_text(json.dumps(dict(machine=machine, gemm=rate, results=results), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,13 +13,16 @@ import numpy as np
 from mindcv.models.registry import get_pretrained_cfg
 from mindspore import Tensor, nn
 
+from mindska import kernels
 from mindska.models.factory import OUR_MODELS
 from mindska.models.layers.graph import MaxRelativeConv
 
 
-def count(net: nn.Cell, height: int, width: int) -> tuple[int, int, int]:
+def count(name: str, height: int, width: int) -> tuple[int, int, int]:
     """(parameters, multiply-accumulates of convolutions and linear layers, of pairwise distances) for one image."""
     macs = {"layers": 0, "distances": 0}
+    with kernels.plain():  # every convolution is a layer whose hook is called
+        net = mindcv.create_model(name)
 
     def layer(cell, inputs, output):
         macs["layers"] += output.size * cell.weight.size // cell.weight.shape[0]
@@ -47,7 +50,7 @@ def main() -> None:
         if name not in OUR_MODELS:
             parser.error(f"unknown model {name!r}; known: {', '.join(sorted(OUR_MODELS))}")
         size = arguments.image_resize or get_pretrained_cfg(name)["input_size"][1]
-        parameters, layers, distances = count(mindcv.create_model(name), size, size)
+        parameters, layers, distances = count(name, size, size)
         print(f"| {name} | {size} | {parameters:,} | {layers / 1e9:.4f} | {distances / 1e9:.4f} |")
 
 

@@ -68,8 +68,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
         record["folded"] = options.fold
         with kernels.plain():  # a file for other machines
             network = weights.network()
-        if options.fold:
-            fold(getattr(network, "net", network))
+            if options.fold:
+                fold(getattr(network, "net", network))
         shape = (options.batch, weights.in_channels, height, width)
         difference = export(network, target, shape, record)
         print(

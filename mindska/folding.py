@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from . import kernels
-from .models.layers.blocks import Block, PatchEmbed
+from .models.layers.blocks import Block, NoNorm, PatchEmbed, PointwiseConv
 from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
 from .models.sknet import ConvNorm
@@ -29,9 +29,9 @@ def fold(net: nn.Cell) -> nn.Cell:
     """Folds a network of mindska for inference, in place, and returns it (in evaluation mode; it cannot be trained)."""
     for _, cell in list(net.cells_and_names()):
         if isinstance(cell, (ConvNorm, MaxRelativeConv)):
-            cell.conv, cell.norm = _after(cell.conv, _affine(cell.norm)), nn.Identity()
+            cell.conv, cell.norm = _after(cell.conv, _affine(cell.norm)), _no_norm(cell.norm)
         elif isinstance(cell, PatchEmbed):
-            cell.proj, cell.norm = _after(cell.proj, _affine(cell.norm)), nn.Identity()
+            cell.proj, cell.norm = _after(cell.proj, _affine(cell.norm)), _no_norm(cell.norm)
     for _, cell in list(net.cells_and_names()):
         if isinstance(cell, nn.CellList):
             for i, block in enumerate(cell):
@@ -42,11 +42,11 @@ def fold(net: nn.Cell) -> nn.Cell:
     return net.set_train(False)
 
 
-class FoldedSplitKernelAttention(nn.Cell):
+class FoldedSplitKernelAttention(SplitKernelAttention):
     """`SplitKernelAttention` without its last batch norm. (B, C, H, W) -> (B, C, H, W)"""
 
     def __init__(self, attention: SplitKernelAttention) -> None:
-        super().__init__()
+        nn.Cell.__init__(self)
         self.splits, self.graph = attention.splits, attention.graph
         self.dw_conv1, self.dw_conv2 = _plus_identity(attention.dw_conv1), _plus_identity(attention.dw_conv2)
         doubled = np.ones(sum(self.splits))
@@ -62,8 +62,7 @@ class FoldedSplitKernelAttention(nn.Cell):
         return ops.concat((untouched, first(five), second(seven)), axis=1)
 
     def construct(self, x: Tensor) -> Tensor:
-        gate = self.pw_conv(self.mixed(self.graph(x)))
-        return gate * ops.sigmoid(gate) * x
+        return self.gated(x)
 
 
 class FoldedBlock(nn.Cell):
@@ -83,13 +82,17 @@ class FoldedBlock(nn.Cell):
         shortcut = (1 + scale1 * norm1[0]).astype(np.float32)
         self.shortcut = Parameter(Tensor(shortcut.reshape(-1, 1, 1)), requires_grad=False)
         self.proj_2 = _after(projected, (scale1, scale1 * norm1[1]))
+        self.ones = Tensor(np.ones(len(scale1), np.float32))
         self.mlp = block.mlp
         self.mlp.fc1 = _before(block.mlp.fc1, _affine(block.norm2))
         self.mlp.fc2 = _after(block.mlp.fc2, (scale2, zeros))
 
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
-        x = x * self.shortcut + self.proj_2(self.spatial(self.act(self.proj_1(x))))
-        return x + self.mlp(x)
+        if self.proj_1.fuses(x):
+            x = self.proj_2.then(self.spatial(self.proj_1.then(x)), x * self.shortcut)
+        else:
+            x = x * self.shortcut + self.proj_2(self.spatial(self.act(self.proj_1(x))))
+        return self.mlp.add_to(x, x, self.ones)
 
 
 def _array(parameter: Parameter) -> np.ndarray:
@@ -126,8 +129,13 @@ def _plus_identity(conv: nn.Conv2d) -> nn.Conv2d:
     return _like(conv, weight, bias)
 
 
+def _no_norm(norm: nn.BatchNorm2d) -> NoNorm:
+    return NoNorm(norm.num_features)
+
+
 def _like(conv: nn.Conv2d, weight: np.ndarray, bias: np.ndarray) -> nn.Conv2d:
     """A convolution of the same geometry with other values."""
+    own = {"then": conv.after} if isinstance(conv, PointwiseConv) else {}
     return type(conv)(
         conv.in_channels,
         conv.out_channels,
@@ -140,4 +148,5 @@ def _like(conv: nn.Conv2d, weight: np.ndarray, bias: np.ndarray) -> nn.Conv2d:
         has_bias=True,
         weight_init=Tensor(weight, ms.float32),
         bias_init=Tensor(bias, ms.float32),
+        **own,
     )

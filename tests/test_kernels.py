@@ -117,6 +117,118 @@ def test_split_depthwise(channels, height, width, identity):
         np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad, 2 * height * width), rtol=0)
 
 
+POINTWISE = [  # batch, channels in and out, height, width, groups
+    (1, 1, 1, 1, 1, 1),
+    (2, 5, 7, 3, 3, 1),
+    (3, 20, 12, 7, 7, 4),
+    (2, 64, 100, 1, 97, 1),
+    (1, 33, 90, 64, 40, 1),
+    (20, 16, 24, 1, 1, 2),
+]
+
+
+def affine_and_then(kind, x, weight, scale, shift, other):
+    """What `kernels.pointwise_then` computes, in PyTorch."""
+    groups = x.shape[1] // weight.shape[1]
+    v = torch.nn.functional.conv2d(x, weight, groups=groups) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    functional = torch.nn.functional
+    return {
+        "": lambda: v,
+        "gelu": lambda: functional.gelu(v),
+        "relu": lambda: v.relu(),
+        "add": lambda: v + other,
+        "add_relu": lambda: (v + other).relu(),
+        "gate": lambda: functional.silu(v) * other,
+        "times": lambda: v * other,
+    }[kind]()
+
+
+def compare(operator, reference, arrays, terms):
+    """Values and gradients of an operator against PyTorch's in float64. `terms`: in the longest sum."""
+    wide = [torch.from_numpy(a).double().requires_grad_() for a in arrays]
+    expected = reference(*wide)
+    dout = random(*expected.shape, seed=9)
+    (expected * torch.from_numpy(dout)).sum().backward()
+    exact = expected.detach().numpy()
+    np.testing.assert_allclose(operator(*map(Tensor, arrays)).asnumpy(), exact, atol=noise(exact, terms), rtol=0)
+    for found, parameter in zip(gradients(operator, arrays, dout), wide):
+        slope = np.zeros(found.shape) if parameter.grad is None else parameter.grad.numpy()
+        np.testing.assert_allclose(found, slope, atol=noise(slope, terms), rtol=0)
+
+
+@pytest.mark.parametrize("batch, cin, cout, height, width, groups", POINTWISE, ids=str)
+def test_pointwise(batch, cin, cout, height, width, groups):
+    arrays = [
+        random(batch, cin, height, width), random(cout, cin // groups, 1, 1, seed=1), random(cout, seed=2),
+    ]  # fmt: skip
+    compare(
+        kernels.pointwise(),
+        lambda x, weight, bias: torch.nn.functional.conv2d(x, weight, bias, groups=groups),
+        arrays,
+        max(cin, batch * height * width),
+    )
+
+
+@pytest.mark.parametrize("kind", kernels.THEN)
+@pytest.mark.parametrize("batch, cin, cout, height, width, groups", POINTWISE[1:4], ids=str)
+def test_what_follows_a_pointwise_convolution(kind, batch, cin, cout, height, width, groups):
+    arrays = [
+        random(batch, cin, height, width), random(cout, cin // groups, 1, 1, seed=1) / cin**0.5,
+        random(cout, seed=2), random(cout, seed=3), random(batch, cout, height, width, seed=4),
+    ]  # fmt: skip
+    compare(
+        kernels.pointwise_then(kind),
+        lambda *inputs: affine_and_then(kind, *inputs),
+        arrays,
+        max(cin, cin * batch * height * width),
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 9, 21), (3, 2, 40, 3)])
+def test_depthwise_gelu(batch, channels, height, width, training):
+    operator = kernels.depthwise_gelu(1).set_train(training)
+    functional = torch.nn.functional
+    compare(
+        operator,
+        lambda x, w, b: functional.gelu(functional.conv2d(x, w, b, padding=1, groups=channels)),
+        [random(batch, channels, height, width), random(channels, 1, 3, 3, seed=1), random(channels, seed=2)],
+        batch * height * width,
+    )
+
+
+MLPS = [(1, 3, 5, 1, 1), (2, 5, 70, 7, 9), (3, 16, 64, 33, 20), (1, 40, 100, 3, 130), (2, 64, 96, 90, 70)]
+
+
+@pytest.mark.parametrize("batch, channels, hidden, height, width", MLPS, ids=str)
+def test_mlp(batch, channels, hidden, height, width):
+    def reference(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut):
+        conv2d, gelu = torch.nn.functional.conv2d, torch.nn.functional.gelu
+        inner = gelu(conv2d(conv2d(x, weight1, bias1), taps, bias, padding=1, groups=hidden))
+        return shortcut + scale.view(-1, 1, 1) * conv2d(inner, weight2, bias2)
+
+    arrays = [
+        random(batch, channels, height, width),
+        random(hidden, channels, 1, 1, seed=1) / channels**0.5, random(hidden, seed=2),
+        random(hidden, 1, 3, 3, seed=3) / 3, random(hidden, seed=4),
+        random(channels, hidden, 1, 1, seed=5) / hidden**0.5, random(channels, seed=6),
+        random(channels, seed=7), random(batch, channels, height, width, seed=8),
+    ]  # fmt: skip
+    compare(kernels.mlp(), reference, arrays, channels * batch * height * width)
+
+
+@pytest.mark.parametrize("kind", ["", "gelu", "relu", "add_relu", "gate"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pointwise_spreads_nan_and_infinity_as_plain_operators_do(kind, value):
+    x, other = random(1, 4, 5, 9), random(1, 6, 5, 9, seed=2)
+    x[0, 1, 2, 3] = value
+    weight, one, zero = np.abs(random(6, 4, 1, 1, seed=1)) + 0.1, np.ones(6, np.float32), np.zeros(6, np.float32)
+    ours = kernels.pointwise_then(kind)(*map(Tensor, (x, weight, one, zero, other))).asnumpy()
+    theirs = affine_and_then(kind, *[torch.from_numpy(a).double() for a in (x, weight, one, zero, other)]).numpy()
+    np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
+    np.testing.assert_allclose(ours, theirs, atol=noise(theirs[np.isfinite(theirs)], 4))
+
+
 def test_a_layer_is_depthwise_where_it_can_be():
     assert isinstance(conv(4, 4, 3, group=4), DepthwiseConv) and conv(4, 4, 3, group=4).kernel is not None
     for other in (conv(4, 4, 3, group=2), conv(4, 8, 3, group=4), conv(4, 4, 3, 2, group=4)):
@@ -222,9 +334,7 @@ def fresh(monkeypatch, tmp_path):
     kernels._why_not.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "compiler, words", [("no-such-compiler", "no C++ compiler"), ("false", "false failed on gelu.cc")]
-)
+@pytest.mark.parametrize("compiler, words", [("no-such-compiler", "no C++ compiler"), ("false", "false failed on")])
 def test_without_a_compiler_plain_operators_do_it(fresh, monkeypatch, caplog, compiler, words):
     monkeypatch.setenv("CXX", compiler)
     assert kernels.gelu() is None and kernels.depthwise(1) is None
@@ -258,8 +368,8 @@ def test_a_library_is_built_once_by_many_at_a_time(fresh):
 
 def test_another_source_is_another_library(fresh, monkeypatch, tmp_path):
     first = build.library("gelu")
-    for name in ("gelu.cc", "simd.h"):
-        (tmp_path / name).write_bytes((build.FOLDER / name).read_bytes())
+    for path in (build.FOLDER / "gelu.cc", *build.FOLDER.glob("*.h")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "gelu.cc").write_text((tmp_path / "gelu.cc").read_text() + "// changed\n")
     monkeypatch.setattr(build, "FOLDER", tmp_path)
     build.library.cache_clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Callable, Optional
@@ -23,6 +24,7 @@ from .build import BuildError, library
 
 log = logging.getLogger("mindska")
 
+OPERATORS = ("gelu", "depthwise", "pointwise", "mlp", "max_relative")
 MODES = ("auto", "off", "require")
 _plain_only = 0
 
@@ -69,8 +71,8 @@ def available() -> bool:
 def _why_not() -> str:
     """Why the C++ operators cannot be had; empty when they can."""
     try:
-        for name in ("gelu", "depthwise", "max_relative"):
-            library(name)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(library, OPERATORS))
     except BuildError as error:
         log.warning(
             "C++ operators are not used (%s): the same results, slower. MINDSKA_KERNELS=off says no more.", error
@@ -114,6 +116,143 @@ class _Depthwise(nn.Cell):
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return self.backward(x, weight, self.dilation, dout)
+
+
+class _DepthwiseGelu(nn.Cell):
+    """Depthwise convolution and GELU. Inputs as of `_Depthwise`."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.keeping, self.forgetting = _KeepingDepthwiseGelu(dilation), _ForgettingDepthwiseGelu(dilation)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.training:
+            return self.keeping(x, weight, bias)[0]
+        return self.forgetting(x, weight, bias)
+
+
+class _KeepingDepthwiseGelu(nn.Cell):
+    """(after the GELU, before it): the gradient needs both."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.dilation = Tensor(np.int32([dilation]))
+        self.forward = _operator(
+            "depthwise", "depthwise_gelu_keeping", lambda x, w, b, d: (x, x), lambda x, w, b, d: (x, x)
+        )
+        self.backward = _operator(
+            "depthwise", "depthwise_gelu_grad", lambda x, w, d, dz, y: (x, w, [w[0]]), lambda x, w, d, dz, y: (x, x, x)
+        )
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x, weight, bias, self.dilation)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, self.dilation, dout[0], out[1])
+
+
+class _ForgettingDepthwiseGelu(_KeepingDepthwiseGelu):
+    """After the GELU only, for inference; a gradient computes again what it needs."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__(dilation)
+        self.lean = _operator("depthwise", "depthwise_gelu", lambda x, w, b, d: x, lambda x, w, b, d: x)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.lean(x, weight, bias, self.dilation)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, self.dilation, dout, self.forward(x, weight, bias, self.dilation)[1])
+
+
+class _Pointwise(nn.Cell):
+    """1x1 convolution. Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = _operator("pointwise", "pointwise", lambda x, w, b: [x[0], w[0], x[2], x[3]], lambda x, w, b: x)
+        self.backward = _operator(
+            "pointwise", "pointwise_grad", lambda x, w, dy: (x, w, [w[0]]), lambda x, w, dy: (x, x, x)
+        )
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, dout)
+
+
+THEN = ("", "gelu", "relu", "add", "add_relu", "gate", "times")
+
+
+class _PointwiseThen(nn.Cell):
+    """1x1 convolution times scale plus shift, and what follows by `kind`, for inference; a gradient computes again what
+    it needs.
+
+    GELU, ReLU, plus `other` ("add"), ReLU of that sum, SiLU times `other` ("gate"), or times `other`.
+
+    Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), scale (O,), shift (O,), other (B, O, H, W) or, where it is not
+        used, any tensor.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.number = kind, Tensor(np.int32([THEN.index(kind)]))
+        self.pointwise, self.gelu = _Pointwise(), _Gelu()
+        self.forward = _operator(
+            "pointwise", "pointwise_then",
+            lambda x, w, s, t, o, k: [x[0], w[0], x[2], x[3]], lambda x, w, s, t, o, k: x,
+        )  # fmt: skip
+
+    def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, other: Tensor) -> Tensor:
+        return self.forward(x, weight, scale, shift, other, self.number)
+
+    def bprop(self, x, weight, scale, shift, other, out, dout) -> tuple[Tensor, ...]:
+        scaled = weight * scale.reshape(-1, 1, 1, 1)
+        value = self.pointwise(x, scaled, shift)
+        dvalue, dother = dout, other
+        if self.kind == "gelu":
+            dvalue = self.gelu.backward(value, dout)
+        elif self.kind == "relu":
+            dvalue = dout * (out > 0)
+        elif self.kind == "add":
+            dother = dout
+        elif self.kind == "add_relu":
+            dvalue = dother = dout * (out > 0)
+        elif self.kind == "gate":
+            gate = ops.sigmoid(value)
+            dvalue, dother = dout * other * (gate + value * gate * (1 - gate)), dout * value * gate
+        elif self.kind == "times":
+            dvalue, dother = dout * other, dout * value
+        if self.kind in ("", "gelu", "relu"):
+            dother = ops.zeros_like(other)
+        dx, dscaled, dshift = self.pointwise.backward(x, scaled, dvalue)
+        return dx, dscaled * scale.reshape(-1, 1, 1, 1), (dscaled * weight).sum((1, 2, 3)), dshift, dother
+
+
+class _Mlp(nn.Cell):
+    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution, times scale, plus shortcut, for inference; a gradient
+    computes again what it needs.
+
+    Inputs: x (B, C, H, W); weight and bias of the three convolutions; scale (C,), shortcut (B, C, H, W).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pointwise, self.depthwise = _Pointwise(), _KeepingDepthwiseGelu(1)
+        self.forward = _operator("mlp", "mlp", lambda x, *others: x, lambda x, *others: x)
+
+    def construct(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut) -> Tensor:
+        return self.forward(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut)
+
+    def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, out, dout) -> tuple[Tensor, ...]:
+        hidden = self.pointwise(x, weight1, bias1)
+        after, before = self.depthwise(hidden, taps, bias)
+        dscale = (dout * self.pointwise(after, weight2, bias2)).sum((0, 2, 3))
+        dafter, dweight2, dbias2 = self.pointwise.backward(after, weight2, dout * scale.reshape(-1, 1, 1))
+        dhidden, dtaps, dbias = self.depthwise.backward(hidden, taps, self.depthwise.dilation, dafter, before)
+        dx, dweight1, dbias1 = self.pointwise.backward(x, weight1, dhidden)
+        return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
 
 
 class _SplitDepthwise(nn.Cell):
@@ -177,6 +316,26 @@ def gelu() -> Optional[nn.Cell]:
 def depthwise(dilation: int) -> Optional[nn.Cell]:
     """A depthwise convolution as a C++ operator, or None; see `_Depthwise`."""
     return _Depthwise(dilation) if available() else None
+
+
+def depthwise_gelu(dilation: int) -> Optional[nn.Cell]:
+    """A depthwise convolution and GELU as one C++ operator, or None; see `_DepthwiseGelu`."""
+    return _DepthwiseGelu(dilation) if available() else None
+
+
+def pointwise() -> Optional[nn.Cell]:
+    """A 1x1 convolution as a C++ operator, or None; see `_Pointwise`."""
+    return _Pointwise() if available() else None
+
+
+def pointwise_then(kind: str) -> Optional[nn.Cell]:
+    """A 1x1 convolution and what follows it as one C++ operator for inference, or None; see `_PointwiseThen`."""
+    return _PointwiseThen(kind) if available() else None
+
+
+def mlp() -> Optional[nn.Cell]:
+    """The MLP of a block as one C++ operator for inference, or None; see `_Mlp`."""
+    return _Mlp() if available() else None
 
 
 def split_depthwise(dilation1: int, dilation2: int, identity: int) -> Optional[nn.Cell]:

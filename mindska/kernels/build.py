@@ -60,8 +60,10 @@ def library(name: str) -> Path:
     command, version = _compiler()
     source = FOLDER / f"{name}.cc"
     key = hashlib.sha256()
-    for part in (source.read_bytes(), (FOLDER / "simd.h").read_bytes(), version, _processor(), " ".join(FLAGS)):
-        key.update(part if isinstance(part, bytes) else part.encode())
+    for file in (source, *sorted(FOLDER.glob("*.h"))):
+        key.update(file.read_bytes())
+    for text in (version, _processor(), " ".join(FLAGS)):
+        key.update(text.encode())
     path = cache_folder() / f"{name}-{key.hexdigest()[:16]}.so"
     if path.is_file():
         return path

@@ -5,7 +5,7 @@
 //
 // SkaNet's split over the channels is an operator as well: untouched channels, two depthwise convolutions, and the sum
 // with what was split, without copies of the parts.
-#include "simd.h"
+#include "gelu.h"
 
 namespace mindska {
 
@@ -62,7 +62,10 @@ static inline void row_block(const Geometry &g, const float *source, const float
   for (int i = 0; i < N; ++i) out[i] = sums[i];
 }
 
-static void convolve(const Geometry &g, const float *padded, const float *weights, float bias, float *out) {
+// finish(vector) is what is written for a sum.
+template <typename Finish>
+static void convolve(const Geometry &g, const float *padded, const float *weights, float bias, float *out,
+                     Finish finish) {
   for (int64_t y = 0; y < g.height; ++y) {
     const float *source = padded + y * g.stride;
     float *row = out + y * g.width;
@@ -70,17 +73,21 @@ static void convolve(const Geometry &g, const float *padded, const float *weight
     Vec block[kBlock];
     for (; x + kBlock * kLanes <= g.width; x += kBlock * kLanes) {
       row_block<kBlock>(g, source + x, weights, bias, block);
-      for (int i = 0; i < kBlock; ++i) store(row + x + i * kLanes, block[i]);
+      for (int i = 0; i < kBlock; ++i) store(row + x + i * kLanes, finish(block[i]));
     }
     for (; x + 2 * kLanes <= g.width; x += 2 * kLanes) {
       row_block<2>(g, source + x, weights, bias, block);
-      for (int i = 0; i < 2; ++i) store(row + x + i * kLanes, block[i]);
+      for (int i = 0; i < 2; ++i) store(row + x + i * kLanes, finish(block[i]));
     }
     for (; x < g.width; x += kLanes) {
       row_block<1>(g, source + x, weights, bias, block);
-      store_some(row + x, block[0], static_cast<int>(std::min<int64_t>(kLanes, g.width - x)));
+      store_some(row + x, finish(block[0]), static_cast<int>(std::min<int64_t>(kLanes, g.width - x)));
     }
   }
+}
+
+static void convolve(const Geometry &g, const float *padded, const float *weights, float bias, float *out) {
+  convolve(g, padded, weights, bias, out, [](Vec v) { return v; });
 }
 
 // Adds to sums[tap] the product of an output gradient with the input that the tap saw, in vectors.
@@ -113,22 +120,29 @@ class ChannelGradient {
  public:
   ChannelGradient(const Geometry &g) : g_(g), padded_(g.padded()), turned_(g.taps), sums_(g.taps) {}
 
-  // x, dy and dx: the channel's plane in the first sample; `step`: from one sample to the next.
+  // x, dy and dx: the channel's plane in the first sample; `step`: from one sample to the next. `before`: where a GELU
+  // follows, its input.
   void operator()(const float *x, const float *weight, const float *dy, int64_t step, float *dx, float *dweight,
-                  float *dbias) {
+                  float *dbias, const float *before = nullptr) {
+    if (before) through_.resize(g_.plane());
     for (int64_t i = 0; i < g_.taps; ++i) turned_[i] = weight[g_.taps - 1 - i];
     std::fill(sums_.begin(), sums_.end(), Vec{});
     double bias = 0;
     for (int64_t sample = 0; sample < g_.batch; ++sample) {
       const int64_t at = sample * step;
+      const float *gradient = dy + at;
+      if (before) {
+        for_each_vector(g_.plane(), [&](int64_t i, int count) {
+          const Vec slope = gelu_gradient(load_some(before + at + i, count), load_some(dy + at + i, count));
+          store_some(&through_[i], slope, count);
+        });
+        gradient = through_.data();
+      }
       g_.pad(x + at, padded_.data());
-      correlate(g_, padded_.data(), dy + at, sums_.data());
-      g_.pad(dy + at, padded_.data());
+      correlate(g_, padded_.data(), gradient, sums_.data());
+      g_.pad(gradient, padded_.data());
       convolve(g_, padded_.data(), turned_.data(), 0, dx + at);
-      Vec total = {};
-      int64_t i = 0;
-      for (; i + kLanes <= g_.plane(); i += kLanes) total += load(dy + at + i);
-      bias += sum(total + load_some(dy + at + i, static_cast<int>(g_.plane() - i)));
+      bias += sum_of(gradient, g_.plane());
     }
     for (int64_t i = 0; i < g_.taps; ++i) dweight[i] = sum(sums_[i]);
     *dbias = static_cast<float>(bias);
@@ -136,9 +150,45 @@ class ChannelGradient {
 
  private:
   const Geometry &g_;
-  std::vector<float> padded_, turned_;
+  std::vector<float> padded_, turned_, through_;
   std::vector<Vec> sums_;
 };
+
+// function(geometry, padded plane, weights, bias, offset) for every plane; `params` and `shapes`: mindska_depthwise's.
+template <typename Function>
+static void for_each_plane(void **params, int64_t **shapes, Function function) {
+  const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
+  const float *bias = static_cast<float *>(params[2]);
+  const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[3]));
+#pragma omp parallel
+  {
+    std::vector<float> padded(g.padded());
+#pragma omp for schedule(static)
+    for (int64_t plane = 0; plane < g.batch * g.channels; ++plane) {
+      const int64_t channel = plane % g.channels, at = plane * g.plane();
+      g.pad(x + at, padded.data());
+      function(g, padded.data(), weight + channel * g.taps, bias[channel], at);
+    }
+  }
+}
+
+// The gradients of all channels into dx, dweight, dbias. `before`: where a GELU follows, its input; else null.
+static void gradients(const float *x, const int64_t *shape, const float *weight, const int64_t *kernel,
+                      int64_t dilation, const float *dy, const float *before, void **outputs) {
+  float *dx = static_cast<float *>(outputs[0]), *dweight = static_cast<float *>(outputs[1]);
+  float *dbias = static_cast<float *>(outputs[2]);
+  const Geometry g(shape, kernel, dilation);
+#pragma omp parallel
+  {
+    ChannelGradient gradient(g);
+#pragma omp for schedule(static)
+    for (int64_t c = 0; c < g.channels; ++c) {
+      const int64_t at = c * g.plane();
+      gradient(x + at, weight + c * g.taps, dy + at, g.channels * g.plane(), dx + at, dweight + c * g.taps, dbias + c,
+               before ? before + at : nullptr);
+    }
+  }
+}
 
 // The channels' parts: `untouched` ones, then those of two convolutions.
 struct Split {
@@ -162,40 +212,50 @@ static void add_identity(const Split &s, const float *from, float *to) {
 // Inputs x (B, C, H, W), weight (C, 1, KH, KW), bias (C,), dilation (1,) int32; outputs y (B, C, H, W).
 MINDSKA_OPERATOR(mindska_depthwise) {
   using namespace mindska;
-  const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
-  const float *bias = static_cast<float *>(params[2]);
   float *y = static_cast<float *>(params[4]);
-  const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[3]));
-#pragma omp parallel
-  {
-    std::vector<float> padded(g.padded());
-#pragma omp for schedule(static)
-    for (int64_t plane = 0; plane < g.batch * g.channels; ++plane) {
-      const int64_t channel = plane % g.channels;
-      g.pad(x + plane * g.plane(), padded.data());
-      convolve(g, padded.data(), weight + channel * g.taps, bias[channel], y + plane * g.plane());
-    }
-  }
+  for_each_plane(params, shapes, [=](const Geometry &g, const float *padded, const float *w, float bias, int64_t at) {
+    convolve(g, padded, w, bias, y + at);
+  });
+  return 0;
+}
+
+// Inputs as of mindska_depthwise; outputs GELU(y).
+MINDSKA_OPERATOR(mindska_depthwise_gelu) {
+  using namespace mindska;
+  float *activated = static_cast<float *>(params[4]);
+  for_each_plane(params, shapes, [=](const Geometry &g, const float *padded, const float *w, float bias, int64_t at) {
+    convolve(g, padded, w, bias, activated + at, gelu);
+  });
+  return 0;
+}
+
+// Inputs as of mindska_depthwise; outputs GELU(y), y.
+MINDSKA_OPERATOR(mindska_depthwise_gelu_keeping) {
+  using namespace mindska;
+  float *activated = static_cast<float *>(params[4]), *y = static_cast<float *>(params[5]);
+  for_each_plane(params, shapes, [=](const Geometry &g, const float *padded, const float *w, float bias, int64_t at) {
+    convolve(g, padded, w, bias, y + at);
+    for_each_vector(g.plane(), [&](int64_t i, int count) {
+      store_some(activated + at + i, gelu(load_some(y + at + i, count)), count);
+    });
+  });
   return 0;
 }
 
 // Inputs x, weight, dilation, dy; outputs dx, dweight, dbias.
 MINDSKA_OPERATOR(mindska_depthwise_grad) {
   using namespace mindska;
-  const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
-  const float *dy = static_cast<float *>(params[3]);
-  float *dx = static_cast<float *>(params[4]), *dweight = static_cast<float *>(params[5]);
-  float *dbias = static_cast<float *>(params[6]);
-  const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[2]));
-#pragma omp parallel
-  {
-    ChannelGradient gradient(g);
-#pragma omp for schedule(static)
-    for (int64_t c = 0; c < g.channels; ++c) {
-      const int64_t at = c * g.plane();
-      gradient(x + at, weight + c * g.taps, dy + at, g.channels * g.plane(), dx + at, dweight + c * g.taps, dbias + c);
-    }
-  }
+  gradients(static_cast<float *>(params[0]), shapes[0], static_cast<float *>(params[1]), shapes[1],
+            *static_cast<int32_t *>(params[2]), static_cast<float *>(params[3]), nullptr, params + 4);
+  return 0;
+}
+
+// Inputs x, weight, dilation, dactivated, y; outputs dx, dweight, dbias.
+MINDSKA_OPERATOR(mindska_depthwise_gelu_grad) {
+  using namespace mindska;
+  gradients(static_cast<float *>(params[0]), shapes[0], static_cast<float *>(params[1]), shapes[1],
+            *static_cast<int32_t *>(params[2]), static_cast<float *>(params[3]), static_cast<float *>(params[4]),
+            params + 5);
   return 0;
 }
 

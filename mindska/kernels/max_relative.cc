@@ -9,12 +9,12 @@
 namespace mindska {
 
 #ifdef __AVX512F__
-constexpr int kRows = 12;  // keys whose products with a tile of queries stay in registers
+constexpr int kKeys = 12;  // keys whose products with a tile of queries stay in registers
 #else
-constexpr int kRows = 4;
+constexpr int kKeys = 4;
 #endif
-constexpr int kTile = kLanes;  // queries
-constexpr int kQueries = 4 * kTile;  // queries whose maps are read and written together
+constexpr int kNodes = kLanes;  // queries
+constexpr int kQueries = 4 * kNodes;  // queries whose maps are read and written together
 constexpr float kSmallest = 1e-12f;
 
 static inline int64_t rounded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -73,19 +73,19 @@ struct Ranking {
   }
 };
 
-// Ranks all keys by their closeness to kTile queries: x (C, kTile), y (C, stride), offset (stride,), and the position map
+// Ranks all keys by their closeness to kNodes queries: x (C, kNodes), y (C, stride), offset (stride,), and the position map
 // (M, N), of which the tile's columns begin at `position`.
 static void rank(const float *x, const float *y, const float *offset, const float *position, int64_t position_stride,
                  int64_t channels, int64_t keys, int64_t stride, int lanes, Ranking *ranking) {
   ranking->clear();
-  for (int64_t m = 0; m < keys; m += kRows) {
-    Vec sums[kRows] = {};
+  for (int64_t m = 0; m < keys; m += kKeys) {
+    Vec sums[kKeys] = {};
     for (int64_t c = 0; c < channels; ++c) {
-      const Vec query = load(x + c * kTile);
+      const Vec query = load(x + c * kNodes);
       const float *key = y + c * stride + m;
-      for (int i = 0; i < kRows; ++i) sums[i] += query * key[i];
+      for (int i = 0; i < kKeys; ++i) sums[i] += query * key[i];
     }
-    for (int i = 0; i < kRows && m + i < keys; ++i) {
+    for (int i = 0; i < kKeys && m + i < keys; ++i) {
       const Vec place = load_lanes(position + (m + i) * position_stride, lanes);
       ranking->add(sums[i] - (place + offset[m + i]), static_cast<int32_t>(m + i));
     }
@@ -106,7 +106,7 @@ struct Sizes {
   Sizes(const int64_t *x, int xdim, const int64_t *y, int ydim, const int32_t *options)
       : batch(x[0]), channels(x[1]), queries(size_of(x + 2, xdim - 2)), keys(size_of(y + 2, ydim - 2)),
         neighbours(options[0]), step(std::min<int64_t>(options[1], keys / neighbours)),
-        stride(rounded(keys, kLanes) + kRows), width(rounded(channels, kLanes)) {}
+        stride(rounded(keys, kLanes) + kKeys), width(rounded(channels, kLanes)) {}
 };
 
 }  // namespace mindska
@@ -125,7 +125,7 @@ MINDSKA_OPERATOR(mindska_max_relative) {
   std::vector<float> rows(s.batch * s.keys * s.width);
 #pragma omp parallel
   {
-    std::vector<float> own(s.channels * kQueries), query(s.channels * kTile), most(kQueries * s.width);
+    std::vector<float> own(s.channels * kQueries), query(s.channels * kNodes), most(kQueries * s.width);
     Ranking ranking(s.neighbours * s.step);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < s.batch; ++b) {
@@ -142,9 +142,9 @@ MINDSKA_OPERATOR(mindska_max_relative) {
       for (int64_t c = 0; c < s.channels; ++c) {
         std::memcpy(own.data() + c * kQueries, from + c * s.queries, count * sizeof(float));
       }
-      for (int64_t start = 0; start < count; start += kTile) {
-        const int lanes = static_cast<int>(std::min<int64_t>(kTile, count - start));
-        normalise(own.data() + start, s.channels, lanes, kQueries, query.data(), kTile, 2, nullptr);
+      for (int64_t start = 0; start < count; start += kNodes) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kNodes, count - start));
+        normalise(own.data() + start, s.channels, lanes, kQueries, query.data(), kNodes, 2, nullptr);
         rank(query.data(), directions.data() + b * s.channels * s.stride, offsets.data() + b * s.stride,
              position + first + start, s.queries, s.channels, s.keys, s.stride, lanes, &ranking);
         for (int q = 0; q < lanes; ++q) {
@@ -183,7 +183,7 @@ MINDSKA_OPERATOR(mindska_max_relative_grad) {
   const int64_t groups = s.width / kLanes;
 #pragma omp parallel
   {
-    std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kTile * kLanes);
+    std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kNodes * kLanes);
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < s.batch * groups; ++part) {
       const int64_t b = part / groups, first = part % groups * kLanes;
@@ -191,8 +191,8 @@ MINDSKA_OPERATOR(mindska_max_relative_grad) {
       transpose_keys(y + (b * s.channels + first) * s.keys, channels, s.keys, kLanes, rows.data());
       std::fill(gradient.begin(), gradient.end(), 0.0f);
       std::fill(block.begin(), block.end(), 0.0f);
-      for (int64_t start = 0; start < s.queries; start += kTile) {
-        const int64_t count = std::min<int64_t>(kTile, s.queries - start);
+      for (int64_t start = 0; start < s.queries; start += kNodes) {
+        const int64_t count = std::min<int64_t>(kNodes, s.queries - start);
         for (int64_t c = 0; c < channels; ++c) {
           const int64_t channel = b * s.channels + first + c;
           const float *same = dz + 2 * channel * s.queries + start, *relative = same + s.queries;

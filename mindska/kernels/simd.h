@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #ifdef _OPENMP
@@ -29,23 +31,44 @@ static inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 // The first `count` floats; the others are 0.
 static inline Vec load_some(const float *p, int count) {
+  if (count == kLanes) return load(p);
   float buffer[kLanes] = {};
   std::memcpy(buffer, p, count * sizeof(float));
   return load(buffer);
 }
 
 static inline void store_some(float *p, Vec v, int count) {
+  if (count == kLanes) return store(p, v);
   float buffer[kLanes];
   store(buffer, v);
   std::memcpy(p, buffer, count * sizeof(float));
 }
 
-static inline Vec splat(float x) { return Vec{} + x; }
+static inline Vec splat(float x) { return x - Vec{}; }
 
+// In halves: a tree of additions that the compiler makes of shuffles.
 static inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  float values[kLanes];
+  store(values, v);
+  for (int half = kLanes / 2; half; half /= 2) {
+    for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  }
+  return values[0];
+}
+
+// The sum of an array.
+static inline float sum_of(const float *p, int64_t count) {
+  Vec total = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) total += load(p + i);
+  if (i < count) total += load_some(p + i, static_cast<int>(count - i));
+  return sum(total);
+}
+
+// function(first, count) over the vectors of an array; count is kLanes but at the end.
+template <typename Function>
+static inline void for_each_vector(int64_t size, Function function) {
+  for (int64_t i = 0; i < size; i += kLanes) function(i, static_cast<int>(std::min<int64_t>(kLanes, size - i)));
 }
 
 static inline int64_t size_of(const int64_t *shape, int ndim) {
@@ -70,9 +93,30 @@ static inline int thread() {
 #endif
 }
 
-// exp(x) for x <= 0, to 2 units in the last place; 0 below -87. NaN stays NaN.
+// At least `size` floats of this thread's own, one array for each purpose: they stay for the next call, because fresh
+// memory costs more than most operators do. What they hold is left from before. Aligned: a vector that lies in two lines
+// of the cache is read twice.
+static inline float *scratch(int purpose, int64_t size) {
+  struct Array {
+    void *data = nullptr;
+    int64_t size = 0;
+    ~Array() { std::free(data); }
+  };
+  static thread_local Array arrays[8];
+  Array &array = arrays[purpose];
+  if (array.size < size) {
+    std::free(array.data);
+    array.size = (size + kLanes - 1) / kLanes * kLanes;
+    array.data = std::aligned_alloc(sizeof(Vec), array.size * sizeof(float));
+    if (!array.data) throw std::bad_alloc();
+  }
+  return static_cast<float *>(array.data);
+}
+
+// exp(x) for x <= 0, to 2 units in the last place; 0 below -80, so that products of it are no denormal numbers, with
+// which processors are a hundred times slower. NaN stays NaN.
 static inline Vec exp_negative(Vec x) {
-  const Vec clamped = x < splat(-87.0f) ? splat(-87.0f) : x;
+  const Vec clamped = x < splat(-80.0f) ? splat(-80.0f) : x;
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec rounded = (clamped * 1.44269504f + magic) - magic;
   const Vec r = (clamped - rounded * 0.693359375f) + rounded * 2.12194440e-4f;  // minus rounded * ln 2, in two parts
@@ -88,7 +132,7 @@ static inline Vec exp_negative(Vec x) {
   const IntVec exponent = (__builtin_convertvector(rounded, IntVec) + 127) << 23;
   Vec power;
   std::memcpy(&power, &exponent, sizeof power);
-  return x < splat(-87.0f) ? Vec{} : p * power;
+  return x < splat(-80.0f) ? Vec{} : p * power;
 }
 
 }  // namespace mindska

@@ -61,7 +61,7 @@ class SplitKernelAttention(nn.Cell):
         self.graph = MaxRelativeConv(dim, k, dilation, reduction)
         self.dw_conv1 = conv(self.splits[1], self.splits[1], 5, dilation=2, group=self.splits[1])
         self.dw_conv2 = conv(self.splits[2], self.splits[2], 7, dilation=3, group=self.splits[2])
-        self.pw_conv = conv(dim, dim)
+        self.pw_conv = conv(dim, dim, then="gate")
         self.norm = batch_norm(dim)
         self.kernel = kernels.split_depthwise(2, 3, identity=1)
 
@@ -73,9 +73,16 @@ class SplitKernelAttention(nn.Cell):
         untouched, five, seven = ops.split(graph, self.splits, axis=1)
         return ops.concat((untouched, first(five), second(seven)), axis=1) + graph
 
+    def gated(self, x: Tensor) -> Tensor:
+        """What the batch norm then sees."""
+        mixed = self.mixed(self.graph(x))
+        if self.pw_conv.fuses(mixed):
+            return self.pw_conv.then(mixed, x)
+        gate = self.pw_conv(mixed)
+        return gate * ops.sigmoid(gate) * x
+
     def construct(self, x: Tensor) -> Tensor:
-        gate = self.pw_conv(self.mixed(self.graph(x)))
-        return self.norm(gate * ops.sigmoid(gate) * x)
+        return self.norm(self.gated(x))
 
 
 class SkaNet(Pyramid):

@@ -32,7 +32,7 @@ from mindspore.common.initializer import HeNormal, HeUniform, initializer
 
 from .factory import register_variants
 from .layers.backbone import Backbone
-from .layers.blocks import DropPath, batch_norm, conv
+from .layers.blocks import DropPath, PointwiseConv, batch_norm, conv
 
 __all__ = ["SKNet"]
 
@@ -40,17 +40,25 @@ CAFFE_MOMENTUM = 0.95
 
 
 class ConvNorm(nn.Cell):
-    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)"""
+    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)
 
-    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, **kwargs) -> None:
+    With a shortcut (B, C, H/s, W/s) to the call, ReLU of the sum with that.
+    """
+
+    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, then: str = "", **kwargs) -> None:
         super().__init__()
-        self.conv = conv(cin, cout, has_bias=False, **kwargs)
+        self.conv = conv(cin, cout, has_bias=False, then=then or "relu" * relu, **kwargs)
         self.norm = batch_norm(cout, momentum)
         self.relu = relu
+        self.pointwise = isinstance(self.conv, PointwiseConv)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
+        if self.pointwise and self.conv.fuses(x):
+            return self.conv.then(x, shortcut, self.norm.affine())
         x = self.norm(self.conv(x))
-        return ops.relu(x) if self.relu else x
+        if shortcut is not None:
+            x = x + shortcut
+        return ops.relu(x) if self.relu or shortcut is not None else x
 
 
 class SelectiveKernel(nn.Cell):
@@ -114,6 +122,8 @@ class SKUnit(nn.Cell):
         """The output, and the paths' weights (B, paths, C)."""
         y, weights = self.sk.select(self.reduce(x) if self.reduce is not None else x)
         shortcut = self.proj(x) if self.proj is not None else x
+        if not self.training:
+            return self.increase(y, shortcut), weights
         return ops.relu(self.drop_path(self.increase(y), uniform) + shortcut), weights
 
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
@@ -209,7 +219,7 @@ class SKNet(Backbone):
                 SelectiveKernel(
                     width if bottleneck else cin, width, reduced[stage], paths, groups, stride, momentum, split_input
                 ),
-                ConvNorm(width, cout, momentum, relu=False, kernel=1 if bottleneck else 3),
+                ConvNorm(width, cout, momentum, relu=False, then="add_relu", kernel=1 if bottleneck else 3),
                 ConvNorm(cin, cout, momentum, relu=False, stride=stride) if stride > 1 or cin != cout else None,
                 drop_path,
             )

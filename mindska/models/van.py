@@ -55,10 +55,11 @@ class LargeKernelAttention(nn.Cell):
 
         self.dw_conv = nn.SequentialCell(*depthwise(kernel))
         self.dw_d_conv = nn.SequentialCell(*depthwise(dilated, dilation))
-        self.pw_conv = conv(dim, dim)
+        self.pw_conv = conv(dim, dim, then="times")
 
     def construct(self, x: Tensor) -> Tensor:
-        return x * self.pw_conv(self.dw_d_conv(self.dw_conv(x)))
+        y = self.dw_d_conv(self.dw_conv(x))
+        return self.pw_conv.then(y, x) if self.pw_conv.fuses(y) else x * self.pw_conv(y)
 
 
 class VAN(Pyramid):

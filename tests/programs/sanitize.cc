@@ -7,6 +7,8 @@
 #include "depthwise.cc"
 #include "gelu.cc"
 #include "max_relative.cc"
+#include "mlp.cc"
+#include "pointwise.cc"
 
 struct Array {
   std::vector<int64_t> shape;
@@ -49,7 +51,29 @@ int main() {
       Array dweight(weight.shape), dbias(bias.shape), dilation = integers({static_cast<int32_t>(k[2])});
       run(mindska_depthwise, x, weight, bias, dilation, y);
       run(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
+      Array before(x.shape);
+      run(mindska_depthwise_gelu, x, weight, bias, dilation, y);
+      run(mindska_depthwise_gelu_keeping, x, weight, bias, dilation, y, before);
+      run(mindska_depthwise_gelu_grad, x, weight, dilation, y, before, dx, dweight, dbias);
     }
+  }
+  const int64_t products[][6] = {  // batch, channels in and out, height, width, groups
+      {1, 1, 1, 1, 1, 1}, {2, 5, 7, 3, 3, 1}, {3, 20, 12, 7, 7, 4}, {1, 90, 100, 1, 97, 1}, {20, 16, 24, 1, 1, 2}};
+  for (auto &p : products) {
+    Array x({p[0], p[1], p[3], p[4]}), y({p[0], p[2], p[3], p[4]}), dx(x.shape), weight({p[2], p[1] / p[5], 1, 1});
+    Array bias({p[2]}), dweight(weight.shape), dbias(bias.shape), other(y.shape);
+    run(mindska_pointwise, x, weight, bias, y);
+    run(mindska_pointwise_grad, x, weight, y, dx, dweight, dbias);
+    for (int32_t kind = 0; kind < 7; ++kind) {
+      Array number = integers({kind});
+      run(mindska_pointwise_then, x, weight, bias, dbias, other, number, y);
+    }
+  }
+  const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}};
+  for (auto &m : mlps) {
+    Array x({m[0], m[1], m[3], m[4]}), y(x.shape), shortcut(x.shape), weight1({m[2], m[1], 1, 1}), bias1({m[2]});
+    Array taps({m[2], 1, 3, 3}), bias({m[2]}), weight2({m[1], m[2], 1, 1}), bias2({m[1]}), scale({m[1]});
+    run(mindska_mlp, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, y);
   }
   for (int64_t channels : {8, 24}) {
     Array x({2, channels, 5, 7}), y(x.shape), dx(x.shape), options = integers({2, 3, 1});

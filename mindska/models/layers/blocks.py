@@ -15,14 +15,38 @@ from mindspore.common.initializer import Normal, initializer
 
 from ... import kernels
 
+LARGE_MAP = 512  # pixels
 SQRT_HALF = math.sqrt(0.5)
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
 
 
-def batch_norm(channels: int, momentum: float = BN_MOMENTUM) -> nn.BatchNorm2d:
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that can say what it does in evaluation."""
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, (C,)."""
+        scale = self.gamma / ops.sqrt(self.moving_variance + self.eps)
+        return scale, self.beta - self.moving_mean * scale
+
+
+class NoNorm(nn.Cell):
+    """What is left of a batch norm that was folded into its convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale, self.shift = Tensor(np.ones(channels, np.float32)), Tensor(np.zeros(channels, np.float32))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return self.scale, self.shift
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x
+
+
+def batch_norm(channels: int, momentum: float = BN_MOMENTUM) -> BatchNorm2d:
     """Batch norm over (B, C, H, W); epsilon, and by default momentum, are PyTorch's, which all three papers use."""
-    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=momentum)
+    return BatchNorm2d(channels, eps=BN_EPS, momentum=momentum)
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -38,6 +62,36 @@ class DepthwiseConv(nn.Conv2d):
         return super().construct(x)
 
 
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution with stride 1, with a bias or not, in groups or not.
+
+    `then` names what follows it in the network (`kernels.THEN`); in inference both can be one operator: see `fuses`.
+    """
+
+    def __init__(self, *args, then: str = "", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernel, self.fused = kernels.pointwise(), kernels.pointwise_then(then)
+        self.after = then
+        self.ones = Tensor(np.ones(self.out_channels, np.float32))
+        self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `then` can be used for x."""
+        return self.fused is not None and not self.training and x.dtype == ms.float32
+
+    def then(self, x: Tensor, other: Optional[Tensor] = None, norm: Optional[tuple[Tensor, Tensor]] = None) -> Tensor:
+        """The convolution, batch norm (its scale and shift) where there is one, and what follows, with `other`."""
+        scale, shift = (self.ones, self.zeros) if norm is None else norm
+        if self.has_bias:
+            shift = self.bias if norm is None else shift + scale * self.bias
+        return self.fused(x, self.weight, scale, shift, self.ones if other is None else other)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
+        return super().construct(x)
+
+
 def conv(
     cin: int,
     cout: int,
@@ -46,15 +100,22 @@ def conv(
     dilation: int = 1,
     group: int = 1,
     has_bias: bool = True,
+    then: str = "",
 ) -> nn.Conv2d:
-    """Convolution whose padding keeps the size (divided by the stride). `kernel`: of both sides, or (height, width)."""
+    """Convolution whose padding keeps the size (divided by the stride).
+
+    `kernel`: of both sides, or (height, width). `then`: see `PointwiseConv`.
+    """
     high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
     vertical, horizontal = dilation * (high - 1) // 2, dilation * (wide - 1) // 2
     padding = vertical if vertical == horizontal else (vertical, vertical, horizontal, horizontal)
     # Weights get their values when the network is complete.
     initial = dict(has_bias=has_bias, weight_init="zeros", bias_init="zeros")
     depthwise = cin == cout == group and stride == 1 and has_bias
-    layer = DepthwiseConv if depthwise else nn.Conv2d
+    pointwise = high == wide == stride == 1
+    if pointwise:
+        initial["then"] = then
+    layer = PointwiseConv if pointwise else DepthwiseConv if depthwise else nn.Conv2d
     return layer(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
 
 
@@ -153,9 +214,22 @@ class ConvMlp(nn.Cell):
         self.dwconv = conv(hidden, hidden, 3, group=hidden)
         self.act = GELU()
         self.fc2 = conv(hidden, dim)
+        self.kernel, self.fused = kernels.depthwise_gelu(1), kernels.mlp()
+
+    def add_to(self, shortcut: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        """shortcut + scale * mlp(x), for inference. scale (C,)"""
+        # Hidden maps that are small stay in the cache between operators.
+        if self.fused is None or self.training or x.dtype != ms.float32 or x.shape[2] * x.shape[3] < LARGE_MAP:
+            return shortcut + scale.reshape(-1, 1, 1) * self.construct(x)
+        fc1, dwconv, fc2 = self.fc1, self.dwconv, self.fc2
+        weights = (fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias)
+        return self.fused(x, *weights, scale, shortcut)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.dwconv(self.fc1(x))))
+        x = self.fc1(x)
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.fc2(self.kernel(x, self.dwconv.weight, self.dwconv.bias))
+        return self.fc2(self.act(self.dwconv(x)))
 
 
 class Attention(nn.Cell):
@@ -166,12 +240,14 @@ class Attention(nn.Cell):
 
     def __init__(self, dim: int, spatial: nn.Cell) -> None:
         super().__init__()
-        self.proj_1 = conv(dim, dim)
+        self.proj_1 = conv(dim, dim, then="gelu")
         self.act = GELU()
         self.spatial = spatial
-        self.proj_2 = conv(dim, dim)
+        self.proj_2 = conv(dim, dim, then="add")
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.proj_1.fuses(x):
+            return self.proj_2.then(self.spatial(self.proj_1.then(x)), x)
         return x + self.proj_2(self.spatial(self.act(self.proj_1(x))))
 
 
@@ -195,6 +271,8 @@ class Block(nn.Cell):
         first = None if uniform is None else uniform[:, 0]
         second = None if uniform is None else uniform[:, 1]
         x = x + self.drop_path(self.layer_scale_1.reshape(-1, 1, 1) * self.attn(self.norm1(x)), first)
+        if not self.training:
+            return self.mlp.add_to(x, self.norm2(x), self.layer_scale_2)
         return x + self.drop_path(self.layer_scale_2.reshape(-1, 1, 1) * self.mlp(self.norm2(x)), second)
 
 

@@ -145,7 +145,7 @@ class MaxRelativeConv(nn.Cell):
         self.search = NearestNodes(k, dilation)
         self.kernel = kernels.max_relative(k, dilation)
         self.pool = nn.AvgPool2d(reduction, reduction) if reduction > 1 else nn.Identity()
-        self.conv = conv(2 * dim, dim, group=GROUPS)
+        self.conv = conv(2 * dim, dim, group=GROUPS, then="gelu")
         self.norm = batch_norm(dim)
         self.act = GELU()
 
@@ -181,4 +181,6 @@ class MaxRelativeConv(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         interleaved = self._fused(x)[0] if self._is_fused(x) else self._interleaved(x)
+        if self.conv.fuses(interleaved):
+            return self.conv.then(interleaved, None, self.norm.affine())
         return self.act(self.norm(self.conv(interleaved)))

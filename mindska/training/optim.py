@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import mindcv.optim.adamw
+import mindspore as ms
 from mindcv.optim import create_optimizer
+from mindcv.optim.optim_factory import init_group_params
 from mindcv.scheduler import dynamic_lr
-from mindspore import nn
+from mindspore import Tensor, nn, ops
 
 from ..config import Config
+
+_update = ops.MultitypeFuncGraph("update")
+
+
+@_update.register("Function", *["Tensor"] * 6, "Number", *["Tensor"] * 4)
+def _update_tensor(adam, power1, power2, rate, beta1, beta2, eps, weight_decay, parameter, m, v, gradient):
+    # Decoupled weight decay (Loshchilov and Hutter, 2019), then Adam.
+    decayed = ops.assign(parameter, parameter * (1 - rate * weight_decay))
+    return ops.depend(adam(parameter, m, v, power1, power2, rate, beta1, beta2, eps, gradient), decayed)
+
+
+class AdamW(mindcv.optim.adamw.AdamW):
+    """MindCV's AdamW, with the same state, but one operator a parameter instead of twenty, which are a fifth of a step
+    on CPU. For parameters in float32."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.adam = ops.Adam()
+        each = self.weight_decay if self.is_group else [self.weight_decay] * len(self.parameters)
+        self.decays = tuple(float(decay) if decays else 0.0 for decay, decays in zip(each, self.decay_flags))
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> bool:
+        rate = self.get_lr()
+        self.beta1_power = self.beta1_power * self.beta1
+        self.beta2_power = self.beta2_power * self.beta2
+        # The operator's epsilon stands before the correction of the second moment's bias, PyTorch's after it.
+        eps = self.eps * ops.sqrt(1 - self.beta2_power)
+        power1, power2, eps = self.beta1_power.reshape(()), self.beta2_power.reshape(()), eps.reshape(())
+        beta1, beta2 = self.beta1.reshape(()), self.beta2.reshape(())
+        update = ops.partial(_update, self.adam, power1, power2, rate, beta1, beta2, eps)
+        self.hyper_map(update, self.decays, self.parameters, self.moments1, self.moments2, gradients)
+        return True
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
@@ -37,6 +72,12 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
 
 def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.Optimizer:
     """MindCV's optimiser with the network's own list of parameters that carry no weight decay."""
+    if config.opt == "adamw" and all(p.dtype == ms.float32 for p in network.trainable_params()):
+        groups, decay = network.trainable_params(), config.weight_decay
+        if config.weight_decay_filter != "auto":
+            unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
+            groups, decay = init_group_params(groups, decay, config.weight_decay_filter, unfiltered), 0.0
+        return AdamW(groups, rates, config.beta1, config.beta2, weight_decay=decay)
     betas = dict(beta1=config.beta1, beta2=config.beta2) if config.opt in ("adamw", "adam", "lion") else {}
     return create_optimizer(
         network,

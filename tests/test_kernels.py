@@ -197,6 +197,19 @@ def test_depthwise_gelu(batch, channels, height, width, training):
     )
 
 
+@pytest.mark.parametrize("batch, channels, height, width", [(1, 2, 1, 1), (2, 5, 9, 21), (3, 40, 8, 8), (1, 64, 3, 70)])
+def test_layer_norm(batch, channels, height, width):
+    def reference(x, gamma, beta):
+        x = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (channels,), gamma, beta, eps=1e-5)
+        return x.permute(0, 3, 1, 2)
+
+    x = 3 + random(batch, channels, height, width)
+    arrays = [x, random(channels, seed=1), random(channels, seed=2)]
+    # A gradient is divided by the standard deviation, which two channels can make small.
+    spread = max(1.0, 1 / x.std(axis=1).min())
+    compare(kernels.layer_norm(1e-5), reference, arrays, int(spread**2 * max(channels, batch * height * width)))
+
+
 MLPS = [(1, 3, 5, 1, 1), (2, 5, 70, 7, 9), (3, 16, 64, 33, 20), (1, 40, 100, 3, 130), (2, 64, 96, 90, 70)]
 
 

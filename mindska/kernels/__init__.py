@@ -24,7 +24,7 @@ from .build import BuildError, library
 
 log = logging.getLogger("mindska")
 
-OPERATORS = ("gelu", "depthwise", "pointwise", "mlp", "max_relative")
+OPERATORS = ("gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm")
 MODES = ("auto", "off", "require")
 _plain_only = 0
 
@@ -255,6 +255,24 @@ class _Mlp(nn.Cell):
         return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
 
 
+class _LayerNorm(nn.Cell):
+    """Layer norm over the channels. Inputs: x (B, C, H, W), gamma (C,), beta (C,)."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = Tensor(np.float32([eps]))
+        self.forward = _operator("layer_norm", "layer_norm", lambda x, g, b, e: x, lambda x, g, b, e: x)
+        self.backward = _operator(
+            "layer_norm", "layer_norm_grad", lambda x, g, e, dy: (x, g, g), lambda x, g, e, dy: (x, x, x)
+        )
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return self.forward(x, gamma, beta, self.eps)
+
+    def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, gamma, self.eps, dout)
+
+
 class _SplitDepthwise(nn.Cell):
     """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
 
@@ -331,6 +349,11 @@ def pointwise() -> Optional[nn.Cell]:
 def pointwise_then(kind: str) -> Optional[nn.Cell]:
     """A 1x1 convolution and what follows it as one C++ operator for inference, or None; see `_PointwiseThen`."""
     return _PointwiseThen(kind) if available() else None
+
+
+def layer_norm(eps: float) -> Optional[nn.Cell]:
+    """Layer norm over the channels of maps as a C++ operator, or None; see `_LayerNorm`."""
+    return _LayerNorm(eps) if available() else None
 
 
 def mlp() -> Optional[nn.Cell]:

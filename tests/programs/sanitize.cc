@@ -6,6 +6,7 @@
 
 #include "depthwise.cc"
 #include "gelu.cc"
+#include "layer_norm.cc"
 #include "max_relative.cc"
 #include "mlp.cc"
 #include "pointwise.cc"
@@ -51,7 +52,9 @@ int main() {
       Array dweight(weight.shape), dbias(bias.shape), dilation = integers({static_cast<int32_t>(k[2])});
       run(mindska_depthwise, x, weight, bias, dilation, y);
       run(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
-      Array before(x.shape);
+      Array before(x.shape), gamma({p[1]}), dgamma({p[1]}), eps({1});
+      run(mindska_layer_norm, x, gamma, bias, eps, y);
+      run(mindska_layer_norm_grad, x, gamma, eps, y, dx, dgamma, dbias);
       run(mindska_depthwise_gelu, x, weight, bias, dilation, y);
       run(mindska_depthwise_gelu_keeping, x, weight, bias, dilation, y, before);
       run(mindska_depthwise_gelu_grad, x, weight, dilation, y, before, dx, dweight, dbias);

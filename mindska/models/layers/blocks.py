@@ -188,8 +188,11 @@ class LayerNorm2d(nn.LayerNorm):
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__((channels,), epsilon=eps)
+        self.kernel = kernels.layer_norm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x, self.gamma, self.beta)
         return super().construct(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from mindska import kernels
 from mindska.errors import SettingError
 from mindska.kernels import build
-from mindska.models.layers.blocks import GELU, DepthwiseConv, conv
+from mindska.models.layers.blocks import GELU, DepthwiseConv, GroupedConv, PointwiseConv, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
 
 pytestmark = pytest.mark.skipif(bool(kernels._why_not()), reason="no C++ compiler")
@@ -210,6 +210,32 @@ def test_layer_norm(batch, channels, height, width):
     compare(kernels.layer_norm(1e-5), reference, arrays, int(spread**2 * max(channels, batch * height * width)))
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(
+    "batch, cin, cout, height, width, groups, side",
+    [(2, 8, 8, 7, 7, 2, 3), (1, 4, 6, 1, 1, 2, 3), (3, 15, 9, 5, 30, 3, 3), (1, 32, 16, 33, 20, 2, 5)],
+)
+def test_grouped(batch, cin, cout, height, width, groups, side, dilation):
+    arrays = [
+        random(batch, cin, height, width), random(cout, cin // groups, side, side, seed=1), random(cout, seed=2),
+    ]  # fmt: skip
+    options = dict(padding=dilation * (side // 2), dilation=dilation, groups=groups)
+    terms = max(cin // groups * side**2, batch * height * width)
+    compare(kernels.grouped(dilation), lambda x, w, b: torch.nn.functional.conv2d(x, w, b, **options), arrays, terms)
+
+
+@pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 7, 7), (3, 4, 33, 20)])
+def test_fuse_and_select(batch, channels, height, width):
+    maps = [random(batch, channels, height, width, seed=i) for i in range(2)]
+    compare(kernels.fuse(), lambda x, y: (x + y).mean((2, 3), keepdim=True), maps, 2 * height * width)
+    compare(
+        kernels.select(),
+        lambda x, y, w: x * w[:, 0, :, None, None] + y * w[:, 1, :, None, None],
+        [*maps, random(batch, 2, channels, seed=3)],
+        height * width,
+    )
+
+
 MLPS = [(1, 3, 5, 1, 1), (2, 5, 70, 7, 9), (3, 16, 64, 33, 20), (1, 40, 100, 3, 130), (2, 64, 96, 90, 70)]
 
 
@@ -244,8 +270,9 @@ def test_pointwise_spreads_nan_and_infinity_as_plain_operators_do(kind, value):
 
 def test_a_layer_is_depthwise_where_it_can_be():
     assert isinstance(conv(4, 4, 3, group=4), DepthwiseConv) and conv(4, 4, 3, group=4).kernel is not None
-    for other in (conv(4, 4, 3, group=2), conv(4, 8, 3, group=4), conv(4, 4, 3, 2, group=4)):
+    for other in (conv(4, 4, 3), conv(4, 4, (3, 1), group=2), conv(4, 4, 3, 2, group=4)):
         assert type(other) is nn.Conv2d
+    assert isinstance(conv(4, 8, 3, group=4), GroupedConv) and isinstance(conv(4, 8), PointwiseConv)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -293,7 +320,9 @@ def test_max_relative_of_nan():
     assert np.isnan(out[0, 6, 2, 2]) and np.isnan(out[0, 7, 2, 2]) and np.isfinite(out[0, 6]).sum() == 35
 
 
-@pytest.mark.parametrize("name, size", [("skanet_nano", 64), ("van_tiny_lska_k11", 64), ("van_tiny", 65)])
+@pytest.mark.parametrize(
+    "name, size", [("skanet_nano", 64), ("van_tiny_lska_k11", 64), ("van_tiny", 65), ("sknet26", 64)]
+)
 def test_networks_give_the_same_with_and_without(name, size):
     x, parameters = Tensor(random(2, 3, size, size)), {}
     outputs, all_gradients = [], []

@@ -24,7 +24,7 @@ from .build import BuildError, library
 
 log = logging.getLogger("mindska")
 
-OPERATORS = ("gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm")
+OPERATORS = ("gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "grouped", "select")
 MODES = ("auto", "off", "require")
 _plain_only = 0
 
@@ -273,6 +273,56 @@ class _LayerNorm(nn.Cell):
         return self.backward(x, gamma, self.eps, dout)
 
 
+class _Grouped(nn.Cell):
+    """Convolution in groups. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__()
+        self.dilation = Tensor(np.int32([dilation]))
+        self.forward = _operator(
+            "grouped", "grouped", lambda x, w, b, d: [x[0], w[0], x[2], x[3]], lambda x, w, b, d: x
+        )
+        self.backward = _operator(
+            "grouped", "grouped_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
+        )
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias, self.dilation)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, weight, self.dilation, dout)
+
+
+class _Fuse(nn.Cell):
+    """The mean over the pixels of the sum of two maps (B, C, H, W): (B, C, 1, 1)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = _operator("select", "fuse", lambda x, y: [x[0], x[1], 1, 1], lambda x, y: x)
+
+    def construct(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.forward(first, second)
+
+    def bprop(self, first: Tensor, second: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        slope = ops.broadcast_to(dout / (first.shape[2] * first.shape[3]), first.shape)
+        return slope, slope
+
+
+class _Select(nn.Cell):
+    """Two maps (B, C, H, W), each times its weights, and summed. weights (B, 2, C)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = _operator("select", "select", lambda x, y, w: x, lambda x, y, w: x)
+        self.backward = _operator("select", "select_grad", lambda x, y, w, dz: (x, y, w), lambda x, y, w, dz: (x, x, x))
+
+    def construct(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+        return self.forward(first, second, weights)
+
+    def bprop(self, first: Tensor, second: Tensor, weights: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(first, second, weights, dout)
+
+
 class _SplitDepthwise(nn.Cell):
     """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
 
@@ -354,6 +404,21 @@ def pointwise_then(kind: str) -> Optional[nn.Cell]:
 def layer_norm(eps: float) -> Optional[nn.Cell]:
     """Layer norm over the channels of maps as a C++ operator, or None; see `_LayerNorm`."""
     return _LayerNorm(eps) if available() else None
+
+
+def grouped(dilation: int) -> Optional[nn.Cell]:
+    """A convolution in groups as a C++ operator, or None; see `_Grouped`."""
+    return _Grouped(dilation) if available() else None
+
+
+def fuse() -> Optional[nn.Cell]:
+    """The mean of two maps' sum as a C++ operator, or None; see `_Fuse`."""
+    return _Fuse() if available() else None
+
+
+def select() -> Optional[nn.Cell]:
+    """The weighted sum of two maps as a C++ operator, or None; see `_Select`."""
+    return _Select() if available() else None
 
 
 def mlp() -> Optional[nn.Cell]:

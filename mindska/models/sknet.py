@@ -26,10 +26,12 @@ from __future__ import annotations
 
 from typing import Optional
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, HeUniform, initializer
 
+from .. import kernels
 from .factory import register_variants
 from .layers.backbone import Backbone
 from .layers.blocks import DropPath, PointwiseConv, batch_norm, conv
@@ -84,16 +86,24 @@ class SelectiveKernel(nn.Cell):
         )
         self.fc1 = ConvNorm(cout, reduced, momentum)
         self.fc2 = conv(reduced, self.count * cout, has_bias=False)
+        self.fuse, self.weigh = kernels.fuse(), kernels.select()
 
     def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output, and the paths' weights (B, paths, C)."""
         parts = ops.chunk(x, self.count, axis=1) if self.split_input else (x,) * self.count
         outputs = [path(part) for path, part in zip(self.paths, parts)]
-        fused = outputs[0]
-        for output in outputs[1:]:
-            fused = fused + output
-        logits = self.fc2(self.fc1(ops.mean(fused, (2, 3), keep_dims=True)))  # (B, paths * C, 1, 1)
+        by_operator = self.fuse is not None and self.count == 2 and x.dtype == ms.float32
+        if by_operator:
+            mean = self.fuse(outputs[0], outputs[1])
+        else:
+            fused = outputs[0]
+            for output in outputs[1:]:
+                fused = fused + output
+            mean = ops.mean(fused, (2, 3), keep_dims=True)
+        logits = self.fc2(self.fc1(mean))  # (B, paths * C, 1, 1)
         weights = ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
+        if by_operator:
+            return self.weigh(outputs[0], outputs[1], weights), weights
         selected = outputs[0] * weights[:, 0].reshape(-1, self.cout, 1, 1)
         for i in range(1, self.count):
             selected = selected + outputs[i] * weights[:, i].reshape(-1, self.cout, 1, 1)

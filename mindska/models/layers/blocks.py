@@ -92,6 +92,20 @@ class PointwiseConv(nn.Conv2d):
         return super().construct(x)
 
 
+class GroupedConv(nn.Conv2d):
+    """A convolution in groups, with stride 1 and an odd square kernel, whose padding keeps the size."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernel = kernels.grouped(self.dilation[0])
+        self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == ms.float32:
+            return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
+        return super().construct(x)
+
+
 def conv(
     cin: int,
     cout: int,
@@ -115,7 +129,8 @@ def conv(
     pointwise = high == wide == stride == 1
     if pointwise:
         initial["then"] = then
-    layer = PointwiseConv if pointwise else DepthwiseConv if depthwise else nn.Conv2d
+    grouped = group > 1 and high == wide and stride == 1
+    layer = PointwiseConv if pointwise else DepthwiseConv if depthwise else GroupedConv if grouped else nn.Conv2d
     return layer(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
 
 

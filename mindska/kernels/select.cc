@@ -1,0 +1,72 @@
+// What SKNet does with the outputs of its two paths: the mean over the pixels of their sum, and their weighted sum.
+#include "simd.h"
+
+namespace mindska {
+
+// function(plane) for B * C planes, by all threads.
+template <typename Function>
+static void for_each_plane_of(const int64_t *shape, Function function) {
+#pragma omp parallel for schedule(static)
+  for (int64_t plane = 0; plane < shape[0] * shape[1]; ++plane) function(plane);
+}
+
+static inline float dot(const float *a, const float *b, int64_t count) {
+  Vec total = {};
+  for_each_vector(count, [&](int64_t i, int n) { total += load_some(a + i, n) * load_some(b + i, n); });
+  return sum(total);
+}
+
+}  // namespace mindska
+
+// Inputs first, second (B, C, H, W); outputs mean (B, C, 1, 1).
+MINDSKA_OPERATOR(mindska_fuse) {
+  using namespace mindska;
+  const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
+  float *mean = static_cast<float *>(params[2]);
+  const int64_t pixels = shapes[0][2] * shapes[0][3];
+  for_each_plane_of(shapes[0], [=](int64_t plane) {
+    const int64_t at = plane * pixels;
+    mean[plane] = (sum_of(first + at, pixels) + sum_of(second + at, pixels)) / static_cast<float>(pixels);
+  });
+  return 0;
+}
+
+// Inputs first, second (B, C, H, W), weights (B, 2, C); outputs the sum of both times their weights.
+MINDSKA_OPERATOR(mindska_select) {
+  using namespace mindska;
+  const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
+  const float *weights = static_cast<float *>(params[2]);
+  float *y = static_cast<float *>(params[3]);
+  const int64_t channels = shapes[0][1], pixels = shapes[0][2] * shapes[0][3];
+  for_each_plane_of(shapes[0], [=](int64_t plane) {
+    const float *weight = weights + plane / channels * 2 * channels + plane % channels;
+    const float a = weight[0], b = weight[channels];
+    const int64_t at = plane * pixels;
+    for_each_vector(pixels, [&](int64_t i, int n) {
+      store_some(y + at + i, load_some(first + at + i, n) * a + load_some(second + at + i, n) * b, n);
+    });
+  });
+  return 0;
+}
+
+// Inputs first, second, weights, dy; outputs dfirst, dsecond, dweights.
+MINDSKA_OPERATOR(mindska_select_grad) {
+  using namespace mindska;
+  const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
+  const float *weights = static_cast<float *>(params[2]), *dy = static_cast<float *>(params[3]);
+  float *dfirst = static_cast<float *>(params[4]), *dsecond = static_cast<float *>(params[5]);
+  float *dweights = static_cast<float *>(params[6]);
+  const int64_t channels = shapes[0][1], pixels = shapes[0][2] * shapes[0][3];
+  for_each_plane_of(shapes[0], [=](int64_t plane) {
+    const int64_t weight = plane / channels * 2 * channels + plane % channels, at = plane * pixels;
+    const float a = weights[weight], b = weights[weight + channels];
+    for_each_vector(pixels, [&](int64_t i, int n) {
+      const Vec slope = load_some(dy + at + i, n);
+      store_some(dfirst + at + i, slope * a, n);
+      store_some(dsecond + at + i, slope * b, n);
+    });
+    dweights[weight] = dot(dy + at, first + at, pixels);
+    dweights[weight + channels] = dot(dy + at, second + at, pixels);
+  });
+  return 0;
+}

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from . import kernels
-from .models.layers.blocks import Block, NoNorm, PatchEmbed, PointwiseConv
+from .models.layers.blocks import BatchNorm2d, Block, NoNorm, PatchEmbed, PointwiseConv
 from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
 from .models.sknet import ConvNorm
@@ -129,8 +129,8 @@ def _plus_identity(conv: nn.Conv2d) -> nn.Conv2d:
     return _like(conv, weight, bias)
 
 
-def _no_norm(norm: nn.BatchNorm2d) -> NoNorm:
-    return NoNorm(norm.num_features)
+def _no_norm(norm: BatchNorm2d) -> NoNorm:
+    return NoNorm(norm.num_features, norm.relu)
 
 
 def _like(conv: nn.Conv2d, weight: np.ndarray, bias: np.ndarray) -> nn.Conv2d:

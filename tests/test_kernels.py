@@ -210,6 +210,36 @@ def test_layer_norm(batch, channels, height, width):
     compare(kernels.layer_norm(1e-5), reference, arrays, int(spread**2 * max(channels, batch * height * width)))
 
 
+@pytest.mark.parametrize("size", [1, 17, 1 << 16, (1 << 16) + 5, 300_000])
+def test_square_sum(size):
+    x = random(size)
+    np.testing.assert_allclose(kernels.square_sum()(Tensor(x)).asnumpy(), (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
+    x[-1] = np.nan
+    assert np.isnan(kernels.square_sum()(Tensor(x)).asnumpy())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("batch, channels, height, width", [(2, 1, 1, 1), (2, 5, 9, 21), (3, 4, 33, 20)])
+def test_batch_norm(batch, channels, height, width, relu):
+    x = 3 + random(batch, channels, height, width)
+    gamma, beta, mean, variance = (random(channels, seed=i) for i in range(1, 5))
+    operator = kernels.batch_norm(1e-5, 0.9, relu)
+    running = [torch.from_numpy(a.copy()).double() for a in (mean, variance)]
+
+    def reference(x, gamma, beta):
+        y = torch.nn.functional.batch_norm(x, *running, gamma, beta, training=True, momentum=0.1, eps=1e-5)
+        return y.relu() if relu else y
+
+    spread = max(1.0, 1 / x.std(axis=(0, 2, 3)).min())
+    compare(
+        lambda *inputs: operator(*inputs, Tensor(mean), Tensor(variance))[0], reference, [x, gamma, beta],
+        int(spread**2 * batch * height * width),
+    )  # fmt: skip
+    results = operator(*map(Tensor, (x, gamma, beta, mean, variance)))
+    for ours, theirs in zip(results[3:], running):
+        np.testing.assert_allclose(ours.asnumpy(), theirs, atol=noise(theirs))
+
+
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(
     "batch, cin, cout, height, width, groups, side",

@@ -24,7 +24,18 @@ from .build import BuildError, library
 
 log = logging.getLogger("mindska")
 
-OPERATORS = ("gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "grouped", "select")
+OPERATORS = (
+    "gelu",
+    "depthwise",
+    "pointwise",
+    "mlp",
+    "max_relative",
+    "layer_norm",
+    "batch_norm",
+    "grouped",
+    "select",
+    "square_sum",
+)
 MODES = ("auto", "off", "require")
 _plain_only = 0
 
@@ -273,6 +284,44 @@ class _LayerNorm(nn.Cell):
         return self.backward(x, gamma, self.eps, dout)
 
 
+class _BatchNorm(nn.Cell):
+    """Batch norm in training, and ReLU when `relu`.
+
+    Inputs: x (B, C, H, W); gamma, beta, running mean and variance (C,).
+
+    Returns:
+        The result, the mean and one over the standard deviation, the new running mean and variance.
+    """
+
+    def __init__(self, eps: float, momentum: float, relu: bool) -> None:
+        super().__init__()
+        self.options = Tensor(np.float32([eps, momentum, relu]))
+        self.forward = _operator(
+            "batch_norm", "batch_norm", lambda x, g, b, m, v, o: (x, g, g, g, g), lambda x, g, b, m, v, o: (x,) * 5
+        )
+        self.backward = _operator(
+            "batch_norm", "batch_norm_grad", lambda x, g, m, i, y, o, d: (x, g, g), lambda x, g, m, i, y, o, d: (x,) * 3
+        )
+
+    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        return self.forward(x, gamma, beta, mean, variance, self.options)
+
+    def bprop(self, x, gamma, beta, mean, variance, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
+        dx, dgamma, dbeta = self.backward(x, gamma, out[1], out[2], out[0], self.options, dout[0])
+        return dx, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
+
+
+class _SquareSum(nn.Cell):
+    """The sum of the squares of a tensor: ()"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = _operator("square_sum", "square_sum", lambda x: [1], lambda x: x)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.forward(x).reshape(())
+
+
 class _Grouped(nn.Cell):
     """Convolution in groups. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
 
@@ -404,6 +453,16 @@ def pointwise_then(kind: str) -> Optional[nn.Cell]:
 def layer_norm(eps: float) -> Optional[nn.Cell]:
     """Layer norm over the channels of maps as a C++ operator, or None; see `_LayerNorm`."""
     return _LayerNorm(eps) if available() else None
+
+
+def batch_norm(eps: float, momentum: float, relu: bool = False) -> Optional[nn.Cell]:
+    """Batch norm in training as a C++ operator, or None; see `_BatchNorm`."""
+    return _BatchNorm(eps, momentum, relu) if available() else None
+
+
+def square_sum() -> Optional[nn.Cell]:
+    """The sum of the squares of a tensor as a C++ operator without gradient, or None; see `_SquareSum`."""
+    return _SquareSum() if available() else None
 
 
 def grouped(dilation: int) -> Optional[nn.Cell]:

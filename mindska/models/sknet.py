@@ -50,17 +50,14 @@ class ConvNorm(nn.Cell):
     def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, then: str = "", **kwargs) -> None:
         super().__init__()
         self.conv = conv(cin, cout, has_bias=False, then=then or "relu" * relu, **kwargs)
-        self.norm = batch_norm(cout, momentum)
-        self.relu = relu
+        self.norm = batch_norm(cout, momentum, relu)
         self.pointwise = isinstance(self.conv, PointwiseConv)
 
     def construct(self, x: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
         if self.pointwise and self.conv.fuses(x):
             return self.conv.then(x, shortcut, self.norm.affine())
         x = self.norm(self.conv(x))
-        if shortcut is not None:
-            x = x + shortcut
-        return ops.relu(x) if self.relu or shortcut is not None else x
+        return x if shortcut is None else ops.relu(x + shortcut)
 
 
 class SelectiveKernel(nn.Cell):

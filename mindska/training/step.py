@@ -13,6 +13,8 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from .. import kernels
+
 MAX_LOSS_SCALE = 2.0**24
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
@@ -45,10 +47,16 @@ def _clear_tensor(target):
     return ops.assign(target, ops.zeros_like(target))
 
 
-@_square_sum.register("Tensor")
-def _square_sum_tensor(gradient):
-    gradient = gradient.astype(ms.float32)
-    return (gradient * gradient).sum()
+@_square_sum.register("Function", "Tensor")
+def _square_sum_tensor(kernel, gradient):
+    return kernel(gradient.astype(ms.float32))
+
+
+class SquareSum(nn.Cell):
+    """The sum of the squares of a tensor in float32: ()"""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return (x * x).sum()
 
 
 @_scale.register("Tensor", "Tensor")
@@ -123,6 +131,7 @@ class TrainStep(nn.Cell):
         self.world_size = world_size
         self.all_reduce = ops.AllReduce() if world_size > 1 else None
         self.hyper_map = ops.HyperMap()
+        self.square_sum = kernels.square_sum() or SquareSum()
 
         self.loss_scale = Parameter(Tensor(options.loss_scale, ms.float32), name="loss_scale", requires_grad=False)
         self.good_steps = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
@@ -167,7 +176,7 @@ class TrainStep(nn.Cell):
         if self.world_size > 1:
             gradients = self.hyper_map(ops.partial(_all_reduce, self.all_reduce), gradients)
         divisor = self.loss_scale * (self.world_size * self.options.accumulation)
-        norm = ops.sqrt(ops.addn(self.hyper_map(_square_sum, gradients))) / divisor
+        norm = ops.sqrt(ops.addn(self.hyper_map(ops.partial(_square_sum, self.square_sum), gradients))) / divisor
         # The norm is finite only if every gradient is; after the reduction all ranks see the same.
         finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         factor = 1.0 / divisor

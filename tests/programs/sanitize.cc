@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "batch_norm.cc"
 #include "depthwise.cc"
 #include "gelu.cc"
 #include "grouped.cc"
@@ -12,6 +13,7 @@
 #include "mlp.cc"
 #include "pointwise.cc"
 #include "select.cc"
+#include "square_sum.cc"
 
 struct Array {
   std::vector<int64_t> shape;
@@ -43,7 +45,9 @@ static Array integers(std::initializer_list<int32_t> values) {
 int main() {
   for (int64_t size : {1, 15, 16, 17, 16384, 16385}) {
     Array x({size}), dy({size}), y({size});
+    Array total({1});
     run(mindska_gelu, x, y);
+    run(mindska_square_sum, x, total);
     run(mindska_gelu_grad, x, dy, y);
   }
   const int64_t planes[][4] = {{1, 1, 1, 1}, {2, 3, 7, 7}, {1, 2, 1, 70}, {1, 2, 70, 1}, {1, 3, 33, 129}};
@@ -55,6 +59,9 @@ int main() {
       run(mindska_depthwise, x, weight, bias, dilation, y);
       run(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
       Array before(x.shape), gamma({p[1]}), dgamma({p[1]}), eps({1});
+      Array options({3}), mean({p[1]}), inverse({p[1]}), running({p[1]}), other({p[1]});
+      run(mindska_batch_norm, x, gamma, bias, dbias, dgamma, options, y, mean, inverse, running, other);
+      run(mindska_batch_norm_grad, x, gamma, mean, inverse, y, options, before, dx, dgamma, dbias);
       run(mindska_layer_norm, x, gamma, bias, eps, y);
       run(mindska_layer_norm_grad, x, gamma, eps, y, dx, dgamma, dbias);
       run(mindska_depthwise_gelu, x, weight, bias, dilation, y);

@@ -22,31 +22,45 @@ BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's mome
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that can say what it does in evaluation."""
+    """Batch norm over (B, C, H, W), followed by ReLU when `relu`."""
+
+    def __init__(self, channels: int, eps: float, momentum: float, relu: bool = False) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.relu = relu
+        self.kernel = kernels.batch_norm(eps, momentum, relu)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift of each channel, (C,)."""
+        """Scale and shift of each channel, (C,), in evaluation."""
         scale = self.gamma / ops.sqrt(self.moving_variance + self.eps)
         return scale, self.beta - self.moving_mean * scale
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.training and x.dtype == ms.float32:
+            y, _, _, mean, variance = self.kernel(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
+            y = ops.depend(y, ops.assign(self.moving_mean, ops.stop_gradient(mean)))
+            return ops.depend(y, ops.assign(self.moving_variance, ops.stop_gradient(variance)))
+        y = super().construct(x)
+        return ops.relu(y) if self.relu else y
 
 
 class NoNorm(nn.Cell):
     """What is left of a batch norm that was folded into its convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, relu: bool) -> None:
         super().__init__()
         self.scale, self.shift = Tensor(np.ones(channels, np.float32)), Tensor(np.zeros(channels, np.float32))
+        self.relu = relu
 
     def affine(self) -> tuple[Tensor, Tensor]:
         return self.scale, self.shift
 
     def construct(self, x: Tensor) -> Tensor:
-        return x
+        return ops.relu(x) if self.relu else x
 
 
-def batch_norm(channels: int, momentum: float = BN_MOMENTUM) -> BatchNorm2d:
+def batch_norm(channels: int, momentum: float = BN_MOMENTUM, relu: bool = False) -> BatchNorm2d:
     """Batch norm over (B, C, H, W); epsilon, and by default momentum, are PyTorch's, which all three papers use."""
-    return BatchNorm2d(channels, eps=BN_EPS, momentum=momentum)
+    return BatchNorm2d(channels, BN_EPS, momentum, relu)
 
 
 class DepthwiseConv(nn.Conv2d):

@@ -266,24 +266,35 @@ def test_fuse_and_select(batch, channels, height, width):
     )
 
 
-MLPS = [(1, 3, 5, 1, 1), (2, 5, 70, 7, 9), (3, 16, 64, 33, 20), (1, 40, 100, 3, 130), (2, 64, 96, 90, 70)]
+MLPS = [
+    (1, 3, 5, 1, 1),
+    (1, 6, 40, 130, 33),
+    (2, 5, 70, 7, 9),
+    (3, 16, 64, 33, 20),
+    (1, 40, 100, 3, 130),
+    (2, 64, 96, 90, 70),
+]
 
 
+@pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("batch, channels, hidden, height, width", MLPS, ids=str)
-def test_mlp(batch, channels, hidden, height, width):
-    def reference(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut):
+def test_mlp(batch, channels, hidden, height, width, added):
+    def reference(x, weight1, bias1, taps, bias, weight2, bias2, scale=None, shortcut=None):
         conv2d, gelu = torch.nn.functional.conv2d, torch.nn.functional.gelu
         inner = gelu(conv2d(conv2d(x, weight1, bias1), taps, bias, padding=1, groups=hidden))
-        return shortcut + scale.view(-1, 1, 1) * conv2d(inner, weight2, bias2)
+        y = conv2d(inner, weight2, bias2)
+        return y if scale is None else shortcut + scale.view(-1, 1, 1) * y
 
     arrays = [
         random(batch, channels, height, width),
         random(hidden, channels, 1, 1, seed=1) / channels**0.5, random(hidden, seed=2),
         random(hidden, 1, 3, 3, seed=3) / 3, random(hidden, seed=4),
         random(channels, hidden, 1, 1, seed=5) / hidden**0.5, random(channels, seed=6),
-        random(channels, seed=7), random(batch, channels, height, width, seed=8),
     ]  # fmt: skip
-    compare(kernels.mlp(), reference, arrays, channels * batch * height * width)
+    if added:
+        arrays += [random(channels, seed=7), random(batch, channels, height, width, seed=8)]
+    operator = kernels.mlp_added() if added else kernels.mlp()
+    compare(operator, reference, arrays, channels * batch * height * width)
 
 
 @pytest.mark.parametrize("kind", ["", "gelu", "relu", "add_relu", "gate"])

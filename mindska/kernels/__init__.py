@@ -242,27 +242,42 @@ class _PointwiseThen(nn.Cell):
 
 
 class _Mlp(nn.Cell):
-    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution, times scale, plus shortcut, for inference; a gradient
-    computes again what it needs.
+    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution; the gradient computes the hidden maps again.
 
-    Inputs: x (B, C, H, W); weight and bias of the three convolutions; scale (C,), shortcut (B, C, H, W).
+    Inputs: x (B, C, H, W); weight and bias of the three convolutions.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.pointwise, self.depthwise = _Pointwise(), _KeepingDepthwiseGelu(1)
         self.forward = _operator("mlp", "mlp", lambda x, *others: x, lambda x, *others: x)
+        self.backward = _operator(
+            "mlp", "mlp_grad",
+            lambda x, w1, b1, t, b, w2, dy: (x, w1, b1, t, b, w2, [w2[0]]),
+            lambda x, w1, b1, t, b, w2, dy: (x, x, x, x, x, x, x),
+        )  # fmt: skip
+
+    def construct(self, x, weight1, bias1, taps, bias, weight2, bias2) -> Tensor:
+        return self.forward(x, weight1, bias1, taps, bias, weight2, bias2)
+
+    def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, out, dout) -> tuple[Tensor, ...]:
+        return self.backward(x, weight1, bias1, taps, bias, weight2, dout)
+
+
+class _MlpAdded(nn.Cell):
+    """shortcut + scale * mlp(x), for inference. Inputs: those of `_Mlp`, scale (C,), shortcut (B, C, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = _Mlp()
+        self.forward = _operator("mlp", "mlp_added", lambda x, *others: x, lambda x, *others: x)
 
     def construct(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut) -> Tensor:
         return self.forward(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut)
 
     def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, out, dout) -> tuple[Tensor, ...]:
-        hidden = self.pointwise(x, weight1, bias1)
-        after, before = self.depthwise(hidden, taps, bias)
-        dscale = (dout * self.pointwise(after, weight2, bias2)).sum((0, 2, 3))
-        dafter, dweight2, dbias2 = self.pointwise.backward(after, weight2, dout * scale.reshape(-1, 1, 1))
-        dhidden, dtaps, dbias = self.depthwise.backward(hidden, taps, self.depthwise.dilation, dafter, before)
-        dx, dweight1, dbias1 = self.pointwise.backward(x, weight1, dhidden)
+        dscale = (dout * self.mlp(x, weight1, bias1, taps, bias, weight2, bias2)).sum((0, 2, 3))
+        slopes = self.mlp.backward(x, weight1, bias1, taps, bias, weight2, dout * scale.reshape(-1, 1, 1))
+        dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2 = slopes
         return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
 
 
@@ -481,8 +496,13 @@ def select() -> Optional[nn.Cell]:
 
 
 def mlp() -> Optional[nn.Cell]:
-    """The MLP of a block as one C++ operator for inference, or None; see `_Mlp`."""
+    """The MLP of a block as one C++ operator, or None; see `_Mlp`."""
     return _Mlp() if available() else None
+
+
+def mlp_added() -> Optional[nn.Cell]:
+    """shortcut + scale * mlp(x) as one C++ operator for inference, or None; see `_MlpAdded`."""
+    return _MlpAdded() if available() else None
 
 
 def split_depthwise(dilation1: int, dilation2: int, identity: int) -> Optional[nn.Cell]:

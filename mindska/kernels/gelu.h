@@ -40,4 +40,12 @@ static inline Vec gelu_gradient(Vec x, Vec dout) {
   return dout * (phi + x * density * 0.398942280f);
 }
 
+// The gradient, and GELU(x).
+static inline Vec gelu_and_gradient(Vec x, Vec dout, Vec *value) {
+  Vec density;
+  const Vec phi = distribution(x, &density);
+  *value = x * phi;
+  return dout * (phi + x * density * 0.398942280f);
+}
+
 }  // namespace mindska

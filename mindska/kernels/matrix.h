@@ -22,7 +22,7 @@ constexpr int64_t kSum = 64;        // products that are summed before the sum i
 constexpr int64_t kChunk = 1024;    // pixels that dot products take at once,
 constexpr int64_t kTogether = 80;   // and the rows of either map that stay in the cache meanwhile
 
-enum Purpose { kWeights, kMoreWeights, kCopies, kLefts, kRights, kBefore, kTotals };
+enum Purpose { kWeights, kMoreWeights, kEvenMoreWeights, kCopies, kLefts, kRights, kTotals, kBefore, kAfter, kSlopes };
 
 // Part of the channels of maps (B, C, H, W).
 struct Maps {
@@ -125,10 +125,11 @@ class Columns {
   int64_t pixels_, image_[kTile], pixel_[kTile];
 };
 
-// Adds `depth` products to a block of kRows x N vectors.
+// Adds `depth` products to a block of kRows x N vectors. `stride`: from one row of `right` to the next.
 template <int N>
-static inline void add_products(int64_t depth, const float *left, const float *right, Vec (&sums)[kRows][N]) {
-  for (int64_t k = 0; k < depth; ++k, left += kRows, right += N * kLanes) {
+static inline void add_products(int64_t depth, const float *left, const float *right, int64_t stride,
+                                Vec (&sums)[kRows][N]) {
+  for (int64_t k = 0; k < depth; ++k, left += kRows, right += stride) {
     Vec values[N];
     for (int j = 0; j < N; ++j) values[j] = load(right + j * kLanes);
 #pragma GCC unroll 8
@@ -142,11 +143,11 @@ static inline void add_products(int64_t depth, const float *left, const float *r
 // A block of kRows x N vectors of a product; finish(row, vector, value) takes the result. Long sums are made of shorter
 // ones: that is more exact.
 template <int N, typename Finish>
-static inline void block(int64_t depth, const float *left, const float *right, Finish finish) {
+static inline void block(int64_t depth, const float *left, const float *right, int64_t stride, Finish finish) {
   Vec total[kRows][N] = {};
   for (int64_t k = 0; k < depth; k += kSum) {
     Vec sums[kRows][N] = {};
-    add_products(std::min(kSum, depth - k), left + k * kRows, right + k * N * kLanes, sums);
+    add_products(std::min(kSum, depth - k), left + k * kRows, right + k * stride, stride, sums);
     for (int i = 0; i < kRows; ++i) {
       for (int j = 0; j < N; ++j) total[i][j] += sums[i][j];
     }
@@ -160,9 +161,9 @@ static inline void block(int64_t depth, const float *left, const float *right, F
 template <typename Finish>
 static inline void blocks(int64_t depth, const float *left, const float *right, int vectors, Finish finish) {
   switch (vectors) {
-    case 1: return block<1>(depth, left, right, finish);
-    case 2: return block<2>(depth, left, right, finish);
-    default: return block<kVectors>(depth, left, right, finish);
+    case 1: return block<1>(depth, left, right, kLanes, finish);
+    case 2: return block<2>(depth, left, right, 2 * kLanes, finish);
+    default: return block<kVectors>(depth, left, right, kColumns, finish);
   }
 }
 
@@ -200,12 +201,22 @@ static void multiply(const Weights &weights, const Maps &maps, Finish finish) {
   }
 }
 
+// Rows of floats at a distance, aligned and readable in whole vectors.
+struct Strided {
+  const float *data;
+  int64_t stride;
+
+  const float *row(int64_t i) const { return data + i * stride; }
+};
+
 // The rows of some maps, a chunk of pixels of each: copied side by side, filled up with zeros to whole vectors.
 class Rows {
  public:
   explicit Rows(int purpose) : values_(scratch(purpose, kTogether * kStride)) {}
 
   const float *row(int64_t i) const { return values_ + i * kStride; }
+
+  Strided all() const { return {values_, kStride}; }
 
   // Copies channels [first, last) of the pixels [from, from + count) of all images, these side by side as well.
   void copy(const Maps &maps, int64_t first, int64_t last, int64_t from, int64_t count) {
@@ -227,8 +238,9 @@ class Rows {
   float *values_;
 };
 
-// Adds to sums[i * stride + j] the dot products of rows `left` + i and `right` + j, up to kDots of each.
-static inline void dots(const Rows &lefts, int64_t left, int64_t rows, const Rows &rights, int64_t right,
+// Adds to sums[i * stride + j] the dot products of rows `left` + i and `right` + j, up to kDots of each. rows, columns: how
+// many there are. What lies beyond `count` in the last vector counts as well: it must be 0 on one side.
+static inline void dots(const Strided &lefts, int64_t left, int64_t rows, const Strided &rights, int64_t right,
                         int64_t columns, int64_t count, float *sums, int64_t stride) {
   Vec total[kDots][kDots] = {};
   const float *a[kDots], *b[kDots];
@@ -252,6 +264,14 @@ static inline void dots(const Rows &lefts, int64_t left, int64_t rows, const Row
   }
 }
 
+// The same for all rows.
+static inline void all_dots(const Strided &lefts, int64_t rows, const Strided &rights, int64_t columns, int64_t count,
+                            float *sums, int64_t stride) {
+  for (int64_t j = 0; j < columns; j += kDots) {
+    for (int64_t i = 0; i < rows; i += kDots) dots(lefts, i, rows, rights, j, columns, count, sums, stride);
+  }
+}
+
 // product[i][j]: the dot product over all pixels of `rows` channels i of `left` and `columns` channels j of `right`;
 // totals[i]: the sum of channel i of `left`. To be called from within a parallel region.
 static void multiply_turned(const Maps &left, int64_t rows, const Maps &right, int64_t columns, float *product,
@@ -270,11 +290,7 @@ static void multiply_turned(const Maps &left, int64_t rows, const Maps &right, i
       const int64_t count = std::min(kChunk, left.columns() - pixel);
       lefts.copy(left, first, last, pixel, count);
       rights.copy(right, from, to, pixel, count);
-      for (int64_t j = 0; j < to - from; j += kDots) {
-        for (int64_t i = 0; i < last - first; i += kDots) {
-          dots(lefts, i, last - first, rights, j, to - from, count, product + first * columns + from, columns);
-        }
-      }
+      all_dots(lefts.all(), last - first, rights.all(), to - from, count, product + first * columns + from, columns);
       for (int64_t i = first; from == 0 && i < last; ++i) totals[i] += sum_of(lefts.row(i - first), count);
     }
   }

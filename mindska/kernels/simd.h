@@ -46,14 +46,17 @@ static inline void store_some(float *p, Vec v, int count) {
 
 static inline Vec splat(float x) { return x - Vec{}; }
 
-// In halves: a tree of additions that the compiler makes of shuffles.
+// In halves.
 static inline float sum(Vec v) {
-  float values[kLanes];
-  store(values, v);
-  for (int half = kLanes / 2; half; half /= 2) {
-    for (int i = 0; i < half; ++i) values[i] += values[i + half];
-  }
-  return values[0];
+  typedef float Half __attribute__((vector_size(kLanes / 2 * sizeof(float))));
+  typedef float Quarter __attribute__((vector_size(kLanes / 4 * sizeof(float))));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  const Half half = halves[0] + halves[1];
+  Quarter quarters[2];
+  std::memcpy(quarters, &half, sizeof half);
+  const Quarter quarter = quarters[0] + quarters[1];
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
 // The sum of an array.
@@ -102,7 +105,7 @@ static inline float *scratch(int purpose, int64_t size) {
     int64_t size = 0;
     ~Array() { std::free(data); }
   };
-  static thread_local Array arrays[8];
+  static thread_local Array arrays[10];
   Array &array = arrays[purpose];
   if (array.size < size) {
     std::free(array.data);

@@ -93,11 +93,15 @@ int main() {
     run(mindska_select, x, second, weights, dx);
     run(mindska_select_grad, x, second, weights, dsecond, dx, second, dweights);
   }
-  const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}};
+  const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}, {1, 9, 33, 130, 33}};
   for (auto &m : mlps) {
     Array x({m[0], m[1], m[3], m[4]}), y(x.shape), shortcut(x.shape), weight1({m[2], m[1], 1, 1}), bias1({m[2]});
     Array taps({m[2], 1, 3, 3}), bias({m[2]}), weight2({m[1], m[2], 1, 1}), bias2({m[1]}), scale({m[1]});
-    run(mindska_mlp, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, y);
+    Array dx(x.shape), dweight1(weight1.shape), dbias1(bias1.shape), dtaps(taps.shape), dbias(bias.shape);
+    Array dweight2(weight2.shape), dbias2(bias2.shape);
+    run(mindska_mlp, x, weight1, bias1, taps, bias, weight2, bias2, y);
+    run(mindska_mlp_added, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, y);
+    run(mindska_mlp_grad, x, weight1, bias1, taps, bias, weight2, y, dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2);
   }
   for (int64_t channels : {8, 24}) {
     Array x({2, channels, 5, 7}), y(x.shape), dx(x.shape), options = integers({2, 3, 1});

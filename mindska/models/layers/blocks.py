@@ -15,7 +15,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from ... import kernels
 
-LARGE_MAP = 512  # pixels
+LARGE_MAP, LARGE_MAP_IN_TRAINING = 512, 2048  # pixels
 SQRT_HALF = math.sqrt(0.5)
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
@@ -246,21 +246,30 @@ class ConvMlp(nn.Cell):
         self.dwconv = conv(hidden, hidden, 3, group=hidden)
         self.act = GELU()
         self.fc2 = conv(hidden, dim)
-        self.kernel, self.fused = kernels.depthwise_gelu(1), kernels.mlp()
+        self.depthwise_gelu, self.whole, self.added = kernels.depthwise_gelu(1), kernels.mlp(), kernels.mlp_added()
+
+    def weights(self) -> tuple[Parameter, ...]:
+        """Weight and bias of the three convolutions."""
+        fc1, dwconv, fc2 = self.fc1, self.dwconv, self.fc2
+        return fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias
+
+    def is_one_operator(self, x: Tensor) -> bool:
+        """Whether the hidden maps are so large that keeping them out of the memory is worth computing them again."""
+        least = LARGE_MAP_IN_TRAINING if self.training else LARGE_MAP
+        return self.whole is not None and x.dtype == ms.float32 and x.shape[2] * x.shape[3] >= least
 
     def add_to(self, shortcut: Tensor, x: Tensor, scale: Tensor) -> Tensor:
         """shortcut + scale * mlp(x), for inference. scale (C,)"""
-        # Hidden maps that are small stay in the cache between operators.
-        if self.fused is None or self.training or x.dtype != ms.float32 or x.shape[2] * x.shape[3] < LARGE_MAP:
-            return shortcut + scale.reshape(-1, 1, 1) * self.construct(x)
-        fc1, dwconv, fc2 = self.fc1, self.dwconv, self.fc2
-        weights = (fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias)
-        return self.fused(x, *weights, scale, shortcut)
+        if self.is_one_operator(x):
+            return self.added(x, *self.weights(), scale, shortcut)
+        return shortcut + scale.reshape(-1, 1, 1) * self.construct(x)
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.is_one_operator(x):
+            return self.whole(x, *self.weights())
         x = self.fc1(x)
-        if self.kernel is not None and x.dtype == ms.float32:
-            return self.fc2(self.kernel(x, self.dwconv.weight, self.dwconv.bias))
+        if self.depthwise_gelu is not None and x.dtype == ms.float32:
+            return self.fc2(self.depthwise_gelu(x, self.dwconv.weight, self.dwconv.bias))
         return self.fc2(self.act(self.dwconv(x)))
 
 

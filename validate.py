@@ -47,7 +47,7 @@ def main() -> None:
         )
         num_classes = record.get("num_classes") or recipe.num_classes(config, dataset.class_names)
         network = recipe.network(config, num_classes).set_train(False)
-        result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, progress=world.rank == 0)
+        result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:
             print(f"{config.ckpt_path}: {result}")

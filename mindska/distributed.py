@@ -162,6 +162,11 @@ def distributed(device_target: str, threads: Optional[int] = None) -> Iterator[W
         _world, _links = World(), []
 
 
+def world() -> World:
+    """The processes of the enclosing `distributed` block; this process alone outside of one."""
+    return _world
+
+
 def barrier() -> None:
     """Wait until every rank is here, however long that takes.
 

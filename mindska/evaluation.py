@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Callable
+from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from tqdm import tqdm
+
+from .compile_cache import compile_cached
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class EvalStep(nn.Cell):
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
+        self.prepared = False
 
     def construct(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.network(images).astype(ms.float32)
@@ -57,16 +60,23 @@ def evaluate(
     step: EvalStep,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     all_reduce_sum: Callable[[np.ndarray], np.ndarray],
+    options: Any = None,
     progress: bool = False,
 ) -> Result:
-    """Runs `step` over this rank's batches and totals the sums of all ranks; `progress`: show a bar.
+    """Runs `step` over this rank's batches and totals the sums of all ranks.
+
+    `options`: what the step was made by, for the cache of its graph; `progress`: show a bar.
 
     Raises:
         ValueError: there is no image.
     """
     totals = np.zeros(4, np.float64)
     for images, labels in tqdm(batches, unit="batch", disable=None if progress else True):
-        totals += step(Tensor(images), Tensor(labels)).asnumpy()
+        tensors = Tensor(images), Tensor(labels)
+        if not step.prepared:
+            compile_cached(step, *tensors, options=options)
+            step.prepared = True
+        totals += step(*tensors).asnumpy()
     totals = all_reduce_sum(totals)
     if totals[3] == 0:
         raise ValueError("Nothing to evaluate: the validation set has no image")

@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 from mindspore import Tensor
 
+from .compile_cache import compile_cached
 from .data import DataError, EvalTransform, Preprocessing
 from .data.datasets import image_files, read_image
 from .data.imagenet import readable_names
@@ -122,8 +123,13 @@ def open_predictor(
         recorded = Preprocessing(**{**record["preprocessing"], **({"image_size": image_size} if image_size else {})})
         network = weights.network()
 
+        compiled: set[tuple[int, ...]] = set()
+
         def logits(images: np.ndarray) -> np.ndarray:
             with graph_mode():
+                if images.shape not in compiled:
+                    compile_cached(network, Tensor(images), options=(model, weights.options))
+                    compiled.add(images.shape)
                 return network(Tensor(images)).asnumpy()
 
     num_classes = record["num_classes"]

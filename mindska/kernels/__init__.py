@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 import mindspore as ms
@@ -76,6 +77,11 @@ def available() -> bool:
     if reason and wanted == "require":
         raise SettingError(f"MINDSKA_KERNELS is 'require', but the C++ operators cannot be built: {reason}")
     return not reason
+
+
+def libraries() -> list[Path]:
+    """The libraries of the operators that layers made now use; none where these are the plain ones."""
+    return [library(name) for name in OPERATORS] if available() else []
 
 
 @cache

@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
+from ..compile_cache import compile_cached
 from ..config import Config, differences, to_dict
 from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
@@ -91,6 +92,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.epoch_size
         self.eval_network, self.eval_loader = eval_network, eval_loader
         self.eval_step = EvalStep(eval_network).set_train(False)
+        self.prepared = False
         self.record = dict(record, config=to_dict(config), world_size=world.size)
         self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
         self.progress = Progress()
@@ -244,8 +246,9 @@ class Trainer:
                 log.info("dataset_sink_mode has no effect on CPU")
         for done in range(steps):
             tensors = () if sinks else [Tensor(array) for array in next(batches)]
-            if done == 0 and tensors and self.config.mode == "graph":
-                self.step.compile(*tensors)
+            if tensors and not self.prepared:
+                compile_cached(self.step, *tensors, options=self.config)
+                self.prepared = True
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.
             if (self.on_cpu or done % self.collect_interval == 0) and self._any_rank(stop.requested):
@@ -329,7 +332,7 @@ class Trainer:
         for target, parameter in zip(self.eval_network.get_parameters(), source):
             value = shared[parameter.name] if parameter.name in shared else parameter.asnumpy()
             target.set_data(ms.Tensor(value, target.dtype))
-        return evaluate(self.eval_step, self.eval_loader, all_reduce_sum)
+        return evaluate(self.eval_step, self.eval_loader, all_reduce_sum, self.config)
 
     def _save(self, epoch: int) -> None:
         if self.main:

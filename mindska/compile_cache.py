@@ -1,0 +1,118 @@
+"""Compiled graphs, kept for the next start of the same command.
+
+MindSpore's own compile cache has one folder a process, numbers the graphs there in the order of their compilation, and
+trusts its user for the rest. So here a process caches its first graph only (the training step; the network, when it is
+evaluated), in a folder whose name is a digest of all that the graph depends on: the versions, our sources and
+operators, the network's parameters, the inputs' shapes and the options. Another of any of them is another graph. A
+folder is complete or absent, whenever a process was killed.
+
+MINDSKA_COMPILE_CACHE=off switches it off; the folder is `graphs` in the cache of the C++ operators (MINDSKA_CACHE).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mindcv
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from . import kernels
+from .distributed import world
+from .errors import SettingError
+from .kernels.build import cache_folder
+
+KEPT = 20  # graphs; the oldest go
+_taken = False  # whether this process has cached a graph
+
+
+def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
+    """Compiles the cell in graph mode for inputs of these shapes, or loads what an earlier process compiled.
+
+    Args:
+        options: all that the graph depends on besides its parameters; its `repr` counts.
+
+    Raises:
+        SettingError: MINDSKA_COMPILE_CACHE is neither "on" nor "off".
+    """
+    wanted = os.environ.get("MINDSKA_COMPILE_CACHE", "on")
+    if wanted not in ("on", "off"):
+        raise SettingError(f"MINDSKA_COMPILE_CACHE is {wanted!r}; expected on or off")
+    if ms.get_context("mode") != ms.GRAPH_MODE:
+        return
+    folder = cache_folder() / "graphs" / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
+    global _taken
+    has_file = hasattr(sys.modules["__main__"], "__file__")  # MindSpore reads it to see whether it has changed
+    if wanted == "off" or _taken or not has_file or not _writable(folder.parent):
+        cell.compile(*inputs)
+        return
+    _taken = True
+    if folder.is_dir():
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # the latest to go
+        with _mindspores_cache(folder):
+            cell.compile(*inputs)
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", ignore_cleanup_errors=True) as temporary:
+        with _mindspores_cache(Path(temporary)):
+            cell.compile(*inputs)
+        if list(Path(temporary).rglob("*.mindir")):
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(temporary).rename(folder)
+                Path(temporary).mkdir()  # to be removed
+    for old in sorted(folder.parent.glob("[!.]*"), key=_age)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _mindspores_cache(folder: Path) -> Any:
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
+    try:
+        yield
+    finally:
+        ms.set_context(enable_compile_cache=False)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _age(folder: Path) -> float:
+    """Seconds; a folder that has just gone is old."""
+    with contextlib.suppress(OSError):
+        return -folder.stat().st_mtime
+    return float("inf")
+
+
+@cache
+def _sources() -> bytes:
+    """All of the package, and the operators' libraries: they are part of the graph by their path."""
+    key = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        key.update(path.read_bytes())
+    return key.digest()
+
+
+def _digest(cell: nn.Cell, inputs: tuple[Tensor, ...], options: Any) -> str:
+    key = hashlib.sha256(_sources())
+    for part in (
+        sys.version, ms.__version__, mindcv.__version__, np.__version__, ms.get_context("device_target"),
+        [str(path) for path in kernels.libraries()], type(cell).__name__, cell.training, repr(options),
+        [(p.name, p.shape, str(p.dtype), p.requires_grad) for p in cell.get_parameters()],
+        [(x.shape, str(x.dtype)) for x in inputs], str(cell),
+    ):  # fmt: skip
+        key.update(f"{part}\0".encode())
+    return key.hexdigest()[:32]

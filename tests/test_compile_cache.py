@@ -1,0 +1,70 @@
+"""Graphs kept from one process to the next: faster, the same figures, and never the wrong one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT
+
+PROGRAM = ROOT / "tests" / "programs" / "cached.py"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the program; what it printed, and the names of the graphs that are kept then."""
+    monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MINDSKA_KERNELS", "off")
+
+    def start(name="skanet_nano", size=64, options=None, others=(), **environment):
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        words = [sys.executable, str(PROGRAM), json.dumps([name, size, options, others])]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert "not found" not in done.stderr.lower(), done.stderr
+        return json.loads(done.stdout.splitlines()[-1]), {path.name for path in (tmp_path / "graphs").glob("*")}
+
+    return start
+
+
+def test_the_second_start_takes_the_graph_of_the_first(run, tmp_path):
+    first, kept = run()
+    assert len(kept) == 1 and not next(iter(kept)).startswith(".")
+    (graph,) = (tmp_path / "graphs").rglob("*.mindir")
+    before = graph.stat().st_mtime_ns
+    assert run() == (first, kept)
+    assert graph.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_another_input_option_or_network_is_another_graph(run):
+    kept = run()[1]
+    for changes in (dict(size=96), dict(options="other"), dict(name="van_tiny_lska_k7"), dict(MINDSKA_KERNELS="auto")):
+        now = run(**changes)[1]
+        assert len(now) == len(kept) + 1, changes
+        kept = now
+
+
+@pytest.mark.slow
+def test_later_graphs_of_a_process_are_not_mixed_up(run):
+    alone = [run(name)[0][0] for name in ("skanet_nano", "van_tiny_lska_k7")]
+    for _ in range(2):  # the second time with a cached first graph
+        assert run("skanet_nano", others=["van_tiny_lska_k7"])[0][0] == pytest.approx(alone[0], rel=1e-6)
+    assert run("van_tiny_lska_k7", others=["skanet_nano"])[0][0] == pytest.approx(alone[1], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_program_without_a_file_has_no_cache(run, tmp_path):
+    """MindSpore's cache asks for the main program's file."""
+    words = [sys.executable, "-c", PROGRAM.read_text(), json.dumps(["skanet_nano", 64, None, []])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == run()[0]
+
+
+@pytest.mark.slow
+def test_it_can_be_switched_off(run, tmp_path):
+    assert run(MINDSKA_COMPILE_CACHE="off")[1] == set()
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run(MINDSKA_COMPILE_CACHE="perhaps")
+    assert "expected on or off" in error.value.stderr

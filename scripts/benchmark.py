@@ -2,7 +2,8 @@
 
     python scripts/benchmark.py                                  the README's table
     python scripts/benchmark.py --models sknet50 --what forward folded --kernels both --compile
-    python scripts/benchmark.py --models skanet_s --scaling      cost against image size and batch
+    python scripts/benchmark.py --models skanet_s --scaling      cost against image size, batch and ranks
+    python scripts/benchmark.py --loader                         images a second of the training data alone
 
 Every variant is a process of its own; one after the other runs one step, round by round, so that a slow minute of the
 machine meets all of them. Printed: the median of the rounds with the spread from the fastest to the slowest, the ratio
@@ -42,6 +43,7 @@ class Variant:
     size: int
     batch: int
     kernels: bool = True
+    ranks: int = 1
 
     @property
     def name(self) -> str:
@@ -94,7 +96,7 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
 
 
 def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
-    """A step of ours in graph mode; in training the trainer's own, with AdamW."""
+    """A step of ours in graph mode; in training the trainer's own, with AdamW, over the ranks that were started."""
     import mindcv
     import mindspore as ms
     import numpy as np
@@ -102,6 +104,7 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
 
     from mindska import recipe
     from mindska.config import Config
+    from mindska.distributed import world
     from mindska.folding import fold
     from mindska.training import TrainStep, build_optimizer
 
@@ -113,7 +116,8 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
         return lambda: net(batch).asnumpy()
     config = Config(model=variant.model, opt="adamw", ema=False)
     net.set_train(True)
-    step = TrainStep(net, recipe.loss(config), build_optimizer(config, net, [1e-4] * 1000), recipe.step_options(config))
+    optimizer = build_optimizer(config, net, [1e-4] * 1000)
+    step = TrainStep(net, recipe.loss(config), optimizer, recipe.step_options(config), world().size)
     labels = Tensor(np.arange(len(images), dtype=np.int32))
     noise = Tensor(np.random.default_rng(0).random((len(images), net.noise_size), dtype=np.float32))
     return lambda: step.set_train(True)(batch, labels, noise)[0].asnumpy()
@@ -121,25 +125,39 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
 
 def work(variant: Variant) -> None:
     """Answers each line on standard input with the seconds of one step, and an empty one with the peak memory."""
-    import numpy as np
-
-    images = np.random.default_rng(0).standard_normal((variant.batch, 3, variant.size, variant.size), dtype=np.float32)
     if variant.library == "mindska":
-        import mindska  # noqa: F401
+        from mindska.distributed import broadcast_object, distributed
+
+        with distributed("CPU") as world:
+
+            def ask() -> bool:
+                return broadcast_object(bool(sys.stdin.readline().strip()) if world.rank == 0 else None)
+
+            answer(variant, ask, silent=world.rank > 0)
     else:
         import torch  # noqa: F401
-    before = peak_memory()
-    start = time.perf_counter()
+
+        answer(variant, lambda: bool(sys.stdin.readline().strip()))
+
+
+def answer(variant: Variant, asked: Callable[[], bool], silent: bool = False) -> None:
+    """Runs a step whenever it is asked for; prints the seconds of each, and in the end the peak memory."""
+    import numpy as np
+
+    def report(value: float) -> None:
+        if not silent:
+            print(json.dumps(value), flush=True)
+
+    images = np.random.default_rng(0).standard_normal((variant.batch, 3, variant.size, variant.size), dtype=np.float32)
+    before, start = peak_memory(), time.perf_counter()
     step = (mindska_step if variant.library == "mindska" else pytorch_step)(variant, images)
     step()
-    print(json.dumps(time.perf_counter() - start), flush=True)
-    for line in sys.stdin:
-        if not line.strip():
-            print(json.dumps(peak_memory() - before), flush=True)
-            return
+    report(time.perf_counter() - start)
+    while asked():
         start = time.perf_counter()
         step()
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        report(time.perf_counter() - start)
+    report(peak_memory() - before)
 
 
 # What measures them
@@ -154,6 +172,8 @@ class Worker:
         if variant.library != "mindska":
             environment.pop("MINDSKA_KERNELS")
         words = [sys.executable, __file__, "--worker", json.dumps(asdict(variant))]
+        if variant.ranks > 1:
+            words = ["mpirun", "-n", str(variant.ranks), "--oversubscribe", *words]
         self.process = subprocess.Popen(
             words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -260,13 +280,71 @@ def own_size(model: str) -> int:
 
 
 def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Cost against image size and batch, for PyTorch and for us."""
+    """Cost against image size and batch, for PyTorch and for us, and against the number of ranks for us."""
     libraries = ["mindska"] + (["pytorch"] if options.pytorch else [])
-    results = []
-    cases = [(size, options.batch) for size in SIZES] + [(own_size(model), batch) for batch in BATCHES]
-    for size, batch in cases:
-        results += measure([Variant(name, model, "forward", size, batch) for name in libraries], options.rounds)
+    size, results = own_size(model), []
+    for case in [(size, options.batch) for size in SIZES] + [(size, batch) for batch in BATCHES]:
+        results += measure([Variant(name, model, "forward", *case) for name in libraries], options.rounds)
+    ranks = 1
+    while ranks <= cores():
+        results += measure([Variant("mindska", model, "train", size, options.batch, ranks=ranks)], options.rounds)
+        ranks *= 2
     return results
+
+
+def scaling_table(results: list[dict[str, Any]]) -> str:
+    """The results of `scaling` as Markdown."""
+    lines = [
+        "| model | step | size | batch | ranks | library | seconds | images/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        rate = r["batch"] * r["ranks"] / r["median"]
+        row = (f"`{r['model']}`", r["what"], r["size"], r["batch"], r["ranks"], r["name"])
+        lines.append("| " + " | ".join(map(str, row)) + f" | {r['median']:.3f} | {rate:.1f} |")
+    return "\n".join(lines)
+
+
+def loader_rate(size: int, rounds: int) -> float:
+    """Images a second of the training data alone: JPEG files of 500x375 pixels, augmented as in configs/skanet_s.yaml,
+    in batches, with as many workers as cores."""
+    import tempfile
+
+    import numpy as np
+    from PIL import Image
+
+    from mindska import recipe
+    from mindska.config import parse_args
+    from mindska.data import TrainLoader, TrainTransform, open_dataset
+
+    config = parse_args(["--config", str(ROOT / "configs" / "skanet_s.yaml"), "--data_dir", "unused"])
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        for i in range(256):
+            place = Path(folder) / "train" / f"class{i % 4}"
+            place.mkdir(parents=True, exist_ok=True)
+            noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
+            noise.save(place / f"{i}.jpg", quality=90)
+        loader = TrainLoader(
+            open_dataset(config.dataset, folder, "train"),
+            TrainTransform(recipe.preprocessing(config), recipe.augmentation(config)),
+            32,
+            num_classes=4,
+            num_workers=cores(),
+            **recipe.loading(config),
+        )
+        batches, seconds = loader.batches(0, None), []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            for _ in range(4):
+                next(batches)
+            seconds.append(time.perf_counter() - start)
+    return 4 * 32 / statistics.median(seconds[1:])
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def parse() -> argparse.Namespace:
@@ -281,7 +359,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="steps of each variant (default: 7)")
     parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
-    parser.add_argument("--scaling", action="store_true", help="cost against image size and batch instead")
+    parser.add_argument("--scaling", action="store_true", help="cost against size, batch and ranks instead")
+    parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -291,6 +370,9 @@ def main() -> None:
     options = parse()
     if options.worker:
         work(Variant(**json.loads(options.worker)))
+        return
+    if options.loader:
+        print(f"{loader_rate(256, options.rounds):.0f} images/s on {cores()} cores, {platform.machine()}")
         return
     rate = gemm_rate()
     results: list[dict[str, Any]] = []
@@ -309,10 +391,12 @@ def main() -> None:
                     Variant("mindska", model, what, size, options.batch, on) for what in asked for on in kernels
                 ]
                 results += measure(variants, options.rounds)
-    costs = {(r["model"], r["size"]): 0 for r in results}
-    costs = {key: macs(*key) for key in costs}
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, GEMM {2 * rate / 1e9:.0f} GFLOP/s"
-    print(f"{machine}, float32, median of {options.rounds} rounds\n\n{table(results, rate, costs)}")
+    machine = f"{platform.machine()}, {cores()} cores, GEMM {2 * rate / 1e9:.0f} GFLOP/s"
+    if options.scaling:
+        text = scaling_table(results)
+    else:
+        text = table(results, rate, {key: macs(*key) for key in {(r["model"], r["size"]) for r in results}})
+    print(f"{machine}, float32, median of {options.rounds} rounds\n\n{text}")
     if options.json:
         options.json.write_text(json.dumps(dict(machine=machine, gemm=rate, results=results), indent=1) + "\n")
 

@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from mindska import kernels
 from mindska.errors import SettingError
-from mindska.kernels import build
+from mindska.kernels import build, operators
 from mindska.models.layers.blocks import GELU, DepthwiseConv, GroupedConv, PointwiseConv, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
 
@@ -169,7 +169,7 @@ def test_pointwise(batch, cin, cout, height, width, groups):
     )
 
 
-@pytest.mark.parametrize("kind", kernels.THEN)
+@pytest.mark.parametrize("kind", operators.THEN)
 @pytest.mark.parametrize("batch, cin, cout, height, width, groups", POINTWISE[1:4], ids=str)
 def test_what_follows_a_pointwise_convolution(kind, batch, cin, cout, height, width, groups):
     arrays = [

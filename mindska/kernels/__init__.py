@@ -1,8 +1,8 @@
 """Custom C++ operators for the CPU, and the one place where an operator chooses its implementation.
 
-A layer asks here when it is made: `gelu()`, `depthwise(...)`, `max_relative(...)` return the C++ operator, or None
-where the plain operators are to be used: on other devices, without a compiler, inside `plain()` (exports), or when the
-environment variable MINDSKA_KERNELS is "off". With "require" a missing compiler is an error; the default is "auto".
+A layer asks here when it is made: `gelu()`, `mlp()`, `max_relative(...)` return the C++ operator (`operators.py`), or
+None where the plain operators are to be used: on other devices, without a compiler, inside `plain()` (exports), or when
+the environment variable MINDSKA_KERNELS is "off". With "require" a missing compiler is an error; the default is "auto".
 """
 
 from __future__ import annotations
@@ -14,29 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Optional
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn
 
 from ..errors import SettingError
+from . import operators
 from .build import BuildError, library
 
 log = logging.getLogger("mindska")
 
-OPERATORS = (
-    "gelu",
-    "depthwise",
-    "pointwise",
-    "mlp",
-    "max_relative",
-    "layer_norm",
-    "batch_norm",
-    "grouped",
-    "select",
+FILES = (
+    "gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "batch_norm", "grouped", "select",
     "square_sum",
-)
+)  # fmt: skip
 MODES = ("auto", "off", "require")
 _plain_only = 0
 
@@ -81,7 +73,7 @@ def available() -> bool:
 
 def libraries() -> list[Path]:
     """The libraries of the operators that layers made now use; none where these are the plain ones."""
-    return [library(name) for name in OPERATORS] if available() else []
+    return [library(name) for name in FILES] if available() else []
 
 
 @cache
@@ -89,7 +81,7 @@ def _why_not() -> str:
     """Why the C++ operators cannot be had; empty when they can."""
     try:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(library, OPERATORS))
+            list(pool.map(library, FILES))
     except BuildError as error:
         log.warning(
             "C++ operators are not used (%s): the same results, slower. MINDSKA_KERNELS=off says no more.", error
@@ -98,424 +90,76 @@ def _why_not() -> str:
     return ""
 
 
-def _operator(file: str, name: str, shapes: Callable, types: Callable) -> ops.Custom:
-    return ops.Custom(f"{library(file)}:mindska_{name}", shapes, types, func_type="aot")
-
-
-class _Gelu(nn.Cell):
-    """GELU; its gradient is an operator as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _operator("gelu", "gelu", lambda x: x, lambda x: x)
-        self.backward = _operator("gelu", "gelu_grad", lambda x, dy: x, lambda x, dy: x)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.forward(x)
-
-    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        return (self.backward(x, dout),)
-
-
-class _Depthwise(nn.Cell):
-    """Depthwise convolution. Inputs: x (B, C, H, W), weight (C, 1, KH, KW), bias (C,)."""
-
-    def __init__(self, dilation: int) -> None:
-        super().__init__()
-        self.dilation = Tensor(np.int32([dilation]))
-        self.forward = _operator("depthwise", "depthwise", lambda x, w, b, d: x, lambda x, w, b, d: x)
-        self.backward = _operator(
-            "depthwise", "depthwise_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
-        )
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.forward(x, weight, bias, self.dilation)
-
-    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.dilation, dout)
-
-
-class _DepthwiseGelu(nn.Cell):
-    """Depthwise convolution and GELU. Inputs as of `_Depthwise`."""
-
-    def __init__(self, dilation: int) -> None:
-        super().__init__()
-        self.keeping, self.forgetting = _KeepingDepthwiseGelu(dilation), _ForgettingDepthwiseGelu(dilation)
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.training:
-            return self.keeping(x, weight, bias)[0]
-        return self.forgetting(x, weight, bias)
-
-
-class _KeepingDepthwiseGelu(nn.Cell):
-    """(after the GELU, before it): the gradient needs both."""
-
-    def __init__(self, dilation: int) -> None:
-        super().__init__()
-        self.dilation = Tensor(np.int32([dilation]))
-        self.forward = _operator(
-            "depthwise", "depthwise_gelu_keeping", lambda x, w, b, d: (x, x), lambda x, w, b, d: (x, x)
-        )
-        self.backward = _operator(
-            "depthwise", "depthwise_gelu_grad", lambda x, w, d, dz, y: (x, w, [w[0]]), lambda x, w, d, dz, y: (x, x, x)
-        )
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(x, weight, bias, self.dilation)
-
-    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.dilation, dout[0], out[1])
-
-
-class _ForgettingDepthwiseGelu(_KeepingDepthwiseGelu):
-    """After the GELU only, for inference; a gradient computes again what it needs."""
-
-    def __init__(self, dilation: int) -> None:
-        super().__init__(dilation)
-        self.lean = _operator("depthwise", "depthwise_gelu", lambda x, w, b, d: x, lambda x, w, b, d: x)
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.lean(x, weight, bias, self.dilation)
-
-    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.dilation, dout, self.forward(x, weight, bias, self.dilation)[1])
-
-
-class _Pointwise(nn.Cell):
-    """1x1 convolution. Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _operator("pointwise", "pointwise", lambda x, w, b: [x[0], w[0], x[2], x[3]], lambda x, w, b: x)
-        self.backward = _operator(
-            "pointwise", "pointwise_grad", lambda x, w, dy: (x, w, [w[0]]), lambda x, w, dy: (x, x, x)
-        )
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.forward(x, weight, bias)
-
-    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, dout)
-
-
-THEN = ("", "gelu", "relu", "add", "add_relu", "gate", "times")
-
-
-class _PointwiseThen(nn.Cell):
-    """1x1 convolution times scale plus shift, and what follows by `kind`, for inference; a gradient computes again what
-    it needs.
-
-    GELU, ReLU, plus `other` ("add"), ReLU of that sum, SiLU times `other` ("gate"), or times `other`.
-
-    Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), scale (O,), shift (O,), other (B, O, H, W) or, where it is not
-        used, any tensor.
-    """
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.number = kind, Tensor(np.int32([THEN.index(kind)]))
-        self.pointwise, self.gelu = _Pointwise(), _Gelu()
-        self.forward = _operator(
-            "pointwise", "pointwise_then",
-            lambda x, w, s, t, o, k: [x[0], w[0], x[2], x[3]], lambda x, w, s, t, o, k: x,
-        )  # fmt: skip
-
-    def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-        return self.forward(x, weight, scale, shift, other, self.number)
-
-    def bprop(self, x, weight, scale, shift, other, out, dout) -> tuple[Tensor, ...]:
-        scaled = weight * scale.reshape(-1, 1, 1, 1)
-        value = self.pointwise(x, scaled, shift)
-        dvalue, dother = dout, other
-        if self.kind == "gelu":
-            dvalue = self.gelu.backward(value, dout)
-        elif self.kind == "relu":
-            dvalue = dout * (out > 0)
-        elif self.kind == "add":
-            dother = dout
-        elif self.kind == "add_relu":
-            dvalue = dother = dout * (out > 0)
-        elif self.kind == "gate":
-            gate = ops.sigmoid(value)
-            dvalue, dother = dout * other * (gate + value * gate * (1 - gate)), dout * value * gate
-        elif self.kind == "times":
-            dvalue, dother = dout * other, dout * value
-        if self.kind in ("", "gelu", "relu"):
-            dother = ops.zeros_like(other)
-        dx, dscaled, dshift = self.pointwise.backward(x, scaled, dvalue)
-        return dx, dscaled * scale.reshape(-1, 1, 1, 1), (dscaled * weight).sum((1, 2, 3)), dshift, dother
-
-
-class _Mlp(nn.Cell):
-    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution; the gradient computes the hidden maps again.
-
-    Inputs: x (B, C, H, W); weight and bias of the three convolutions.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _operator("mlp", "mlp", lambda x, *others: x, lambda x, *others: x)
-        self.backward = _operator(
-            "mlp", "mlp_grad",
-            lambda x, w1, b1, t, b, w2, dy: (x, w1, b1, t, b, w2, [w2[0]]),
-            lambda x, w1, b1, t, b, w2, dy: (x, x, x, x, x, x, x),
-        )  # fmt: skip
-
-    def construct(self, x, weight1, bias1, taps, bias, weight2, bias2) -> Tensor:
-        return self.forward(x, weight1, bias1, taps, bias, weight2, bias2)
-
-    def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, out, dout) -> tuple[Tensor, ...]:
-        return self.backward(x, weight1, bias1, taps, bias, weight2, dout)
-
-
-class _MlpAdded(nn.Cell):
-    """shortcut + scale * mlp(x), for inference. Inputs: those of `_Mlp`, scale (C,), shortcut (B, C, H, W)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = _Mlp()
-        self.forward = _operator("mlp", "mlp_added", lambda x, *others: x, lambda x, *others: x)
-
-    def construct(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut) -> Tensor:
-        return self.forward(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut)
-
-    def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, out, dout) -> tuple[Tensor, ...]:
-        dscale = (dout * self.mlp(x, weight1, bias1, taps, bias, weight2, bias2)).sum((0, 2, 3))
-        slopes = self.mlp.backward(x, weight1, bias1, taps, bias, weight2, dout * scale.reshape(-1, 1, 1))
-        dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2 = slopes
-        return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
-
-
-class _LayerNorm(nn.Cell):
-    """Layer norm over the channels. Inputs: x (B, C, H, W), gamma (C,), beta (C,)."""
-
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = Tensor(np.float32([eps]))
-        self.forward = _operator("layer_norm", "layer_norm", lambda x, g, b, e: x, lambda x, g, b, e: x)
-        self.backward = _operator(
-            "layer_norm", "layer_norm_grad", lambda x, g, e, dy: (x, g, g), lambda x, g, e, dy: (x, x, x)
-        )
-
-    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return self.forward(x, gamma, beta, self.eps)
-
-    def bprop(self, x: Tensor, gamma: Tensor, beta: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, gamma, self.eps, dout)
-
-
-class _BatchNorm(nn.Cell):
-    """Batch norm in training, and ReLU when `relu`.
-
-    Inputs: x (B, C, H, W); gamma, beta, running mean and variance (C,).
-
-    Returns:
-        The result, the mean and one over the standard deviation, the new running mean and variance.
-    """
-
-    def __init__(self, eps: float, momentum: float, relu: bool) -> None:
-        super().__init__()
-        self.options = Tensor(np.float32([eps, momentum, relu]))
-        self.forward = _operator(
-            "batch_norm", "batch_norm", lambda x, g, b, m, v, o: (x, g, g, g, g), lambda x, g, b, m, v, o: (x,) * 5
-        )
-        self.backward = _operator(
-            "batch_norm", "batch_norm_grad", lambda x, g, m, i, y, o, d: (x, g, g), lambda x, g, m, i, y, o, d: (x,) * 3
-        )
-
-    def construct(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
-        return self.forward(x, gamma, beta, mean, variance, self.options)
-
-    def bprop(self, x, gamma, beta, mean, variance, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
-        dx, dgamma, dbeta = self.backward(x, gamma, out[1], out[2], out[0], self.options, dout[0])
-        return dx, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
-
-
-class _SquareSum(nn.Cell):
-    """The sum of the squares of a tensor: ()"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _operator("square_sum", "square_sum", lambda x: [1], lambda x: x)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.forward(x).reshape(())
-
-
-class _Grouped(nn.Cell):
-    """Convolution in groups. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
-
-    def __init__(self, dilation: int) -> None:
-        super().__init__()
-        self.dilation = Tensor(np.int32([dilation]))
-        self.forward = _operator(
-            "grouped", "grouped", lambda x, w, b, d: [x[0], w[0], x[2], x[3]], lambda x, w, b, d: x
-        )
-        self.backward = _operator(
-            "grouped", "grouped_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
-        )
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.forward(x, weight, bias, self.dilation)
-
-    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.dilation, dout)
-
-
-class _Fuse(nn.Cell):
-    """The mean over the pixels of the sum of two maps (B, C, H, W): (B, C, 1, 1)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _operator("select", "fuse", lambda x, y: [x[0], x[1], 1, 1], lambda x, y: x)
-
-    def construct(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.forward(first, second)
-
-    def bprop(self, first: Tensor, second: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        slope = ops.broadcast_to(dout / (first.shape[2] * first.shape[3]), first.shape)
-        return slope, slope
-
-
-class _Select(nn.Cell):
-    """Two maps (B, C, H, W), each times its weights, and summed. weights (B, 2, C)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = _operator("select", "select", lambda x, y, w: x, lambda x, y, w: x)
-        self.backward = _operator("select", "select_grad", lambda x, y, w, dz: (x, y, w), lambda x, y, w, dz: (x, x, x))
-
-    def construct(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        return self.forward(first, second, weights)
-
-    def bprop(self, first: Tensor, second: Tensor, weights: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(first, second, weights, dout)
-
-
-class _SplitDepthwise(nn.Cell):
-    """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
-
-    Inputs: x (B, C, H, W); weight and bias of the first convolution (C1, 1, K, K), (C1,) and of the second.
-    """
-
-    def __init__(self, dilation1: int, dilation2: int, identity: int) -> None:
-        super().__init__()
-        self.options = Tensor(np.int32([dilation1, dilation2, identity]))
-        self.forward = _operator("depthwise", "split_depthwise", lambda x, v, a, w, b, o: x, lambda x, v, a, w, b, o: x)
-        self.backward = _operator(
-            "depthwise", "split_depthwise_grad",
-            lambda x, v, w, o, dy: (x, v, [v[0]], w, [w[0]]),
-            lambda x, v, w, o, dy: (x, x, x, x, x),
-        )  # fmt: skip
-
-    def construct(self, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-        return self.forward(x, weight1, bias1, weight2, bias2, self.options)
-
-    def bprop(self, x, weight1, bias1, weight2, bias2, out, dout) -> tuple[Tensor, ...]:
-        return self.backward(x, weight1, weight2, self.options, dout)
-
-
-class _MaxRelative(nn.Cell):
-    """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (h w, H W).
-
-    Returns:
-        (B, 2 C, H, W), the channels x_0, d_0, x_1, d_1, ...; and the neighbours (B, H W, k) int32.
-    """
-
-    def __init__(self, k: int, dilation: int) -> None:
-        super().__init__()
-        self.k = k
-        self.options = Tensor(np.int32([k, dilation]))
-        self.forward = _operator(
-            "max_relative", "max_relative",
-            lambda x, y, p, o: ([x[0], 2 * x[1], x[2], x[3]], [x[0], x[2] * x[3], k]),
-            lambda x, y, p, o: (x, ms.int32),
-        )  # fmt: skip
-        self.backward = _operator(
-            "max_relative", "max_relative_grad",
-            lambda y, i, dz, o: ([dz[0], dz[1] // 2, dz[2], dz[3]], y),
-            lambda y, i, dz, o: (y, y),
-        )  # fmt: skip
-
-    def construct(self, x: Tensor, y: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(x, y, position, self.options)
-
-    def bprop(self, x: Tensor, y: Tensor, position: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
-        dx, dy = self.backward(y, out[1], dout[0], self.options)
-        return dx, dy, ops.zeros_like(position)
-
-
 def gelu() -> Optional[nn.Cell]:
     """GELU as a C++ operator, or None: x -> y of the same shape."""
-    return _Gelu() if available() else None
+    return operators.Gelu() if available() else None
 
 
 def depthwise(dilation: int) -> Optional[nn.Cell]:
-    """A depthwise convolution as a C++ operator, or None; see `_Depthwise`."""
-    return _Depthwise(dilation) if available() else None
+    """A depthwise convolution as a C++ operator, or None; see `operators.Depthwise`."""
+    return operators.Depthwise(dilation) if available() else None
 
 
 def depthwise_gelu(dilation: int) -> Optional[nn.Cell]:
-    """A depthwise convolution and GELU as one C++ operator, or None; see `_DepthwiseGelu`."""
-    return _DepthwiseGelu(dilation) if available() else None
+    """A depthwise convolution and GELU as one C++ operator, or None; see `operators.DepthwiseGelu`."""
+    return operators.DepthwiseGelu(dilation) if available() else None
 
 
 def pointwise() -> Optional[nn.Cell]:
-    """A 1x1 convolution as a C++ operator, or None; see `_Pointwise`."""
-    return _Pointwise() if available() else None
+    """A 1x1 convolution as a C++ operator, or None; see `operators.Pointwise`."""
+    return operators.Pointwise() if available() else None
 
 
 def pointwise_then(kind: str) -> Optional[nn.Cell]:
-    """A 1x1 convolution and what follows it as one C++ operator for inference, or None; see `_PointwiseThen`."""
-    return _PointwiseThen(kind) if available() else None
+    """A 1x1 convolution and what follows it as one C++ operator, or None; see `operators.PointwiseThen`."""
+    return operators.PointwiseThen(kind) if available() else None
 
 
 def layer_norm(eps: float) -> Optional[nn.Cell]:
-    """Layer norm over the channels of maps as a C++ operator, or None; see `_LayerNorm`."""
-    return _LayerNorm(eps) if available() else None
+    """Layer norm over the channels of maps as a C++ operator, or None; see `operators.LayerNorm`."""
+    return operators.LayerNorm(eps) if available() else None
 
 
 def batch_norm(eps: float, momentum: float, relu: bool = False) -> Optional[nn.Cell]:
-    """Batch norm in training as a C++ operator, or None; see `_BatchNorm`."""
-    return _BatchNorm(eps, momentum, relu) if available() else None
+    """Batch norm in training as a C++ operator, or None; see `operators.BatchNorm`."""
+    return operators.BatchNorm(eps, momentum, relu) if available() else None
 
 
 def square_sum() -> Optional[nn.Cell]:
-    """The sum of the squares of a tensor as a C++ operator without gradient, or None; see `_SquareSum`."""
-    return _SquareSum() if available() else None
+    """The sum of the squares of a tensor as a C++ operator without gradient, or None; see `operators.SquareSum`."""
+    return operators.SquareSum() if available() else None
 
 
 def grouped(dilation: int) -> Optional[nn.Cell]:
-    """A convolution in groups as a C++ operator, or None; see `_Grouped`."""
-    return _Grouped(dilation) if available() else None
+    """A convolution in groups as a C++ operator, or None; see `operators.Grouped`."""
+    return operators.Grouped(dilation) if available() else None
 
 
 def fuse() -> Optional[nn.Cell]:
-    """The mean of two maps' sum as a C++ operator, or None; see `_Fuse`."""
-    return _Fuse() if available() else None
+    """The mean of two maps' sum as a C++ operator, or None; see `operators.Fuse`."""
+    return operators.Fuse() if available() else None
 
 
 def select() -> Optional[nn.Cell]:
-    """The weighted sum of two maps as a C++ operator, or None; see `_Select`."""
-    return _Select() if available() else None
+    """The weighted sum of two maps as a C++ operator, or None; see `operators.Select`."""
+    return operators.Select() if available() else None
 
 
 def mlp() -> Optional[nn.Cell]:
-    """The MLP of a block as one C++ operator, or None; see `_Mlp`."""
-    return _Mlp() if available() else None
+    """The MLP of a block as one C++ operator, or None; see `operators.Mlp`."""
+    return operators.Mlp() if available() else None
 
 
 def mlp_added() -> Optional[nn.Cell]:
-    """shortcut + scale * mlp(x) as one C++ operator for inference, or None; see `_MlpAdded`."""
-    return _MlpAdded() if available() else None
+    """shortcut + scale * mlp(x) as one C++ operator for inference, or None; see `operators.MlpAdded`."""
+    return operators.MlpAdded() if available() else None
 
 
 def split_depthwise(dilation1: int, dilation2: int, identity: int) -> Optional[nn.Cell]:
-    """SkaNet's split over the channels as a C++ operator, or None; see `_SplitDepthwise`."""
-    return _SplitDepthwise(dilation1, dilation2, identity) if available() else None
+    """SkaNet's split over the channels as a C++ operator, or None; see `operators.SplitDepthwise`."""
+    return operators.SplitDepthwise(dilation1, dilation2, identity) if available() else None
 
 
-def max_relative(k: int, dilation: int) -> Optional[Any]:
-    """Neighbour search and max-relative aggregation as a C++ operator, or None; see `_MaxRelative`."""
-    return _MaxRelative(k, dilation) if available() else None
+def max_relative(k: int, dilation: int) -> Optional[nn.Cell]:
+    """Neighbour search and max-relative aggregation as a C++ operator, or None; see `operators.MaxRelative`."""
+    return operators.MaxRelative(k, dilation) if available() else None

@@ -79,7 +79,8 @@ class DepthwiseConv(nn.Conv2d):
 class PointwiseConv(nn.Conv2d):
     """A 1x1 convolution with stride 1, with a bias or not, in groups or not.
 
-    `then` names what follows it in the network (`kernels.operators.THEN`); in inference both can be one operator: see `fuses`.
+    `then` names what follows it in the network (`kernels.operators.THEN`); in inference both can be one operator: see
+    `fuses`.
     """
 
     def __init__(self, *args, then: str = "", **kwargs) -> None:

@@ -8,5 +8,5 @@ source scripts/environment.sh
 install_into_venv ".[test]"
 ruff check .
 ruff format --check .
-# Two processes: half of the time a test waits for the ranks that it started.
-python -m pytest -n 2 --dist loadfile "$@"
+# More processes than the two cores that it is made for: half of the time a test waits for the ranks that it started.
+python -m pytest -n 3 --dist loadfile "$@"

@@ -70,7 +70,6 @@ def predict(capsys, *words, status=0):
     "name, fold, kind",
     [
         ("skanet_s", (), "onnx"),  # skanet_nano is exported in all ways below
-        ("skanet_s", ("--fold",), "mindir"),
         *product(["van_tiny", "van_tiny_lska_k11", "sknet26", "sk_resnet18"], [(), ("--fold",)], exporting.FORMATS),
     ],
 )

@@ -146,6 +146,7 @@ def test_mindcvs_checkpoint(convert, tmp_path):
         logits(tmp_path / "a.safetensors", "sk_resnet18", num_classes=5)
 
 
+@pytest.mark.slow
 def test_mmsegmentations_backbone(convert, tmp_path):
     name = "van_tiny_lska_k7"
     net = mindcv.create_model(name)
@@ -336,6 +337,7 @@ def test_weights_that_do_not_verify_are_not_written(convert, reference, tmp_path
     assert not (tmp_path / "a.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(reference, tmp_path):
     torch.save(reference.state_dict(), tmp_path / "a.pth")
     words = [sys.executable, ROOT / "scripts" / "convert.py", "--from", "a.pth", "--to", "a.ckpt"]

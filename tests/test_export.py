@@ -17,6 +17,7 @@ from mindska.data.imagenet import imagenet_classes, readable_names
 from mindska.models.factory import own_preprocessing
 from mindska.weights.files import write_checkpoint
 
+pytestmark = pytest.mark.slow
 CLASSES = [f"kind {i}" for i in range(10)]
 
 

@@ -459,6 +459,7 @@ def test_another_source_is_another_library(fresh, monkeypatch, tmp_path):
     assert build.library("gelu") != first
 
 
+@pytest.mark.slow
 def test_memory_is_not_touched_outside(tmp_path):
     """Built with AddressSanitizer and UndefinedBehaviorSanitizer, single-threaded."""
     source, program = ROOT / "tests" / "programs" / "sanitize.cc", tmp_path / "sanitize"

@@ -95,6 +95,7 @@ def test_features_at_four_strides(size):
     assert [f.shape for f in net(images(1, 3, *size))] == expected
 
 
+@pytest.mark.slow
 def test_weights_of_another_kernel_are_refused_and_both_are_named(tmp_path):
     with pytest.raises(WeightsError, match="not van_tiny_lska_k7's, but van_tiny_lska_k23's"):
         from_torch("van_tiny_lska_k7", state("van_tiny_lska_k23"))

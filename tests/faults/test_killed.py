@@ -53,6 +53,7 @@ def some_parameters(size=20_000):
     return {f"p{i}": Parameter(Tensor(rng.standard_normal(size, dtype=np.float32)), name=f"p{i}") for i in range(5)}
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(tmp_path):
     """50 times: the newest checkpoint is always readable, and nothing stray is left after the next start."""
     # In a process of its own: it forks, which one that has computed must not.

@@ -361,8 +361,11 @@ def test_max_relative_of_nan():
     assert np.isnan(out[0, 6, 2, 2]) and np.isnan(out[0, 7, 2, 2]) and np.isfinite(out[0, 6]).sum() == 35
 
 
+SLOW_NETWORKS = (("van_tiny_lska_k11", 64), ("van_tiny", 65), ("sknet26", 64))
+
+
 @pytest.mark.parametrize(
-    "name, size", [("skanet_nano", 64), ("van_tiny_lska_k11", 64), ("van_tiny", 65), ("sknet26", 64)]
+    "name, size", [("skanet_nano", 64), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_NETWORKS]]
 )
 def test_networks_give_the_same_with_and_without(name, size):
     x, parameters = Tensor(random(2, 3, size, size)), {}

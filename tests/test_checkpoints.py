@@ -50,6 +50,7 @@ def test_inspect(tmp_path, capsys):
     assert "  classifier.weight (4, 96) float32" in printed
 
 
+@pytest.mark.slow
 def test_inspect_of_others(tmp_path, capsys):
     state = to_torch(MODEL, open_weights_of(tmp_path))
     torch.save({"state_dict": {k: torch.from_numpy(v) for k, v in state.items()}, "epoch": 9}, tmp_path / "a.pth")

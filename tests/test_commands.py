@@ -88,6 +88,7 @@ def test_another_run_in_the_same_folder_is_refused(whole_run, images):
     assert "already holds a run" in train(images, out, expect=1, resume="false")
 
 
+@pytest.mark.slow
 def test_errors_are_messages(images, tmp_path):
     printed = train(tmp_path / "nowhere", tmp_path / "run", expect=1)
     assert "error: No data folder at" in printed and "Traceback" not in printed

@@ -127,6 +127,7 @@ def test_safetensors_with_timms_names(convert, tmp_path, precision):
     assert golden.rms(logits(tmp_path / "a.ckpt", "sk_resnet18", x, num_classes=10), expected(reference, x)) < NOISE
 
 
+@pytest.mark.slow
 def test_mindcvs_checkpoint(convert, tmp_path):
     """MindCV's skresnet18 is timm's but for the pooling after the stem, and expects bilinear pixels."""
     theirs = mindcv.create_model("skresnet18", num_classes=5).set_train(False)
@@ -224,7 +225,7 @@ def test_caffes_sknet50(convert, tmp_path):
     assert "sknet50's" in convert("--model", "sknet101", *words[:2], "--to", tmp_path / "b.ckpt", error="does not fit")
 
 
-@pytest.mark.parametrize("middle", ["a.ckpt", "a.safetensors", "a.bin"])
+@pytest.mark.parametrize("middle", ["a.ckpt", "a.safetensors", pytest.param("a.bin", marks=pytest.mark.slow)])
 def test_a_round_trip_is_bit_exact(convert, reference, tmp_path, middle):
     state = reference.state_dict()
     torch.save(state, tmp_path / "first.pth")

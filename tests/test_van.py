@@ -80,6 +80,7 @@ def test_kernels_have_their_size(k):
     assert 0 <= span - k <= dilation
 
 
+@pytest.mark.slow
 def test_a_kernel_larger_than_the_image():
     """k=53 at 64x64 pixels, where the last stage has 2x2 positions."""
     net = mindcv.create_model("van_tiny_lska_k53").set_train(False)

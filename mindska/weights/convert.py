@@ -12,6 +12,7 @@ from mindcv.models.registry import get_pretrained_cfg
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
+from .. import kernels
 from ..errors import UserError
 from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
@@ -38,7 +39,7 @@ def _blank(model_name: str) -> nn.Cell:
     """A model of ours as it is made by default, without values."""
     if model_name not in OUR_MODELS:
         raise ValueError(f"{model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
-    with no_init_parameters():
+    with no_init_parameters(), kernels.plain():  # the plain cells are made faster
         return mindcv.create_model(model_name)
 
 

@@ -49,7 +49,7 @@ def test_no_room_for_a_checkpoint(images, tmp_path):
     assert "Resuming after step 8" in train(images, out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     out = tmp_path / "run"
     process = start_training(images, out, **LONG)

@@ -73,7 +73,9 @@ def test_exact_constants():
                 assert cell.epsilon == 1e-6, name
 
 
-@pytest.mark.parametrize("original", ["lska_van_tiny_k23", "skresnet34", "skresnet50", "sknet101"])
+@pytest.mark.parametrize(
+    "original", ["lska_van_tiny_k23", "skresnet34", "skresnet50", pytest.param("sknet101", marks=pytest.mark.slow)]
+)
 def test_the_originals_keys_and_shapes(original):
     """`from_torch` and `from_caffe` take them all, and `to_torch` gives them back bit by bit."""
     model = {name: ours for ours, name in families.ORIGINALS.items()}[original]

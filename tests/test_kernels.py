@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from mindska import kernels
 from mindska.errors import SettingError
 from mindska.kernels import build, operators
-from mindska.models.layers.blocks import GELU, DepthwiseConv, GroupedConv, PointwiseConv, conv
+from mindska.models.layers.blocks import GELU, ConvMlp, DepthwiseConv, GroupedConv, PointwiseConv, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
 
 pytestmark = pytest.mark.skipif(bool(kernels._why_not()), reason="no C++ compiler")
@@ -395,6 +395,40 @@ def test_half_precision_takes_the_plain_operators():
     half = net(Tensor(x, ms.float16))
     assert half.dtype == ms.float16
     np.testing.assert_allclose(half.asnumpy(), net(Tensor(x)).asnumpy(), atol=2e-3)
+
+
+@pytest.mark.parametrize("level", ["O2", "O3"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: GELU(),
+        lambda: conv(8, 12),
+        lambda: conv(8, 8, 3, group=8),
+        lambda: conv(8, 8, 3, group=2),
+        lambda: ConvMlp(8, 16),
+        lambda: MaxRelativeConv(8, 4, 1, 1),
+    ],
+    ids=["gelu", "pointwise", "depthwise", "grouped", "mlp", "max_relative"],
+)
+def test_mixed_precision_of_a_layer_of_float32(layer, level):
+    """In PyNative mode each operator's inputs are turned into half precision after the layer saw float32."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    x = Tensor(random(2, 8, 6, 7))
+    with kernels.plain():
+        plain = layer().set_train(False)
+    ours = layer().set_train(False)
+    for i, (p, q) in enumerate(zip(plain.get_parameters(), ours.get_parameters())):
+        value = Tensor(np.abs(random(*p.shape, seed=i)))  # variances are among them
+        p.set_data(value), q.set_data(value)
+    for net in (plain, ours):
+        ms.amp.auto_mixed_precision(net, level)
+    assert ours(x).dtype == ms.float16
+    np.testing.assert_array_equal(ours(x).asnumpy(), plain(x).asnumpy())
+
+
+def test_an_operator_refuses_other_types():
+    with pytest.raises(RuntimeError, match="mindska_gelu.* is 2"):
+        operators.Gelu()(Tensor(random(100), ms.float16)).asnumpy()
 
 
 def test_modes(monkeypatch):

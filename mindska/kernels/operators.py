@@ -15,7 +15,25 @@ def operator(file: str, name: str, shapes: Callable, types: Callable) -> ops.Cus
     return ops.Custom(f"{library(file)}:mindska_{name}", shapes, types, func_type="aot")
 
 
-class Gelu(nn.Cell):
+class Operator(nn.Cell):
+    """The base of the operators, which know float32 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_half_precision = False
+
+    def add_flags_recursive(self, **flags) -> nn.Cell:
+        # The levels of mixed precision O2 and O3 set these on every cell of a network. In PyNative mode the inputs of
+        # each operator are turned afterwards, where no layer sees it.
+        self.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
+        return super().add_flags_recursive(**flags)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether a layer may give x to the operator."""
+        return x.dtype == ms.float32 and not self.in_half_precision
+
+
+class Gelu(Operator):
     """GELU; its gradient is an operator as well."""
 
     def __init__(self) -> None:
@@ -30,7 +48,7 @@ class Gelu(nn.Cell):
         return (self.backward(x, dout),)
 
 
-class Depthwise(nn.Cell):
+class Depthwise(Operator):
     """Depthwise convolution. Inputs: x (B, C, H, W), weight (C, 1, KH, KW), bias (C,)."""
 
     def __init__(self, dilation: int) -> None:
@@ -48,7 +66,7 @@ class Depthwise(nn.Cell):
         return self.backward(x, weight, self.dilation, dout)
 
 
-class DepthwiseGelu(nn.Cell):
+class DepthwiseGelu(Operator):
     """Depthwise convolution and GELU. Inputs as of `Depthwise`."""
 
     def __init__(self, dilation: int) -> None:
@@ -61,7 +79,7 @@ class DepthwiseGelu(nn.Cell):
         return self.forgetting(x, weight, bias)
 
 
-class KeepingDepthwiseGelu(nn.Cell):
+class KeepingDepthwiseGelu(Operator):
     """(after the GELU, before it): the gradient needs both."""
 
     def __init__(self, dilation: int) -> None:
@@ -95,7 +113,7 @@ class ForgettingDepthwiseGelu(KeepingDepthwiseGelu):
         return self.backward(x, weight, self.dilation, dout, self.forward(x, weight, bias, self.dilation)[1])
 
 
-class Pointwise(nn.Cell):
+class Pointwise(Operator):
     """1x1 convolution. Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,)."""
 
     def __init__(self) -> None:
@@ -115,7 +133,7 @@ class Pointwise(nn.Cell):
 THEN = ("", "gelu", "relu", "add", "add_relu", "gate", "times")
 
 
-class PointwiseThen(nn.Cell):
+class PointwiseThen(Operator):
     """1x1 convolution times scale plus shift, and what follows by `kind`, for inference; a gradient computes again what
     it needs.
 
@@ -160,7 +178,7 @@ class PointwiseThen(nn.Cell):
         return dx, dscaled * scale.reshape(-1, 1, 1, 1), (dscaled * weight).sum((1, 2, 3)), dshift, dother
 
 
-class Mlp(nn.Cell):
+class Mlp(Operator):
     """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution; the gradient computes the hidden maps again.
 
     Inputs: x (B, C, H, W); weight and bias of the three convolutions.
@@ -182,7 +200,7 @@ class Mlp(nn.Cell):
         return self.backward(x, weight1, bias1, taps, bias, weight2, dout)
 
 
-class MlpAdded(nn.Cell):
+class MlpAdded(Operator):
     """shortcut + scale * mlp(x), for inference. Inputs: those of `Mlp`, scale (C,), shortcut (B, C, H, W)."""
 
     def __init__(self) -> None:
@@ -200,7 +218,7 @@ class MlpAdded(nn.Cell):
         return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
 
 
-class LayerNorm(nn.Cell):
+class LayerNorm(Operator):
     """Layer norm over the channels. Inputs: x (B, C, H, W), gamma (C,), beta (C,)."""
 
     def __init__(self, eps: float) -> None:
@@ -218,7 +236,7 @@ class LayerNorm(nn.Cell):
         return self.backward(x, gamma, self.eps, dout)
 
 
-class BatchNorm(nn.Cell):
+class BatchNorm(Operator):
     """Batch norm in training, and ReLU when `relu`.
 
     Inputs: x (B, C, H, W); gamma, beta, running mean and variance (C,).
@@ -245,7 +263,7 @@ class BatchNorm(nn.Cell):
         return dx, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
 
 
-class SquareSum(nn.Cell):
+class SquareSum(Operator):
     """The sum of the squares of a tensor: ()"""
 
     def __init__(self) -> None:
@@ -256,7 +274,7 @@ class SquareSum(nn.Cell):
         return self.forward(x).reshape(())
 
 
-class Grouped(nn.Cell):
+class Grouped(Operator):
     """Convolution in groups. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
 
     def __init__(self, dilation: int) -> None:
@@ -274,7 +292,7 @@ class Grouped(nn.Cell):
         return self.backward(x, weight, self.dilation, dout)
 
 
-class Fuse(nn.Cell):
+class Fuse(Operator):
     """The mean over the pixels of the sum of two maps (B, C, H, W): (B, C, 1, 1)"""
 
     def __init__(self) -> None:
@@ -289,7 +307,7 @@ class Fuse(nn.Cell):
         return slope, slope
 
 
-class Select(nn.Cell):
+class Select(Operator):
     """Two maps (B, C, H, W), each times its weights, and summed. weights (B, 2, C)"""
 
     def __init__(self) -> None:
@@ -304,7 +322,7 @@ class Select(nn.Cell):
         return self.backward(first, second, weights, dout)
 
 
-class SplitDepthwise(nn.Cell):
+class SplitDepthwise(Operator):
     """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
 
     Inputs: x (B, C, H, W); weight and bias of the first convolution (C1, 1, K, K), (C1,) and of the second.
@@ -327,7 +345,7 @@ class SplitDepthwise(nn.Cell):
         return self.backward(x, weight1, weight2, self.options, dout)
 
 
-class MaxRelative(nn.Cell):
+class MaxRelative(Operator):
     """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (h w, H W).
 
     Returns:

@@ -138,8 +138,20 @@ static inline Vec exp_negative(Vec x) {
   return x < splat(-80.0f) ? Vec{} : p * power;
 }
 
+constexpr int kWrongType = 2;  // MindSpore reports it: an operator never reads half of a number, or two
+
+static inline bool all_of_32_bits(int count, const char **dtypes) {
+  return std::all_of(dtypes, dtypes + count, [](const char *type) {
+    return std::strcmp(type, "float32") == 0 || std::strcmp(type, "int32") == 0;
+  });
+}
+
 }  // namespace mindska
 
-#define MINDSKA_OPERATOR(name)                                                                                  \
-  extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *stream, \
-                      void *extra)
+#define MINDSKA_OPERATOR(name)                                                                                     \
+  static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                              \
+  extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) { \
+    if (!mindska::all_of_32_bits(nparam, dtypes)) return mindska::kWrongType;                                      \
+    return name##_checked(nparam, params, ndims, shapes);                                                          \
+  }                                                                                                                \
+  static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes)

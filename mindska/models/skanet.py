@@ -15,7 +15,6 @@ both. No plain convention gives the published figure.
 
 from __future__ import annotations
 
-import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
@@ -68,7 +67,7 @@ class SplitKernelAttention(nn.Cell):
     def mixed(self, graph: Tensor) -> Tensor:
         """The split convolutions of the graph's output, plus it."""
         first, second = self.dw_conv1, self.dw_conv2
-        if self.kernel is not None and graph.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(graph):
             return self.kernel(graph, first.weight, first.bias, second.weight, second.bias)
         untouched, five, seven = ops.split(graph, self.splits, axis=1)
         return ops.concat((untouched, first(five), second(seven)), axis=1) + graph

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from typing import Optional
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, HeUniform, initializer
@@ -89,7 +88,7 @@ class SelectiveKernel(nn.Cell):
         """The output, and the paths' weights (B, paths, C)."""
         parts = ops.chunk(x, self.count, axis=1) if self.split_input else (x,) * self.count
         outputs = [path(part) for path, part in zip(self.paths, parts)]
-        by_operator = self.fuse is not None and self.count == 2 and x.dtype == ms.float32
+        by_operator = self.fuse is not None and self.count == 2 and self.fuse.takes(x)
         if by_operator:
             mean = self.fuse(outputs[0], outputs[1])
         else:

@@ -33,7 +33,8 @@ static void run(Operator function, Arrays &...arrays) {
   void *params[] = {arrays.data.get()...};
   int64_t *shapes[] = {arrays.shape.data()...};
   int ndims[] = {static_cast<int>(arrays.shape.size())...};
-  if (function(sizeof...(arrays), params, ndims, shapes, nullptr, nullptr, nullptr)) std::exit(2);
+  std::vector<const char *> types(sizeof...(arrays), "float32");
+  if (function(sizeof...(arrays), params, ndims, shapes, types.data(), nullptr, nullptr)) std::exit(2);
 }
 
 static Array integers(std::initializer_list<int32_t> values) {

@@ -35,7 +35,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return scale, self.beta - self.moving_mean * scale
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.training and x.dtype == ms.float32:
+        if self.kernel is not None and self.training and self.kernel.takes(x):
             y, _, _, mean, variance = self.kernel(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
             y = ops.depend(y, ops.assign(self.moving_mean, ops.stop_gradient(mean)))
             return ops.depend(y, ops.assign(self.moving_variance, ops.stop_gradient(variance)))
@@ -71,7 +71,7 @@ class DepthwiseConv(nn.Conv2d):
         self.kernel = kernels.depthwise(self.dilation[0])
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(x):
             return self.kernel(x, self.weight, self.bias)
         return super().construct(x)
 
@@ -92,7 +92,7 @@ class PointwiseConv(nn.Conv2d):
 
     def fuses(self, x: Tensor) -> bool:
         """Whether `then` can be used for x."""
-        return self.fused is not None and not self.training and x.dtype == ms.float32
+        return self.fused is not None and not self.training and self.fused.takes(x)
 
     def then(self, x: Tensor, other: Optional[Tensor] = None, norm: Optional[tuple[Tensor, Tensor]] = None) -> Tensor:
         """The convolution, batch norm (its scale and shift) where there is one, and what follows, with `other`."""
@@ -102,7 +102,7 @@ class PointwiseConv(nn.Conv2d):
         return self.fused(x, self.weight, scale, shift, self.ones if other is None else other)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(x):
             return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
         return super().construct(x)
 
@@ -116,7 +116,7 @@ class GroupedConv(nn.Conv2d):
         self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(x):
             return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
         return super().construct(x)
 
@@ -160,12 +160,12 @@ class GELU(nn.Cell):
         self.kernel = kernels.gelu()
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(x):
             return self.kernel(x)
         return x * 0.5 * (1.0 + ops.erf(x * SQRT_HALF))
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(x):
             return self.kernel.bprop(x, out, dout)
         # ops.exp is off by 6e-6 on CPU; expm1 is exact to float32.
         phi = (1.0 + ops.expm1(-0.5 * x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
@@ -221,7 +221,7 @@ class LayerNorm2d(nn.LayerNorm):
         self.kernel = kernels.layer_norm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == ms.float32:
+        if self.kernel is not None and self.kernel.takes(x):
             return self.kernel(x, self.gamma, self.beta)
         return super().construct(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
@@ -257,7 +257,7 @@ class ConvMlp(nn.Cell):
     def is_one_operator(self, x: Tensor) -> bool:
         """Whether the hidden maps are so large that keeping them out of the memory is worth computing them again."""
         least = LARGE_MAP_IN_TRAINING if self.training else LARGE_MAP
-        return self.whole is not None and x.dtype == ms.float32 and x.shape[2] * x.shape[3] >= least
+        return self.whole is not None and self.whole.takes(x) and x.shape[2] * x.shape[3] >= least
 
     def add_to(self, shortcut: Tensor, x: Tensor, scale: Tensor) -> Tensor:
         """shortcut + scale * mlp(x), for inference. scale (C,)"""
@@ -269,7 +269,7 @@ class ConvMlp(nn.Cell):
         if self.is_one_operator(x):
             return self.whole(x, *self.weights())
         x = self.fc1(x)
-        if self.depthwise_gelu is not None and x.dtype == ms.float32:
+        if self.depthwise_gelu is not None and self.depthwise_gelu.takes(x):
             return self.fc2(self.depthwise_gelu(x, self.dwconv.weight, self.dwconv.bias))
         return self.fc2(self.act(self.dwconv(x)))
 

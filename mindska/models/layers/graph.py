@@ -158,7 +158,7 @@ class MaxRelativeConv(nn.Cell):
         return self._fused(x)[1] if self._is_fused(x) else self.search(*self.nodes(x))
 
     def _is_fused(self, x: Tensor) -> bool:
-        return self.kernel is not None and x.dtype == mstype.float32
+        return self.kernel is not None and self.kernel.takes(x)
 
     def _fused(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.pool(x)

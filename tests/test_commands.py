@@ -81,6 +81,7 @@ def test_a_finished_run_is_left_alone(whole_run, images):
     assert before == ((out / "metrics.csv").read_bytes(), (out / "tiny_bn-3_12.ckpt").stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_folder_is_refused(whole_run, images):
     out, _ = whole_run
     printed = train(images, out, expect=1, lr=0.5)

@@ -133,6 +133,7 @@ def test_a_world_that_does_not_form_says_where_and_why(tmp_path):
     assert "the scheduler says no" in output
 
 
+@pytest.mark.slow
 def test_alone_without_mpi(tmp_path):
     code, output, _ = launch("single", tmp_path, "uneven")
     assert code == 0, output

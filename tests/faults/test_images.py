@@ -71,6 +71,7 @@ def test_more_than_the_allowed_share_is_an_error(damaged, tmp_path):
     assert any(str(path) in printed for path in bad) and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_validation_fails_or_leaves_out_by_choice(images, whole_run, tmp_path):
     whole, _ = whole_run
     folder = tmp_path / "images"

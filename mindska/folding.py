@@ -79,19 +79,20 @@ class FoldedBlock(nn.Cell):
             self.spatial = FoldedSplitKernelAttention(self.spatial)
         self.proj_1 = _before(attention.proj_1, norm1)
         # x + scale1 * (norm1(x) + proj_2(...)) is x * shortcut + proj_2'(...)
-        shortcut = (1 + scale1 * norm1[0]).astype(np.float32)
-        self.shortcut = Parameter(Tensor(shortcut.reshape(-1, 1, 1)), requires_grad=False)
+        self.shortcut = Parameter(Tensor(1 + scale1 * norm1[0], ms.float32), requires_grad=False)
+        self.residual, self.none = block.residual, block.none
         self.proj_2 = _after(projected, (scale1, scale1 * norm1[1]))
-        self.ones = Tensor(np.ones(len(scale1), np.float32))
+        self.ones, self.one = Tensor(np.ones(len(scale1), np.float32)), Tensor(np.ones(1, np.float32))
         self.mlp = block.mlp
         self.mlp.fc1 = _before(block.mlp.fc1, _affine(block.norm2))
         self.mlp.fc2 = _after(block.mlp.fc2, (scale2, zeros))
 
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
-        if self.proj_1.fuses(x):
-            x = self.proj_2.then(self.spatial(self.proj_1.then(x)), x * self.shortcut)
+        if self.residual is not None and self.residual.takes(x):
+            shortcut = self.residual(x, self.none, self.none, self.shortcut, self.one)
+            x = self.proj_2.then(self.spatial(self.proj_1.then(x)), shortcut)
         else:
-            x = x * self.shortcut + self.proj_2(self.spatial(self.act(self.proj_1(x))))
+            x = x * self.shortcut.reshape(-1, 1, 1) + self.proj_2(self.spatial(self.act(self.proj_1(x))))
         return self.mlp.add_to(x, x, self.ones)
 
 

@@ -210,6 +210,45 @@ def test_layer_norm(batch, channels, height, width):
     compare(kernels.layer_norm(1e-5), reference, arrays, int(spread**2 * max(channels, batch * height * width)))
 
 
+@pytest.mark.parametrize("has_second", [False, True])
+@pytest.mark.parametrize("has_shortcut", [False, True])
+@pytest.mark.parametrize("samples_kept", [False, True])
+@pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 9, 21)])
+def test_residual(batch, channels, height, width, has_second, has_shortcut, samples_kept):
+    def reference(first, second, shortcut, scale, keep):
+        branch = first + second if has_second else first
+        branch = branch * scale.reshape(-1, 1, 1) * keep.detach().reshape(-1, 1, 1, 1)
+        return shortcut + branch if has_shortcut else branch
+
+    shape, nothing = (batch, channels, height, width), np.zeros(1, np.float32)
+    arrays = [
+        random(*shape),
+        random(*shape, seed=1) if has_second else nothing,
+        random(*shape, seed=2) if has_shortcut else nothing,
+        random(channels, seed=3),
+        np.float32([0, 1.5])[:batch] if samples_kept else np.ones(1, np.float32),
+    ]
+    compare(kernels.residual(), reference, arrays, batch * height * width)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3, 5, 7), (1, 1, 1 << 7, (1 << 7) + 1)])
+def test_gate(shape):
+    arrays = [4 * random(*shape), random(*shape, seed=1)]
+    compare(kernels.gate(), lambda gate, x: torch.nn.functional.silu(gate) * x, arrays, 1)
+
+
+def test_gate_and_residual_of_nan_and_infinity():
+    wide, x = np.float64(SPECIAL), np.ones_like(SPECIAL)
+    with np.errstate(all="ignore"):
+        expected = torch.nn.functional.silu(torch.from_numpy(wide)).numpy()
+    expected[np.isneginf(SPECIAL)] = np.nan  # -infinity * 0
+    ours = kernels.gate()(Tensor(SPECIAL), Tensor(x)).asnumpy()
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-30)
+    nothing, ones = Tensor(np.zeros(1, np.float32)), Tensor(np.ones(1, np.float32))
+    maps = SPECIAL.reshape(1, 1, 1, -1)
+    np.testing.assert_array_equal(kernels.residual()(Tensor(maps), nothing, nothing, ones, ones).asnumpy(), maps)
+
+
 @pytest.mark.parametrize("size", [1, 17, 1 << 16, (1 << 16) + 5, 300_000])
 def test_square_sum(size):
     x = random(size)

@@ -27,7 +27,7 @@ log = logging.getLogger("mindska")
 
 FILES = (
     "gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "batch_norm", "grouped", "select",
-    "square_sum",
+    "square_sum", "residual", "gate",
 )  # fmt: skip
 MODES = ("auto", "off", "require")
 _plain_only = 0
@@ -128,6 +128,16 @@ def batch_norm(eps: float, momentum: float, relu: bool = False) -> Optional[nn.C
 def square_sum() -> Optional[nn.Cell]:
     """The sum of the squares of a tensor as a C++ operator without gradient, or None; see `operators.SquareSum`."""
     return operators.SquareSum() if available() else None
+
+
+def residual() -> Optional[nn.Cell]:
+    """A scaled residual branch plus its shortcut as a C++ operator, or None; see `operators.Residual`."""
+    return operators.Residual() if available() else None
+
+
+def gate() -> Optional[nn.Cell]:
+    """SiLU of a map times another as a C++ operator, or None; see `operators.Gate`."""
+    return operators.Gate() if available() else None
 
 
 def grouped(dilation: int) -> Optional[nn.Cell]:

@@ -5,7 +5,7 @@
 //
 // SkaNet's split over the channels is an operator as well: untouched channels, two depthwise convolutions, and the sum
 // with what was split, without copies of the parts.
-#include "gelu.h"
+#include "activation.h"
 
 namespace mindska {
 

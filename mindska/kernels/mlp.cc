@@ -5,7 +5,7 @@
 // hidden channels at a time are computed, convolved, and added to the output; the gradient computes them again.
 // Meanwhile a row is two pixels wider than the image: zeros left and right for the 3x3 convolution, whose outputs there
 // are left out at the end. A strip is then one long row.
-#include "gelu.h"
+#include "activation.h"
 #include "matrix.h"
 
 namespace mindska {

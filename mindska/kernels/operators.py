@@ -345,6 +345,45 @@ class SplitDepthwise(Operator):
         return self.backward(x, weight1, weight2, self.options, dout)
 
 
+class Residual(Operator):
+    """shortcut + keep * scale * (first + second): a residual branch, stochastic depth included.
+
+    Inputs: first, second, shortcut (B, C, H, W), scale (C,), keep (B,) or (1,). A tensor of one number stands for a
+        `second` or a `shortcut` that is not there. `keep` gets no gradient.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = operator("residual", "residual", lambda x, y, z, s, k: x, lambda x, y, z, s, k: x)
+        self.backward = operator(
+            "residual", "residual_grad", lambda x, y, s, k, d: (x, s), lambda x, y, s, k, d: (x, x)
+        )
+
+    def construct(self, first: Tensor, second: Tensor, shortcut: Tensor, scale: Tensor, keep: Tensor) -> Tensor:
+        return self.forward(first, second, shortcut, scale, keep)
+
+    def bprop(self, first, second, shortcut, scale, keep, out, dout) -> tuple[Tensor, ...]:
+        slope, dscale = self.backward(first, second, scale, keep, dout)
+        dsecond = slope if second.ndim == 4 else ops.zeros_like(second)
+        dshortcut = dout if shortcut.ndim == 4 else ops.zeros_like(shortcut)
+        return slope, dsecond, dshortcut, dscale, ops.zeros_like(keep)
+
+
+class Gate(Operator):
+    """SiLU(gate) * x. Inputs: gate, x of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = operator("gate", "gate", lambda g, x: x, lambda g, x: x)
+        self.backward = operator("gate", "gate_grad", lambda g, x, dy: (g, x), lambda g, x, dy: (g, x))
+
+    def construct(self, gate: Tensor, x: Tensor) -> Tensor:
+        return self.forward(gate, x)
+
+    def bprop(self, gate: Tensor, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return self.backward(gate, x, dout)
+
+
 class MaxRelative(Operator):
     """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (h w, H W).
 

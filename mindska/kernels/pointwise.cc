@@ -1,5 +1,5 @@
 // The 1x1 convolution, in groups or not, with its bias, and what may come after it; and its gradients.
-#include "gelu.h"
+#include "activation.h"
 #include "matrix.h"
 
 namespace mindska {
@@ -13,11 +13,6 @@ struct Group {
       : rows(shape[0] / groups), depth(shape[1]),
         weight(static_cast<const float *>(weight) + group * (shape[0] / groups) * shape[1]) {}
 };
-
-static inline Vec silu(Vec x) {
-  const Vec e = exp_negative(x < Vec{} ? x : -x);
-  return (x < Vec{} ? x * e : x) / (1.0f + e);
-}
 
 }  // namespace mindska
 

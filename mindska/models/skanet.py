@@ -62,7 +62,7 @@ class SplitKernelAttention(nn.Cell):
         self.dw_conv2 = conv(self.splits[2], self.splits[2], 7, dilation=3, group=self.splits[2])
         self.pw_conv = conv(dim, dim, then="gate")
         self.norm = batch_norm(dim)
-        self.kernel = kernels.split_depthwise(2, 3, identity=1)
+        self.kernel, self.gate = kernels.split_depthwise(2, 3, identity=1), kernels.gate()
 
     def mixed(self, graph: Tensor) -> Tensor:
         """The split convolutions of the graph's output, plus it."""
@@ -78,6 +78,8 @@ class SplitKernelAttention(nn.Cell):
         if self.pw_conv.fuses(mixed):
             return self.pw_conv.then(mixed, x)
         gate = self.pw_conv(mixed)
+        if self.gate is not None and self.gate.takes(gate):
+            return self.gate(gate, x)
         return gate * ops.sigmoid(gate) * x
 
     def construct(self, x: Tensor) -> Tensor:

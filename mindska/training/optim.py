@@ -14,11 +14,9 @@ from ..config import Config
 _update = ops.MultitypeFuncGraph("update")
 
 
-@_update.register("Function", *["Tensor"] * 6, "Number", *["Tensor"] * 4)
-def _update_tensor(adam, power1, power2, rate, beta1, beta2, eps, weight_decay, parameter, m, v, gradient):
-    # Decoupled weight decay (Loshchilov and Hutter, 2019), then Adam.
-    decayed = ops.assign(parameter, parameter * (1 - rate * weight_decay))
-    return ops.depend(adam(parameter, m, v, power1, power2, rate, beta1, beta2, eps, gradient), decayed)
+@_update.register("Function", *["Tensor"] * 5, "Number", *["Tensor"] * 4)
+def _update_tensor(adam, rate, beta1, beta2, eps, decay_factor, weight_decay, parameter, m, v, gradient):
+    return adam(parameter, m, v, rate, beta1, beta2, eps, decay_factor * weight_decay, gradient)
 
 
 class AdamW(mindcv.optim.adamw.AdamW):
@@ -27,19 +25,20 @@ class AdamW(mindcv.optim.adamw.AdamW):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.adam = ops.Adam()
+        self.adam = ops.AdamWeightDecay()
         each = self.weight_decay if self.is_group else [self.weight_decay] * len(self.parameters)
         self.decays = tuple(float(decay) if decays else 0.0 for decay, decays in zip(each, self.decay_flags))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> bool:
-        rate = self.get_lr()
         self.beta1_power = self.beta1_power * self.beta1
         self.beta2_power = self.beta2_power * self.beta2
-        # The operator's epsilon stands before the correction of the second moment's bias, PyTorch's after it.
-        eps = self.eps * ops.sqrt(1 - self.beta2_power)
-        power1, power2, eps = self.beta1_power.reshape(()), self.beta2_power.reshape(()), eps.reshape(())
-        beta1, beta2 = self.beta1.reshape(()), self.beta2.reshape(())
-        update = ops.partial(_update, self.adam, power1, power2, rate, beta1, beta2, eps)
+        # The operator does not correct the moments' bias: its rate and epsilon do, so that the step is PyTorch's.
+        # It multiplies the decay with its own rate, PyTorch with the learning rate.
+        root = ops.sqrt(1 - self.beta2_power)
+        correction = root / (1 - self.beta1_power)
+        scalars = (self.get_lr() * correction, self.beta1, self.beta2, self.eps * root, 1 / correction)
+        rate, beta1, beta2, eps, decay_factor = [scalar.reshape(()) for scalar in scalars]
+        update = ops.partial(_update, self.adam, rate, beta1, beta2, eps, decay_factor)
         self.hyper_map(update, self.decays, self.parameters, self.moments1, self.moments2, gradients)
         return True
 

@@ -7,7 +7,7 @@ whose loss is not finite.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import mindspore as ms
@@ -131,6 +131,11 @@ class TrainStep(nn.Cell):
         self.world_size = world_size
         self.all_reduce = ops.AllReduce() if world_size > 1 else None
         self.hyper_map = ops.HyperMap()
+        # Whether gradients are ever multiplied before the update: thousands of small operators, which cost their start.
+        self.scales = options != replace(
+            options, clip_value=None, accumulation=1, loss_scale=1.0, dynamic_loss_scale=False
+        )
+        self.scales = self.scales or world_size > 1
         self.square_sum = kernels.square_sum() or SquareSum()
 
         self.loss_scale = Parameter(Tensor(options.loss_scale, ms.float32), name="loss_scale", requires_grad=False)
@@ -183,7 +188,7 @@ class TrainStep(nn.Cell):
         if self.options.clip_value is not None:
             factor = factor * ops.minimum(self.options.clip_value / (norm + CLIP_EPS), Tensor(1.0, ms.float32))
         if finite:
-            self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients))
+            self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients) if self.scales else gradients)
             self.hyper_map(_assign, self.last_good, self.statistics)
             if self.ema is not None:
                 self.hyper_map(ops.partial(_average, self.options.ema_decay), self.ema, self.averaged)

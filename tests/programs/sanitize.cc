@@ -6,12 +6,14 @@
 
 #include "batch_norm.cc"
 #include "depthwise.cc"
+#include "gate.cc"
 #include "gelu.cc"
 #include "grouped.cc"
 #include "layer_norm.cc"
 #include "max_relative.cc"
 #include "mlp.cc"
 #include "pointwise.cc"
+#include "residual.cc"
 #include "select.cc"
 #include "square_sum.cc"
 
@@ -50,6 +52,9 @@ int main() {
     run(mindska_gelu, x, y);
     run(mindska_square_sum, x, total);
     run(mindska_gelu_grad, x, dy, y);
+    Array dx({size});
+    run(mindska_gate, x, dy, y);
+    run(mindska_gate_grad, x, dy, y, dx, y);
   }
   const int64_t planes[][4] = {{1, 1, 1, 1}, {2, 3, 7, 7}, {1, 2, 1, 70}, {1, 2, 70, 1}, {1, 3, 33, 129}};
   const int64_t kernels[][3] = {{3, 3, 1}, {7, 7, 3}, {1, 17, 3}, {17, 1, 3}, {5, 5, 2}, {1, 3, 1}};
@@ -65,6 +70,11 @@ int main() {
       run(mindska_batch_norm_grad, x, gamma, mean, inverse, y, options, before, dx, dgamma, dbias);
       run(mindska_layer_norm, x, gamma, bias, eps, y);
       run(mindska_layer_norm_grad, x, gamma, eps, y, dx, dgamma, dbias);
+      Array one({1}), keep({p[0]});
+      run(mindska_residual, x, dx, y, gamma, keep, before);
+      run(mindska_residual, x, one, one, gamma, one, before);
+      run(mindska_residual_grad, x, dx, gamma, keep, y, before, dgamma);
+      run(mindska_residual_grad, x, one, gamma, one, y, before, dgamma);
       run(mindska_depthwise_gelu, x, weight, bias, dilation, y);
       run(mindska_depthwise_gelu_keeping, x, weight, bias, dilation, y, before);
       run(mindska_depthwise_gelu_grad, x, weight, dilation, y, before, dx, dweight, dbias);

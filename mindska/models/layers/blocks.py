@@ -189,12 +189,18 @@ class DropPath(nn.Cell):
         self.rate = float(rate)
         self.dropout = nn.Dropout(p=self.rate)
 
+    def factors(self, x: Tensor, uniform: Optional[Tensor]) -> Tensor:
+        """What each sample of x is multiplied with: (B,), or (1,) where that is 1 for all."""
+        if not self.training or self.rate == 0:
+            return ops.ones((1,), x.dtype)
+        if uniform is None:
+            return self.dropout(ops.ones((x.shape[0],), x.dtype))
+        return _kept(uniform, self.rate, x.dtype)
+
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        if uniform is None:
-            return x * self.dropout(ops.ones((x.shape[0], 1, 1, 1), x.dtype))
-        return x * _kept(uniform, self.rate, x.dtype).reshape(-1, 1, 1, 1)
+        return x * self.factors(x, uniform).reshape(-1, 1, 1, 1)
 
 
 class Dropout(nn.Cell):
@@ -287,10 +293,14 @@ class Attention(nn.Cell):
         self.spatial = spatial
         self.proj_2 = conv(dim, dim, then="add")
 
+    def branch(self, x: Tensor) -> Tensor:
+        """What is added to the shortcut."""
+        return self.proj_2(self.spatial(self.act(self.proj_1(x))))
+
     def construct(self, x: Tensor) -> Tensor:
         if self.proj_1.fuses(x):
             return self.proj_2.then(self.spatial(self.proj_1.then(x)), x)
-        return x + self.proj_2(self.spatial(self.act(self.proj_1(x))))
+        return x + self.branch(x)
 
 
 class Block(nn.Cell):
@@ -308,14 +318,25 @@ class Block(nn.Cell):
         self.drop_path = DropPath(drop_path)
         self.layer_scale_1 = Parameter(Tensor(np.full(dim, 1e-2, np.float32)), name="layer_scale_1")
         self.layer_scale_2 = Parameter(Tensor(np.full(dim, 1e-2, np.float32)), name="layer_scale_2")
+        self.residual, self.none = kernels.residual(), Tensor(np.zeros(1, np.float32))
 
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
         first = None if uniform is None else uniform[:, 0]
         second = None if uniform is None else uniform[:, 1]
-        x = x + self.drop_path(self.layer_scale_1.reshape(-1, 1, 1) * self.attn(self.norm1(x)), first)
+        by_operator = self.residual is not None and self.residual.takes(x)
+        y = self.norm1(x)
+        if by_operator and self.training:
+            x = self.residual(self.attn.branch(y), y, x, self.layer_scale_1, self.drop_path.factors(x, first))
+        elif by_operator:
+            x = self.residual(self.attn(y), self.none, x, self.layer_scale_1, self.drop_path.factors(x, first))
+        else:
+            x = x + self.drop_path(self.layer_scale_1.reshape(-1, 1, 1) * self.attn(y), first)
+        y = self.norm2(x)
         if not self.training:
-            return self.mlp.add_to(x, self.norm2(x), self.layer_scale_2)
-        return x + self.drop_path(self.layer_scale_2.reshape(-1, 1, 1) * self.mlp(self.norm2(x)), second)
+            return self.mlp.add_to(x, y, self.layer_scale_2)
+        if by_operator:
+            return self.residual(self.mlp(y), self.none, x, self.layer_scale_2, self.drop_path.factors(x, second))
+        return x + self.drop_path(self.layer_scale_2.reshape(-1, 1, 1) * self.mlp(y), second)
 
 
 def init_weights(net: nn.Cell) -> None:

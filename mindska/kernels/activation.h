@@ -1,6 +1,6 @@
-// GELU, x * Phi(x), and its gradient Phi(x) + x * phi(x).
+// GELU, x * Phi(x), and its gradient Phi(x) + x * phi(x); SiLU, x * sigmoid(x).
 //
-// With a = |x| / sqrt(2), the tail of the normal distribution is exp(-a^2) * erfcx(a) / 2. The scaled complementary error
+// In GELU, with a = |x| / sqrt(2), the tail of the normal distribution is exp(-a^2) * erfcx(a) / 2. The scaled complementary error
 // function erfcx is smooth and never cancels: a quotient of polynomials gives it to 5e-9 (relative), fitted to SciPy's
 // erfcx on 0 <= a <= 9.4, where the exponential vanishes in float32.
 #pragma once
@@ -46,6 +46,24 @@ static inline Vec gelu_and_gradient(Vec x, Vec dout, Vec *value) {
   const Vec phi = distribution(x, &density);
   *value = x * phi;
   return dout * (phi + x * density * 0.398942280f);
+}
+
+static inline Vec sigmoid(Vec x) {
+  const Vec e = exp_negative(x < Vec{} ? x : -x);
+  return (x < Vec{} ? e : splat(1.0f)) / (1.0f + e);
+}
+
+static inline Vec silu(Vec x) { return x * sigmoid(x); }
+
+constexpr int64_t kAtOnce = 1 << 14;  // floats a thread takes at once
+
+// function(first, count) over the vectors of an array, by all threads.
+template <typename Function>
+static void in_parallel(int64_t size, Function function) {
+#pragma omp parallel for schedule(static)
+  for (int64_t start = 0; start < size; start += kAtOnce) {
+    for_each_vector(std::min(kAtOnce, size - start), [&](int64_t i, int count) { function(start + i, count); });
+  }
 }
 
 }  // namespace mindska

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from . import kernels
-from .models.layers.blocks import BatchNorm2d, Block, NoNorm, PatchEmbed, PointwiseConv
+from .models.layers.blocks import BatchNorm2d, Block, GroupedConv, NoNorm, PatchEmbed, PointwiseConv
 from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
 from .models.sknet import ConvNorm
@@ -136,7 +136,7 @@ def _no_norm(norm: BatchNorm2d) -> NoNorm:
 
 def _like(conv: nn.Conv2d, weight: np.ndarray, bias: np.ndarray) -> nn.Conv2d:
     """A convolution of the same geometry with other values."""
-    own = {"then": conv.after} if isinstance(conv, PointwiseConv) else {}
+    own = {"then": conv.after} if isinstance(conv, (PointwiseConv, GroupedConv)) else {}
     return type(conv)(
         conv.in_channels,
         conv.out_channels,

@@ -279,18 +279,23 @@ def test_batch_norm(batch, channels, height, width, relu):
         np.testing.assert_allclose(ours.asnumpy(), theirs, atol=noise(theirs))
 
 
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(
     "batch, cin, cout, height, width, groups, side",
     [(2, 8, 8, 7, 7, 2, 3), (1, 4, 6, 1, 1, 2, 3), (3, 15, 9, 5, 30, 3, 3), (1, 32, 16, 33, 20, 2, 5)],
 )
-def test_grouped(batch, cin, cout, height, width, groups, side, dilation):
+def test_grouped(batch, cin, cout, height, width, groups, side, dilation, relu):
+    def reference(x, weight, bias):
+        y = torch.nn.functional.conv2d(x, weight, bias, **options)
+        return y.relu() if relu else y
+
     arrays = [
         random(batch, cin, height, width), random(cout, cin // groups, side, side, seed=1), random(cout, seed=2),
     ]  # fmt: skip
     options = dict(padding=dilation * (side // 2), dilation=dilation, groups=groups)
     terms = max(cin // groups * side**2, batch * height * width)
-    compare(kernels.grouped(dilation), lambda x, w, b: torch.nn.functional.conv2d(x, w, b, **options), arrays, terms)
+    compare(kernels.grouped(dilation, relu), reference, arrays, terms)
 
 
 @pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 7, 7), (3, 4, 33, 20)])

@@ -140,9 +140,9 @@ def gate() -> Optional[nn.Cell]:
     return operators.Gate() if available() else None
 
 
-def grouped(dilation: int) -> Optional[nn.Cell]:
-    """A convolution in groups as a C++ operator, or None; see `operators.Grouped`."""
-    return operators.Grouped(dilation) if available() else None
+def grouped(dilation: int, relu: bool = False) -> Optional[nn.Cell]:
+    """A convolution in groups, with or without ReLU, as a C++ operator, or None; see `operators.Grouped`."""
+    return operators.Grouped(dilation, relu) if available() else None
 
 
 def fuse() -> Optional[nn.Cell]:

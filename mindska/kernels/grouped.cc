@@ -37,11 +37,12 @@ struct Grouped {
   }
 
   // The other way: what lies in the first `height` rows.
-  void gather(const float *from, int64_t planes, float *to, const float *bias) const {
+  void gather(const float *from, int64_t planes, float *to, const float *bias, bool relu) const {
     for (int64_t i = 0; i < planes; ++i) {
       for (int64_t y = 0; y < height; ++y) {
         for (int64_t x = 0; x < width; ++x) {
-          to[(i * height + y) * width + x] = from[i * row() + y * pitch() + x] + (bias ? bias[i] : 0);
+          const float value = from[i * row() + y * pitch() + x] + (bias ? bias[i] : 0);
+          to[(i * height + y) * width + x] = relu && value < 0 ? 0 : value;  // NaN stays NaN
         }
       }
     }
@@ -110,7 +111,8 @@ struct Grouped {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), weight (O, C / groups, K, K), bias (O,), dilation (1,) int32; outputs y (B, O, H, W).
+// Inputs x (B, C, H, W), weight (O, C / groups, K, K), bias (O,), options (2,) int32: the dilation, and 1 for a ReLU;
+// outputs y (B, O, H, W).
 MINDSKA_OPERATOR(mindska_grouped) {
   using namespace mindska;
   const int64_t batch = shapes[0][0], channels = shapes[0][1], outputs = shapes[1][0], depth = shapes[1][1];
@@ -118,7 +120,8 @@ MINDSKA_OPERATOR(mindska_grouped) {
   const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
   const float *bias = static_cast<float *>(params[2]);
   float *y = static_cast<float *>(params[4]);
-  const Grouped g{shapes[0][2], shapes[0][3], shapes[1][2], *static_cast<int32_t *>(params[3])};
+  const int32_t *options = static_cast<int32_t *>(params[3]);
+  const Grouped g{shapes[0][2], shapes[0][3], shapes[1][2], options[0]};
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < batch * groups; ++task) {
     const int64_t group = task % groups;
@@ -127,12 +130,12 @@ MINDSKA_OPERATOR(mindska_grouped) {
     g.spread(x + task * depth * g.plane(), depth, inputs);
     g.convolve(inputs, depth, count, results,
                [&](int64_t i, int64_t k, int64_t tap) { return w[(i * depth + k) * g.taps() + tap]; });
-    g.gather(results, count, y + task * count * g.plane(), bias + group * count);
+    g.gather(results, count, y + task * count * g.plane(), bias + group * count, options[1]);
   }
   return 0;
 }
 
-// Inputs x, weight, dilation, dy; outputs dx, dweight, dbias.
+// Inputs x, weight, options, dy (behind the ReLU); outputs dx, dweight, dbias.
 MINDSKA_OPERATOR(mindska_grouped_grad) {
   using namespace mindska;
   const int64_t batch = shapes[0][0], channels = shapes[0][1], outputs = shapes[1][0], depth = shapes[1][1];
@@ -157,7 +160,7 @@ MINDSKA_OPERATOR(mindska_grouped_grad) {
       g.convolve(gradients, count, depth, results, [&](int64_t k, int64_t i, int64_t tap) {
         return w[(i * depth + k) * g.taps() + g.taps() - 1 - tap];
       });
-      g.gather(results, depth, dx + task * depth * g.plane(), nullptr);
+      g.gather(results, depth, dx + task * depth * g.plane(), nullptr, false);
       // In rows as long as the padded inputs', with zeros between them.
       std::fill(results, results + count * g.row(), 0.0f);
       for (int64_t i = 0; i < count * g.height; ++i) {

@@ -275,21 +275,21 @@ class SquareSum(Operator):
 
 
 class Grouped(Operator):
-    """Convolution in groups. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
+    """Convolution in groups, and ReLU when `relu`. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
 
-    def __init__(self, dilation: int) -> None:
+    def __init__(self, dilation: int, relu: bool) -> None:
         super().__init__()
-        self.dilation = Tensor(np.int32([dilation]))
+        self.relu, self.options = relu, Tensor(np.int32([dilation, relu]))
         self.forward = operator("grouped", "grouped", lambda x, w, b, d: [x[0], w[0], x[2], x[3]], lambda x, w, b, d: x)
         self.backward = operator(
             "grouped", "grouped_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
         )
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.forward(x, weight, bias, self.dilation)
+        return self.forward(x, weight, bias, self.options)
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.dilation, dout)
+        return self.backward(x, weight, self.options, dout * (out > 0) if self.relu else dout)
 
 
 class Fuse(Operator):

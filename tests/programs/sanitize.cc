@@ -96,9 +96,9 @@ int main() {
       {1, 4, 6, 1, 1, 2, 3, 2}, {2, 8, 8, 7, 7, 2, 3, 1}, {1, 15, 9, 5, 30, 3, 5, 2}};
   for (auto &c : convolutions) {
     Array x({c[0], c[1], c[3], c[4]}), y({c[0], c[2], c[3], c[4]}), dx(x.shape), weight({c[2], c[1] / c[5], c[6], c[6]});
-    Array bias({c[2]}), dweight(weight.shape), dbias(bias.shape), dilation = integers({static_cast<int32_t>(c[7])});
-    run(mindska_grouped, x, weight, bias, dilation, y);
-    run(mindska_grouped_grad, x, weight, dilation, y, dx, dweight, dbias);
+    Array bias({c[2]}), dweight(weight.shape), dbias(bias.shape), options = integers({static_cast<int32_t>(c[7]), 1});
+    run(mindska_grouped, x, weight, bias, options, y);
+    run(mindska_grouped_grad, x, weight, options, y, dx, dweight, dbias);
     Array second(x.shape), mean({c[0], c[1], 1, 1}), weights({c[0], 2, c[1]}), dsecond(x.shape), dweights(weights.shape);
     run(mindska_fuse, x, second, mean);
     run(mindska_select, x, second, weights, dx);

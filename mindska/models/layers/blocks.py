@@ -108,12 +108,28 @@ class PointwiseConv(nn.Conv2d):
 
 
 class GroupedConv(nn.Conv2d):
-    """A convolution in groups, with stride 1 and an odd square kernel, whose padding keeps the size."""
+    """A convolution in groups, with stride 1 and an odd square kernel, whose padding keeps the size.
 
-    def __init__(self, *args, **kwargs) -> None:
+    `then` ("relu" or nothing) names what follows it in the network; in inference both can be one operator: see `fuses`.
+    """
+
+    def __init__(self, *args, then: str = "", **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.kernel = kernels.grouped(self.dilation[0])
+        self.fused = kernels.grouped(self.dilation[0], relu=True) if then == "relu" else None
+        self.after = then
         self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `then` can be used for x."""
+        return self.fused is not None and not self.training and self.fused.takes(x)
+
+    def then(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        """The convolution, batch norm (its scale and shift), and what follows."""
+        scale, shift = norm
+        if self.has_bias:
+            shift = shift + scale * self.bias
+        return self.fused(x, self.weight * scale.reshape(-1, 1, 1, 1), shift)
 
     def construct(self, x: Tensor) -> Tensor:
         if self.kernel is not None and self.kernel.takes(x):
@@ -133,7 +149,7 @@ def conv(
 ) -> nn.Conv2d:
     """Convolution whose padding keeps the size (divided by the stride).
 
-    `kernel`: of both sides, or (height, width). `then`: see `PointwiseConv`.
+    `kernel`: of both sides, or (height, width). `then`: see `PointwiseConv` and `GroupedConv`.
     """
     high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
     vertical, horizontal = dilation * (high - 1) // 2, dilation * (wide - 1) // 2
@@ -142,9 +158,9 @@ def conv(
     initial = dict(has_bias=has_bias, weight_init="zeros", bias_init="zeros")
     depthwise = cin == cout == group and stride == 1 and has_bias
     pointwise = high == wide == stride == 1
-    if pointwise:
+    grouped = group > 1 and high == wide and stride == 1 and not depthwise
+    if pointwise or grouped:
         initial["then"] = then
-    grouped = group > 1 and high == wide and stride == 1
     layer = PointwiseConv if pointwise else DepthwiseConv if depthwise else GroupedConv if grouped else nn.Conv2d
     return layer(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
 

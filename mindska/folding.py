@@ -52,11 +52,11 @@ class FoldedSplitKernelAttention(SplitKernelAttention):
         doubled = np.ones(sum(self.splits))
         doubled[: self.splits[0]] = 2
         self.pw_conv = _before(attention.pw_conv, (doubled, np.zeros_like(doubled)))
-        self.kernel = kernels.split_depthwise(2, 3, identity=0)
+        self.kernel, self.gate = kernels.split_depthwise(2, 3, identity=0), attention.gate
 
     def mixed(self, graph: Tensor) -> Tensor:
         first, second = self.dw_conv1, self.dw_conv2
-        if self.kernel is not None:
+        if self.kernel is not None and self.kernel.takes(graph):
             return self.kernel(graph, first.weight, first.bias, second.weight, second.bias)
         untouched, five, seven = ops.split(graph, self.splits, axis=1)
         return ops.concat((untouched, first(five), second(seven)), axis=1)
@@ -88,7 +88,7 @@ class FoldedBlock(nn.Cell):
         self.mlp.fc2 = _after(block.mlp.fc2, (scale2, zeros))
 
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
-        if self.residual is not None and self.residual.takes(x):
+        if self.residual is not None and self.proj_1.fuses(x):
             shortcut = self.residual(x, self.none, self.none, self.shortcut, self.one)
             x = self.proj_2.then(self.spatial(self.proj_1.then(x)), shortcut)
         else:

@@ -3,6 +3,7 @@
     python scripts/benchmark.py                                  the README's table
     python scripts/benchmark.py --models sknet50 --what forward folded --kernels both --compile
     python scripts/benchmark.py --models skanet_s --scaling      cost against image size, batch and ranks
+    python scripts/benchmark.py --starts                         the first step of a first and of a second start
     python scripts/benchmark.py --loader                         images a second of the training data alone
 
 Every variant is a process of its own; one after the other runs one step, round by round, so that a slow minute of the
@@ -21,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 REFERENCES = ROOT / "tests" / "parity"
 MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
 WHAT = ("forward", "folded", "train")
+PHOTOS = (500, 375), (4000, 3000)  # as in ImageNet, and of a telephone
 SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
 
 
@@ -44,6 +47,7 @@ class Variant:
     batch: int
     kernels: bool = True
     ranks: int = 1
+    cached: bool = False  # the compiled graph is kept for the next start, as train.py, validate.py and predict.py do
 
     @property
     def name(self) -> str:
@@ -103,6 +107,7 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     from mindspore import Tensor
 
     from mindska import recipe
+    from mindska.compile_cache import compile_cached
     from mindska.config import Config
     from mindska.distributed import world
     from mindska.folding import fold
@@ -113,6 +118,8 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     if variant.what != "train":
         net.set_train(False)
         net = fold(net) if variant.what == "folded" else net
+        if variant.cached:
+            compile_cached(net, batch, options=variant.what)
         return lambda: net(batch).asnumpy()
     config = Config(model=variant.model, opt="adamw", ema=False)
     net.set_train(True)
@@ -120,7 +127,10 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     step = TrainStep(net, recipe.loss(config), optimizer, recipe.step_options(config), world().size)
     labels = Tensor(np.arange(len(images), dtype=np.int32))
     noise = Tensor(np.random.default_rng(0).random((len(images), net.noise_size), dtype=np.float32))
-    return lambda: step.set_train(True)(batch, labels, noise)[0].asnumpy()
+    step.set_train(True)
+    if variant.cached:
+        compile_cached(step, batch, labels, noise, options=variant.what)
+    return lambda: step(batch, labels, noise)[0].asnumpy()
 
 
 def work(variant: Variant) -> None:
@@ -193,12 +203,17 @@ class Worker:
         self.seconds.append(self._answer())
         return self.seconds[-1]
 
-    def close(self) -> dict[str, Any]:
-        """Ends the process and returns what was measured."""
+    def end(self) -> int:
+        """Ends the process and returns its peak memory."""
         self.process.stdin.write("\n")
         memory = self._answer()
         self.process.stdin.close()
         self.process.wait()
+        return memory
+
+    def close(self) -> dict[str, Any]:
+        """Ends the process and returns what was measured."""
+        memory = self.end()
         return dict(
             asdict(self.variant),
             name=self.variant.name,
@@ -305,11 +320,34 @@ def scaling_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def loader_rate(size: int, rounds: int) -> float:
-    """Images a second of the training data alone: JPEG files of 500x375 pixels, augmented as in configs/skanet_s.yaml,
-    in batches, with as many workers as cores."""
-    import tempfile
+def starts(variants: list[Variant]) -> list[dict[str, Any]]:
+    """Seconds until the first step has run (without imports), in a first start and in a second."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MINDSKA_CACHE"] = folder
+        subprocess.run([sys.executable, "-c", "from mindska import kernels; kernels.libraries()"], check=True)
+        for variant in variants:
+            print(f"  starting {variant.model} ({variant.what}) twice ...", file=sys.stderr, flush=True)
+            seconds = []
+            for _ in range(2):
+                worker = Worker(variant)
+                seconds.append(worker.first)
+                worker.end()
+            results.append(dict(asdict(variant), first=seconds[0], second=seconds[1]))
+    return results
 
+
+def starts_table(results: list[dict[str, Any]]) -> str:
+    """The results of `starts` as Markdown."""
+    lines = ["| model | step | first start | second start |", "|---|---|---|---|"]
+    for r in results:
+        lines.append(f"| `{r['model']}` | {r['what']} | {r['first']:.1f} s | {r['second']:.1f} s |")
+    return "\n".join(lines)
+
+
+def loader_rate(photo: tuple[int, int], rounds: int) -> float:
+    """Images a second of the training data alone: JPEG files of `photo` (width, height) pixels, augmented as in
+    configs/skanet_s.yaml, in batches, with as many workers as cores."""
     import numpy as np
     from PIL import Image
 
@@ -320,10 +358,10 @@ def loader_rate(size: int, rounds: int) -> float:
     config = parse_args(["--config", str(ROOT / "configs" / "skanet_s.yaml"), "--data_dir", "unused"])
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        for i in range(256):
+        for i in range(64):
             place = Path(folder) / "train" / f"class{i % 4}"
             place.mkdir(parents=True, exist_ok=True)
-            noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
+            noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(photo, Image.BICUBIC)
             noise.save(place / f"{i}.jpg", quality=90)
         loader = TrainLoader(
             open_dataset(config.dataset, folder, "train"),
@@ -360,6 +398,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--scaling", action="store_true", help="cost against size, batch and ranks instead")
+    parser.add_argument("--starts", action="store_true", help="the first step of a first and of a second start instead")
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -372,7 +411,17 @@ def main() -> None:
         work(Variant(**json.loads(options.worker)))
         return
     if options.loader:
-        print(f"{loader_rate(256, options.rounds):.0f} images/s on {cores()} cores, {platform.machine()}")
+        for photo in PHOTOS:
+            rate = loader_rate(photo, options.rounds)
+            print(f"{photo[0]}x{photo[1]} pixels: {rate:.0f} images/s on {cores()} cores, {platform.machine()}")
+        return
+    machine = f"{platform.machine()}, {cores()} cores"
+    if options.starts:
+        sizes = {model: options.image_resize or own_size(model) for model in options.models}
+        cases = [(model, what, sizes[model]) for model in options.models for what in options.what if what != "folded"]
+        results = starts([Variant("mindska", *case, options.batch, cached=True) for case in cases])
+        text = starts_table(results)
+        finish(options, dict(machine=machine, results=results), f"{machine}, without imports\n\n{text}")
         return
     rate = gemm_rate()
     results: list[dict[str, Any]] = []
@@ -391,14 +440,20 @@ def main() -> None:
                     Variant("mindska", model, what, size, options.batch, on) for what in asked for on in kernels
                 ]
                 results += measure(variants, options.rounds)
-    machine = f"{platform.machine()}, {cores()} cores, GEMM {2 * rate / 1e9:.0f} GFLOP/s"
+    machine += f", GEMM {2 * rate / 1e9:.0f} GFLOP/s"
     if options.scaling:
         text = scaling_table(results)
     else:
         text = table(results, rate, {key: macs(*key) for key in {(r["model"], r["size"]) for r in results}})
-    print(f"{machine}, float32, median of {options.rounds} rounds\n\n{text}")
+    figures = dict(machine=machine, gemm=rate, results=results)
+    finish(options, figures, f"{machine}, float32, median of {options.rounds} rounds\n\n{text}")
+
+
+def finish(options: argparse.Namespace, figures: dict[str, Any], text: str) -> None:
+    """Prints the text, and writes the figures where they were asked for."""
+    print(text)
     if options.json:
-        options.json.write_text(json.dumps(dict(machine=machine, gemm=rate, results=results), indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,27 @@ def test_what_is_wrong_with_cifar_is_said(tmp_path):
 # ------------------------------------------------------------------------------------------------- transforms
 
 
+def test_a_large_photo_is_decoded_no_larger_than_its_crop_needs(tmp_path):
+    """The pixels are nearly those of the whole photo's crop, and a small crop's the same."""
+    root = tmp_path / "train" / "a"
+    root.mkdir(parents=True)
+    noise_image(0, 900, 700).save(root / "photo.jpg", quality=95)
+    dataset, transform = open_dataset("", tmp_path, "train"), TrainTransform(RAW, Augmentation(scale=(0.001, 0.3)))
+    whole, widths = dataset.load(0), set()
+    for seed in range(40):
+        sizes = []
+        enough = lambda size: sizes.append(size) or transform.enough(size, np.random.default_rng(seed))  # noqa: B023, E731
+        image = dataset.load(0, enough)
+        widths.add(image.width)
+        assert sizes == [(900, 700)] and image.width >= transform.enough(sizes[0], np.random.default_rng(seed))[0]
+        ours = transform(image, np.random.default_rng(seed), sizes[0])
+        exact = transform(whole, np.random.default_rng(seed))
+        if image.size == whole.size:
+            np.testing.assert_array_equal(ours, exact)
+        assert np.abs(ours - exact).mean() < 0.5  # of a colour's 256 steps
+    assert len(widths) > 2 and max(widths) == 900
+
+
 @pytest.mark.parametrize(
     "augmentation",
     [

@@ -1,11 +1,14 @@
 """The folded network is the same function, with fewer operations."""
 
+from contextlib import nullcontext
+
 import mindcv
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from mindska import kernels
 from mindska.folding import fold
 
 MODELS = ["skanet_nano", "van_tiny", "van_tiny_lska_k23", "sknet26", "sk_resnet18", "sknet29_16x32d"]
@@ -48,6 +51,19 @@ def test_the_same_function(name):
     assert not left
     names = [p.name for p in net.get_parameters()]
     assert len(set(names)) == len(names) and not any("layer_scale" in name for name in names)
+
+
+@pytest.mark.parametrize("folded_plain", [True, False])
+@pytest.mark.parametrize("name", ["skanet_nano", "van_tiny_lska_k7", "sknet26"])
+def test_with_plain_operators(name, folded_plain):
+    """As exports are folded; and a network of plain operators that is folded where others can be had."""
+    with kernels.plain():
+        net = settled(name)
+    before = outputs(net, (64, 64))
+    with kernels.plain() if folded_plain else nullcontext():
+        fold(net)
+    for ours, expected in zip(outputs(net, (64, 64)), before):
+        assert np.sqrt(np.mean((ours - expected) ** 2)) < 1e-4 * expected.std()
 
 
 def test_features_and_graph_mode():

@@ -20,7 +20,7 @@ import numpy as np
 from mindspore.dataset import GeneratorDataset, config
 from PIL import Image
 
-from .datasets import DataError, Dataset
+from .datasets import DataError, Dataset, Enough
 from .mixing import Mixing
 from .transforms import EvalTransform, TrainTransform
 
@@ -166,17 +166,25 @@ class TrainLoader:
 
     def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, int, np.ndarray]:
         epoch, position, index = where
-        rng = np.random.default_rng([self.seed, SAMPLE, epoch, position])
         noise = np.random.default_rng([self.seed, NOISE, epoch, position]).random(self.noise_size, np.float32)
-        image, index = self._load(epoch, position, index)
-        return self.transform(image, rng), self.dataset.labels[index], noise
+        whole: list[tuple[int, int]] = []
 
-    def _load(self, epoch: int, position: int, index: int) -> tuple[Image.Image, int]:
+        def rng() -> np.random.Generator:
+            return np.random.default_rng([self.seed, SAMPLE, epoch, position])
+
+        def enough(size: tuple[int, int]) -> tuple[int, int]:
+            whole[:] = [size]
+            return self.transform.enough(size, rng())
+
+        image, index = self._load(epoch, position, index, enough)
+        return self.transform(image, rng(), whole[0] if whole else None), self.dataset.labels[index], noise
+
+    def _load(self, epoch: int, position: int, index: int, enough: Enough) -> tuple[Image.Image, int]:
         """Image `index`, or one in its place, and which it is."""
         others = None
         for _ in range(REPLACEMENTS):
             try:
-                return self.dataset.load(index), index
+                return self.dataset.load(index, enough), index
             except DataError as error:
                 self.damaged.note(self.dataset.describe(index), error)
             others = others or np.random.default_rng([self.seed, REPLACEMENT, epoch, position])

@@ -24,6 +24,9 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP_ATTEMPTS = 10
+# A large crop may be decoded smaller, but not below so many times the network's input: resizing it then gives nearly
+# the same pixels (Pillow's own choice for thumbnails).
+DECODING_GAP = 2.0
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,21 @@ class TrainTransform:
         jitter = augmentation.color_jitter
         self.jitter = jitter * 3 if jitter is not None and len(jitter) == 1 else jitter
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def enough(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """The size of an image that is enough for the crop that an equal generator will choose: (width, height)."""
+        if self.augmentation.pad_crop:
+            return size
+        _, _, w, h = self._box(size, rng)
+        height, width = self.preprocessing.image_size
+        smaller = min(1.0, DECODING_GAP * max(width / w, height / h))
+        return math.ceil(size[0] * smaller), math.ceil(size[1] * smaller)
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator, size: Optional[tuple[int, int]] = None
+    ) -> np.ndarray:
+        """`size`: (width, height) of the whole image, where a smaller one was decoded (see `enough`)."""
         options = self.augmentation
-        image = self._pad_crop(image, rng) if options.pad_crop else self._resized_crop(image, rng)
+        image = self._pad_crop(image, rng) if options.pad_crop else self._resized_crop(image, rng, size or image.size)
         if rng.random() < options.hflip:
             image = ImageOps.mirror(image)
         if rng.random() < options.vflip:
@@ -158,22 +173,28 @@ class TrainTransform:
             self._erase(array, rng)
         return array
 
-    def _resized_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """A crop of random area and aspect ratio, resized (Szegedy et al., 2015, as in timm)."""
-        width, height = image.size
+    def _box(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A crop of random area and aspect ratio (Szegedy et al., 2015, as in timm): left, top, width, height."""
+        width, height = size
         low, high = np.log(self.augmentation.ratio)
         for _ in range(CROP_ATTEMPTS):
             area = width * height * rng.uniform(*self.augmentation.scale)
             ratio = math.exp(rng.uniform(low, high))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-                break
-        else:  # a very long image: the largest central crop of an allowed ratio
-            least, most = self.augmentation.ratio
-            w, h = min(width, round(height * most)), min(height, round(width / least))
-            left, top = (width - w) // 2, (height - h) // 2
-        return self._resize(image.crop((left, top, left + w, top + h)))
+                return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+        # A very long image: the largest central crop of an allowed ratio.
+        least, most = self.augmentation.ratio
+        w, h = min(width, round(height * most)), min(height, round(width / least))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+    def _resized_crop(self, image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+        left, top, w, h = self._box(size, rng)
+        if image.size == size:
+            return self._resize(image.crop((left, top, left + w, top + h)))
+        times = round(size[0] / image.width)  # 2, 4 or 8; the smaller image's last pixels may lie half outside
+        box = (left / times, top / times, (left + w) / times, (top + h) / times)
+        return image.resize(self.preprocessing.image_size[::-1], self.filter, box)
 
     def _pad_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """A crop of the image's own size out of the padded image (as usual for CIFAR)."""

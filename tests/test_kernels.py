@@ -466,6 +466,7 @@ def test_mixed_precision_of_a_layer_of_float32(layer, level):
         p.set_data(value), q.set_data(value)
     for net in (plain, ours):
         ms.amp.auto_mixed_precision(net, level)
+        net.set_train(False)
     assert ours(x).dtype == ms.float16
     np.testing.assert_array_equal(ours(x).asnumpy(), plain(x).asnumpy())
 

@@ -25,7 +25,8 @@ class Operator(nn.Cell):
     def add_flags_recursive(self, **flags) -> nn.Cell:
         # The levels of mixed precision O2 and O3 set these on every cell of a network. In PyNative mode the inputs of
         # each operator are turned afterwards, where no layer sees it.
-        self.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
+        if "fp16" in flags or "bf16" in flags:  # others come this way as well: `training`
+            self.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
         return super().add_flags_recursive(**flags)
 
     def takes(self, x: Tensor) -> bool:

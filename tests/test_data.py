@@ -584,7 +584,7 @@ def test_leaving_early_ends_the_workers(train_set):
 
 def test_batches_are_made_ahead_but_not_without_bound(train_set):
     loaded, load = [], train_set.load
-    train_set.load = lambda index: loaded.append(index) or load(index)
+    train_set.load = lambda index, enough: loaded.append(index) or load(index)
     batches = loader(train_set).batches(0, 50)
     next(batches)
     assert wait_until(lambda: len(loaded) >= 8), "nothing is prepared while the network trains"

@@ -398,7 +398,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--scaling", action="store_true", help="cost against size, batch and ranks instead")
-    parser.add_argument("--starts", action="store_true", help="the first step of a first and of a second start instead")
+    parser.add_argument("--starts", action="store_true", help="forward and train in a first and a second start instead")
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -21,6 +21,7 @@ class DataError(UserError, ValueError):
     """Data that is missing or unreadable; the message names the path and what was expected."""
 
 
+# From an image's (width, height) in pixels to the size that is enough for its user.
 Enough = Callable[[tuple[int, int]], tuple[int, int]]
 HEADERS = 10  # images of a class of which one must be an image
 

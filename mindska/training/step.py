@@ -132,10 +132,8 @@ class TrainStep(nn.Cell):
         self.all_reduce = ops.AllReduce() if world_size > 1 else None
         self.hyper_map = ops.HyperMap()
         # Whether gradients are ever multiplied before the update: thousands of small operators, which cost their start.
-        self.scales = options != replace(
-            options, clip_value=None, accumulation=1, loss_scale=1.0, dynamic_loss_scale=False
-        )
-        self.scales = self.scales or world_size > 1
+        unscaled = replace(options, clip_value=None, accumulation=1, loss_scale=1.0, dynamic_loss_scale=False)
+        self.scales = world_size > 1 or options != unscaled
         self.square_sum = kernels.square_sum() or SquareSum()
 
         self.loss_scale = Parameter(Tensor(options.loss_scale, ms.float32), name="loss_scale", requires_grad=False)

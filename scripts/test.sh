@@ -9,4 +9,4 @@ install_into_venv ".[test]"
 ruff check .
 ruff format --check .
 # More processes than the two cores that it is made for: half of the time a test waits for the ranks that it started.
-python -m pytest -n 3 --dist loadfile "$@"
+python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,11 +1,14 @@
 """Graphs kept from one process to the next: faster, the same figures, and never the wrong one."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from commands import ROOT
+
+from mindska import kernels
 
 PROGRAM = ROOT / "tests" / "programs" / "cached.py"
 
@@ -13,6 +16,8 @@ PROGRAM = ROOT / "tests" / "programs" / "cached.py"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs the program; what it printed, and the names of the graphs that are kept then."""
+    for library in kernels.libraries():  # building them again would take longer than all the rest
+        shutil.copy(library, tmp_path)
     monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MINDSKA_KERNELS", "off")

@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 COLUMNS = (
     "step", "epoch", "loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss"
 )  # fmt: skip
@@ -23,6 +21,8 @@ class RunRecord:
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
+        from tensorboardX import SummaryWriter  # imports PyTorch where there is one: a second, for one rank only
+
         self.path, self.log_path, self.curves = folder / "metrics.csv", folder / "train.log", folder / "curves.png"
         self.rows = [row for row in self._read() if int(row["step"]) <= resumed_step]
         temporary = folder / ".metrics.tmp.csv"

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from . import kernels
-from .models.layers.blocks import BatchNorm2d, Block, GroupedConv, NoNorm, PatchEmbed, PointwiseConv
+from .models.layers.blocks import BatchNorm2d, Block, FusingConv, NoNorm, PatchEmbed
 from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
 from .models.sknet import ConvNorm
@@ -80,9 +80,9 @@ class FoldedBlock(nn.Cell):
         self.proj_1 = _before(attention.proj_1, norm1)
         # x + scale1 * (norm1(x) + proj_2(...)) is x * shortcut + proj_2'(...)
         self.shortcut = Parameter(Tensor(1 + scale1 * norm1[0], ms.float32), requires_grad=False)
-        self.residual, self.none = block.residual, block.none
+        self.residual, self.none, self.one = block.residual, block.none, block.one
         self.proj_2 = _after(projected, (scale1, scale1 * norm1[1]))
-        self.ones, self.one = Tensor(np.ones(len(scale1), np.float32)), Tensor(np.ones(1, np.float32))
+        self.ones = Tensor(np.ones(len(scale1), np.float32))
         self.mlp = block.mlp
         self.mlp.fc1 = _before(block.mlp.fc1, _affine(block.norm2))
         self.mlp.fc2 = _after(block.mlp.fc2, (scale2, zeros))
@@ -91,9 +91,9 @@ class FoldedBlock(nn.Cell):
         if self.residual is not None and self.proj_1.fuses(x):
             shortcut = self.residual(x, self.none, self.none, self.shortcut, self.one)
             x = self.proj_2.then(self.spatial(self.proj_1.then(x)), shortcut)
-        else:
-            x = x * self.shortcut.reshape(-1, 1, 1) + self.proj_2(self.spatial(self.act(self.proj_1(x))))
-        return self.mlp.add_to(x, x, self.ones)
+            return self.mlp.add_to(x, x, self.ones)
+        x = x * self.shortcut.reshape(-1, 1, 1) + self.proj_2(self.spatial(self.act(self.proj_1(x))))
+        return x + self.mlp(x)
 
 
 def _array(parameter: Parameter) -> np.ndarray:
@@ -136,16 +136,16 @@ def _no_norm(norm: BatchNorm2d) -> NoNorm:
 
 def _like(conv: nn.Conv2d, weight: np.ndarray, bias: np.ndarray) -> nn.Conv2d:
     """A convolution of the same geometry with other values."""
-    own = {"then": conv.after} if isinstance(conv, (PointwiseConv, GroupedConv)) else {}
+    own = {"then": conv.after} if isinstance(conv, FusingConv) else {}
     return type(conv)(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
-        conv.stride,
+        conv.stride[0],
         conv.pad_mode,
         conv.padding,
-        conv.dilation,
-        conv.group,
+        dilation=conv.dilation[0],
+        group=conv.group,
         has_bias=True,
         weight_init=Tensor(weight, ms.float32),
         bias_init=Tensor(bias, ms.float32),

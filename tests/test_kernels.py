@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from mindska import kernels
 from mindska.errors import SettingError
 from mindska.kernels import build, operators
-from mindska.models.layers.blocks import GELU, ConvMlp, DepthwiseConv, GroupedConv, PointwiseConv, conv
+from mindska.models.layers.blocks import GELU, ConvMlp, DepthwiseConv, PointwiseConv, SpatialConv, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
 
 pytestmark = pytest.mark.skipif(bool(kernels._why_not()), reason="no C++ compiler")
@@ -184,6 +184,27 @@ def test_what_follows_a_pointwise_convolution(kind, batch, cin, cout, height, wi
     )
 
 
+@pytest.mark.parametrize("outputs, channels", [(1, 1), (7, 33), (64, 16)])
+def test_a_norm_goes_into_the_convolution_behind_it(outputs, channels):
+    """Both operators, and their gradients: the weight and bias of the two in one, times what they get."""
+    arrays = [
+        random(outputs, channels, 1, 1), random(outputs, seed=1), random(channels, seed=2), random(channels, seed=3),
+        random(channels, seed=4), np.abs(random(channels, seed=5)) + 0.5,
+    ]  # fmt: skip
+    affine, behind = kernels.affine_of_norm(1e-5), kernels.behind()
+
+    def ours(weight, bias, gamma, beta, mean, variance):
+        new_weight, new_bias = behind(weight, bias, *affine(gamma, beta, mean, variance))
+        return ms.ops.concat((new_weight.reshape(outputs, channels), new_bias.reshape(outputs, 1)), 1)
+
+    def reference(weight, bias, gamma, beta, mean, variance):
+        scale = gamma / (variance + 1e-5).sqrt()
+        flat = weight.reshape(outputs, channels)
+        return torch.cat((flat * scale, (bias + flat @ (beta - mean * scale)).reshape(outputs, 1)), 1)
+
+    compare(ours, reference, arrays, max(outputs, channels) * 4)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 9, 21), (3, 2, 40, 3)])
 def test_depthwise_gelu(batch, channels, height, width, training):
@@ -298,6 +319,33 @@ def test_grouped(batch, cin, cout, height, width, groups, side, dilation, relu):
     compare(kernels.grouped(dilation, relu), reference, arrays, terms)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    "batch, cin, cout, height, width, side, stride, dilation",
+    [
+        (2, 3, 8, 33, 20, 7, 4, 1),
+        (1, 1, 1, 1, 1, 3, 2, 1),
+        (3, 8, 12, 9, 8, 3, 2, 2),
+        (2, 20, 90, 1, 70, 1, 2, 1),
+        (70, 6, 6, 3, 2, 3, 4, 1),
+        (1, 6, 5, 2, 100, 5, 3, 3),
+        (2, 90, 4, 40, 30, 3, 2, 1),
+    ],
+    ids=str,
+)
+def test_strided(batch, cin, cout, height, width, side, stride, dilation, relu):
+    def reference(x, weight, bias):
+        y = torch.nn.functional.conv2d(x, weight, bias, **options)
+        return y.relu() if relu else y
+
+    arrays = [
+        random(batch, cin, height, width), random(cout, cin, side, side, seed=1), random(cout, seed=2),
+    ]  # fmt: skip
+    options = dict(stride=stride, padding=dilation * (side // 2), dilation=dilation)
+    terms = max(max(cin, cout) * side**2, batch * height * width)
+    compare(kernels.strided(stride, dilation, relu), reference, arrays, terms)
+
+
 @pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 7, 7), (3, 4, 33, 20)])
 def test_fuse_and_select(batch, channels, height, width):
     maps = [random(batch, channels, height, width, seed=i) for i in range(2)]
@@ -357,7 +405,9 @@ def test_a_layer_is_depthwise_where_it_can_be():
     assert isinstance(conv(4, 4, 3, group=4), DepthwiseConv) and conv(4, 4, 3, group=4).kernel is not None
     for other in (conv(4, 4, 3), conv(4, 4, (3, 1), group=2), conv(4, 4, 3, 2, group=4)):
         assert type(other) is nn.Conv2d
-    assert isinstance(conv(4, 8, 3, group=4), GroupedConv) and isinstance(conv(4, 8), PointwiseConv)
+    for other in (conv(4, 8, 3, group=4), conv(4, 8, 3, 2)):
+        assert isinstance(other, SpatialConv)
+    assert isinstance(conv(4, 8), PointwiseConv)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -449,10 +499,11 @@ def test_half_precision_takes_the_plain_operators():
         lambda: conv(8, 12),
         lambda: conv(8, 8, 3, group=8),
         lambda: conv(8, 8, 3, group=2),
+        lambda: conv(8, 12, 3, 2),
         lambda: ConvMlp(8, 16),
         lambda: MaxRelativeConv(8, 4, 1, 1),
     ],
-    ids=["gelu", "pointwise", "depthwise", "grouped", "mlp", "max_relative"],
+    ids=["gelu", "pointwise", "depthwise", "grouped", "strided", "mlp", "max_relative"],
 )
 def test_mixed_precision_of_a_layer_of_float32(layer, level):
     """In PyNative mode each operator's inputs are turned into half precision after the layer saw float32."""

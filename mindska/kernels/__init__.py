@@ -26,8 +26,8 @@ from .build import BuildError, library
 log = logging.getLogger("mindska")
 
 FILES = (
-    "gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "batch_norm", "grouped", "select",
-    "square_sum", "residual", "gate",
+    "gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "batch_norm", "grouped", "strided",
+    "select", "square_sum", "residual", "gate", "fold",
 )  # fmt: skip
 MODES = ("auto", "off", "require")
 _plain_only = 0
@@ -125,6 +125,16 @@ def batch_norm(eps: float, momentum: float, relu: bool = False) -> Optional[nn.C
     return operators.BatchNorm(eps, momentum, relu) if available() else None
 
 
+def affine_of_norm(eps: float) -> Optional[nn.Cell]:
+    """What a batch norm does in evaluation, as a C++ operator, or None; see `operators.AffineOfNorm`."""
+    return operators.AffineOfNorm(eps) if available() else None
+
+
+def behind() -> Optional[nn.Cell]:
+    """A 1x1 convolution behind scale and shift, as a C++ operator, or None; see `operators.Behind`."""
+    return operators.Behind() if available() else None
+
+
 def square_sum() -> Optional[nn.Cell]:
     """The sum of the squares of a tensor as a C++ operator without gradient, or None; see `operators.SquareSum`."""
     return operators.SquareSum() if available() else None
@@ -143,6 +153,11 @@ def gate() -> Optional[nn.Cell]:
 def grouped(dilation: int, relu: bool = False) -> Optional[nn.Cell]:
     """A convolution in groups, with or without ReLU, as a C++ operator, or None; see `operators.Grouped`."""
     return operators.Grouped(dilation, relu) if available() else None
+
+
+def strided(stride: int, dilation: int, relu: bool = False) -> Optional[nn.Cell]:
+    """A convolution with a stride, with or without ReLU, as a C++ operator, or None; see `operators.Strided`."""
+    return operators.Strided(stride, dilation, relu) if available() else None
 
 
 def fuse() -> Optional[nn.Cell]:

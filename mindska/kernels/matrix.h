@@ -3,6 +3,8 @@
 // `multiply` computes weights times maps. Some columns of the maps are copied side by side, so that the innermost loop
 // reads memory in order; that loop keeps a block of the result in registers. `multiply_turned` computes the products of
 // two maps summed over the pixels: the weights' gradient. The order of its sums depends on the shapes alone.
+//
+// A Source of columns is `Maps`, or what has the same members: strided.cc has another.
 #pragma once
 
 #include "simd.h"
@@ -35,6 +37,8 @@ struct Maps {
 
   int64_t columns() const { return batch * pixels; }
   int64_t step() const { return channels * pixels; }  // from one image to the next
+  float *row(int64_t channel) const { return data + channel * pixels; }  // of the first image
+  int64_t target(int64_t pixel) const { return pixel; }  // where a result belongs in its map; -1: nowhere
 };
 
 // Weights (rows, depth), copied in blocks of kRows rows.
@@ -61,60 +65,64 @@ class Weights {
   float *values_;
 };
 
-// Some columns in the order of images and pixels.
+// Some columns of a source, in the order of images and pixels.
 class Columns {
  public:
-  Columns(const Maps &maps, int64_t first, int64_t count) : count(count), pixels_(maps.pixels) {
-    int64_t image = first / maps.pixels, pixel = first % maps.pixels;
+  template <typename Source>
+  Columns(const Source &source, int64_t first, int64_t count) : count(count) {
+    int64_t image = first / source.pixels, pixel = first % source.pixels;
     for (int64_t i = 0; i < count; ++i) {
       image_[i] = image;
       pixel_[i] = pixel;
-      if (++pixel == maps.pixels) pixel = 0, ++image;
+      target_[i] = source.target(pixel);
+      if (++pixel == source.pixels) pixel = 0, ++image;
+    }
+    for (int v = 0; v < vectors(); ++v) {
+      const int64_t begin = v * kLanes, last = begin + kLanes - 1;
+      whole_[v] = last < count && image_[last] == image_[begin];
+      whole_target_[v] = whole_[v] && target_[begin] >= 0;
+      for (int64_t i = begin; whole_target_[v] && i < last; ++i) whole_target_[v] = target_[i + 1] == target_[i] + 1;
     }
   }
 
   int vectors() const { return static_cast<int>((count + kLanes - 1) / kLanes); }
 
-  // Whether the vector's columns lie side by side.
-  bool whole(int vector) const {
-    const int64_t last = (vector + 1) * kLanes - 1;
-    return last < count && image_[last] == image_[last - kLanes + 1];
-  }
-
-  int64_t offset(const Maps &maps, int64_t column) const { return image_[column] * maps.step() + pixel_[column]; }
-
+  // A vector of results' place in other maps.
   Vec load_vector(const Maps &maps, int64_t channel, int vector) const {
-    const float *from = maps.data + channel * pixels_;
-    if (whole(vector)) return load(from + offset(maps, vector * kLanes));
+    const float *from = maps.row(channel);
+    const int64_t begin = vector * kLanes;
+    if (whole_target_[vector]) return load(from + image_[begin] * maps.step() + target_[begin]);
     Vec v = {};
-    for (int64_t i = vector * kLanes; i < std::min<int64_t>(count, (vector + 1) * kLanes); ++i) {
-      v[i % kLanes] = from[offset(maps, i)];
+    for (int64_t i = begin; i < std::min<int64_t>(count, begin + kLanes); ++i) {
+      if (target_[i] >= 0) v[i - begin] = from[image_[i] * maps.step() + target_[i]];
     }
     return v;
   }
 
   void store_vector(const Maps &maps, int64_t channel, int vector, Vec v) const {
-    float *to = maps.data + channel * pixels_;
-    if (whole(vector)) return store(to + offset(maps, vector * kLanes), v);
-    for (int64_t i = vector * kLanes; i < std::min<int64_t>(count, (vector + 1) * kLanes); ++i) {
-      to[offset(maps, i)] = v[i % kLanes];
+    float *to = maps.row(channel);
+    const int64_t begin = vector * kLanes;
+    if (whole_target_[vector]) return store(to + image_[begin] * maps.step() + target_[begin], v);
+    for (int64_t i = begin; i < std::min<int64_t>(count, begin + kLanes); ++i) {
+      if (target_[i] >= 0) to[image_[i] * maps.step() + target_[i]] = v[i - begin];
     }
   }
 
-  // Copies channels [0, depth) of N vectors from `vector` on side by side.
-  template <int N>
-  void copy(const Maps &maps, int64_t depth, int vector, float *to) const {
-    bool all = true;
-    for (int j = 0; j < N; ++j) all = all && whole(vector + j);
-    if (all) {
-      const float *from[N];
-      for (int j = 0; j < N; ++j) from[j] = maps.data + offset(maps, (vector + j) * kLanes);
+  // Copies rows [0, depth) of N vectors from `vector` on side by side.
+  template <int N, typename Source>
+  void copy(const Source &source, int64_t depth, int vector, float *to) const {
+    const int64_t begin = vector * kLanes;
+    if (std::all_of(whole_ + vector, whole_ + vector + N, [](bool whole) { return whole; })) {
+      int64_t from[N];
+      for (int j = 0; j < N; ++j) from[j] = offset(source, begin + j * kLanes);
       for (int64_t k = 0; k < depth; ++k, to += N * kLanes) {
-        for (int j = 0; j < N; ++j) store(to + j * kLanes, load(from[j] + k * pixels_));
+        for (int j = 0; j < N; ++j) store(to + j * kLanes, load(source.row(k) + from[j]));
       }
     } else {
       for (int64_t k = 0; k < depth; ++k, to += N * kLanes) {
-        for (int j = 0; j < N; ++j) store(to + j * kLanes, load_vector(maps, k, vector + j));
+        for (int64_t i = 0; i < N * kLanes; ++i) {
+          to[i] = begin + i < count ? source.row(k)[offset(source, begin + i)] : 0;
+        }
       }
     }
   }
@@ -122,7 +130,14 @@ class Columns {
   const int64_t count;
 
  private:
-  int64_t pixels_, image_[kTile], pixel_[kTile];
+  template <typename Source>
+  int64_t offset(const Source &source, int64_t column) const {
+    return image_[column] * source.step() + pixel_[column];
+  }
+
+  int64_t image_[kTile], pixel_[kTile], target_[kTile];
+  bool whole_[kTile / kLanes];         // whether a vector's columns lie side by side,
+  bool whole_target_[kTile / kLanes];  // and where its results belong as well
 };
 
 // Adds `depth` products to a block of kRows x N vectors. `stride`: from one row of `right` to the next.
@@ -169,8 +184,8 @@ static inline void blocks(int64_t depth, const float *left, const float *right, 
 
 // Weights times `maps`. finish(columns, row, vector, value) takes a vector of the product. To be called from within
 // a parallel region.
-template <typename Finish>
-static void multiply(const Weights &weights, const Maps &maps, Finish finish) {
+template <typename Source, typename Finish>
+static void multiply(const Weights &weights, const Source &maps, Finish finish) {
   float *buffer = scratch(kCopies, weights.depth * kTile);
   const int64_t panels = (maps.columns() + kColumns - 1) / kColumns;
   const int64_t workers = threads();
@@ -219,14 +234,15 @@ class Rows {
   Strided all() const { return {values_, kStride}; }
 
   // Copies channels [first, last) of the pixels [from, from + count) of all images, these side by side as well.
-  void copy(const Maps &maps, int64_t first, int64_t last, int64_t from, int64_t count) {
+  template <typename Source>
+  void copy(const Source &maps, int64_t first, int64_t last, int64_t from, int64_t count) {
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     for (int64_t channel = first; channel < last; ++channel) {
       float *to = values_ + (channel - first) * kStride;
       int64_t image = from / maps.pixels, pixel = from % maps.pixels;
       for (int64_t done = 0; done < count; ++image, pixel = 0) {
         const int64_t part = std::min(count - done, maps.pixels - pixel);
-        std::memcpy(to + done, maps.data + image * maps.step() + channel * maps.pixels + pixel, part * sizeof(float));
+        std::memcpy(to + done, maps.row(channel) + image * maps.step() + pixel, part * sizeof(float));
         done += part;
       }
       std::fill(to + count, to + padded, 0.0f);
@@ -274,7 +290,8 @@ static inline void all_dots(const Strided &lefts, int64_t rows, const Strided &r
 
 // product[i][j]: the dot product over all pixels of `rows` channels i of `left` and `columns` channels j of `right`;
 // totals[i]: the sum of channel i of `left`. To be called from within a parallel region.
-static void multiply_turned(const Maps &left, int64_t rows, const Maps &right, int64_t columns, float *product,
+template <typename Source>
+static void multiply_turned(const Maps &left, int64_t rows, const Source &right, int64_t columns, float *product,
                             float *totals) {
   const int64_t above = (rows + kTogether - 1) / kTogether, workers = threads();
   int64_t beside = (columns + kTogether - 1) / kTogether;

@@ -264,6 +264,43 @@ class BatchNorm(Operator):
         return dx, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
 
 
+class AffineOfNorm(Operator):
+    """Scale and shift (C,) of a batch norm in evaluation. Inputs: gamma, beta, running mean and variance (C,)."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = Tensor(np.float32([eps]))
+        self.forward = operator("fold", "affine", lambda g, b, m, v, e: (g, g), lambda g, b, m, v, e: (g, g))
+
+    def construct(self, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(gamma, beta, mean, variance, self.eps)
+
+    def bprop(self, gamma, beta, mean, variance, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
+        inverse = 1 / ops.sqrt(variance + self.eps)
+        dscale = dout[0] - mean * dout[1]
+        return dscale * inverse, dout[1], -out[0] * dout[1], -0.5 * dscale * out[0] * inverse * inverse
+
+
+class Behind(Operator):
+    """Weight and bias of the 1x1 convolution of scale * x + shift.
+
+    Inputs: weight (O, C, 1, 1), bias (O,), scale, shift (C,).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = operator("fold", "behind", lambda w, b, s, t: (w, b), lambda w, b, s, t: (w, b))
+
+    def construct(self, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(weight, bias, scale, shift)
+
+    def bprop(self, weight, bias, scale, shift, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
+        dscaled, dbias = dout[0], dout[1].reshape(-1, 1, 1, 1)
+        columns = (1, -1, 1, 1)
+        dweight = dscaled * scale.reshape(columns) + dbias * shift.reshape(columns)
+        return dweight, dout[1], (dscaled * weight).sum((0, 2, 3)), (dbias * weight).sum((0, 2, 3))
+
+
 class SquareSum(Operator):
     """The sum of the squares of a tensor: ()"""
 
@@ -291,6 +328,34 @@ class Grouped(Operator):
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return self.backward(x, weight, self.options, dout * (out > 0) if self.relu else dout)
+
+
+class Strided(Operator):
+    """Convolution with a stride, and ReLU when `relu`: (B, O, H / stride, W / stride), rounded up.
+
+    Inputs: x (B, C, H, W), weight (O, C, K, K), bias (O,).
+    """
+
+    def __init__(self, stride: int, dilation: int, relu: bool) -> None:
+        super().__init__()
+        self.relu, self.options = relu, Tensor(np.int32([stride, dilation, relu]))
+        self.forward = operator(
+            "strided", "strided",
+            lambda x, w, b, o: [x[0], w[0], -(-x[2] // stride), -(-x[3] // stride)], lambda x, w, b, o: x,
+        )  # fmt: skip
+        # Two operators: the first layer of a network needs the weight's gradient only.
+        self.input_gradient = operator("strided", "strided_input_grad", lambda x, w, o, dy: x, lambda x, w, o, dy: x)
+        self.weight_gradient = operator(
+            "strided", "strided_weight_grad", lambda x, w, o, dy: (w, [w[0]]), lambda x, w, o, dy: (x, x)
+        )
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias, self.options)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        slope = dout * (out > 0) if self.relu else dout
+        dweight, dbias = self.weight_gradient(x, weight, self.options, slope)
+        return self.input_gradient(x, weight, self.options, slope), dweight, dbias
 
 
 class Fuse(Operator):

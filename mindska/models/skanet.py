@@ -15,12 +15,14 @@ both. No plain convention gives the published figure.
 
 from __future__ import annotations
 
+from typing import Optional
+
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
 from .. import kernels
 from .factory import register_variants
-from .layers.blocks import Attention, batch_norm, conv
+from .layers.blocks import Affine, Attention, batch_norm, conv
 from .layers.graph import MaxRelativeConv
 from .layers.pyramid import Pyramid
 
@@ -81,6 +83,10 @@ class SplitKernelAttention(nn.Cell):
         if self.gate is not None and self.gate.takes(gate):
             return self.gate(gate, x)
         return gate * ops.sigmoid(gate) * x
+
+    def before_norm(self, x: Tensor) -> tuple[Tensor, Optional[Affine]]:
+        """The output before the last batch norm, and that norm."""
+        return self.gated(x), self.norm.affine()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(self.gated(x))

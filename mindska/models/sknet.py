@@ -33,7 +33,7 @@ from mindspore.common.initializer import HeNormal, HeUniform, initializer
 from .. import kernels
 from .factory import register_variants
 from .layers.backbone import Backbone
-from .layers.blocks import DropPath, GroupedConv, PointwiseConv, batch_norm, conv
+from .layers.blocks import DropPath, FusingConv, batch_norm, conv
 
 __all__ = ["SKNet"]
 
@@ -50,13 +50,11 @@ class ConvNorm(nn.Cell):
         super().__init__()
         self.conv = conv(cin, cout, has_bias=False, then=then or "relu" * relu, **kwargs)
         self.norm = batch_norm(cout, momentum, relu)
-        self.pointwise, self.grouped = isinstance(self.conv, PointwiseConv), isinstance(self.conv, GroupedConv)
+        self.fusing = isinstance(self.conv, FusingConv)
 
     def construct(self, x: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
-        if self.pointwise and self.conv.fuses(x):
+        if self.fusing and self.conv.fuses(x):
             return self.conv.then(x, shortcut, self.norm.affine())
-        if self.grouped and shortcut is None and self.conv.fuses(x):
-            return self.conv.then(x, self.norm.affine())
         x = self.norm(self.conv(x))
         return x if shortcut is None else ops.relu(x + shortcut)
 

@@ -6,6 +6,7 @@
 
 #include "batch_norm.cc"
 #include "depthwise.cc"
+#include "fold.cc"
 #include "gate.cc"
 #include "gelu.cc"
 #include "grouped.cc"
@@ -16,6 +17,7 @@
 #include "residual.cc"
 #include "select.cc"
 #include "square_sum.cc"
+#include "strided.cc"
 
 struct Array {
   std::vector<int64_t> shape;
@@ -85,12 +87,26 @@ int main() {
   for (auto &p : products) {
     Array x({p[0], p[1], p[3], p[4]}), y({p[0], p[2], p[3], p[4]}), dx(x.shape), weight({p[2], p[1] / p[5], 1, 1});
     Array bias({p[2]}), dweight(weight.shape), dbias(bias.shape), other(y.shape);
+    Array scale({p[1] / p[5]}), shift(scale.shape), mean(scale.shape), variance(scale.shape), eps({1});
+    run(mindska_affine, scale, shift, mean, variance, eps, mean, variance);
+    run(mindska_behind, weight, bias, scale, shift, dweight, dbias);
     run(mindska_pointwise, x, weight, bias, y);
     run(mindska_pointwise_grad, x, weight, y, dx, dweight, dbias);
     for (int32_t kind = 0; kind < 7; ++kind) {
       Array number = integers({kind});
       run(mindska_pointwise_then, x, weight, bias, dbias, other, number, y);
     }
+  }
+  const int64_t strides[][8] = {  // batch, channels in and out, height, width, kernel, stride, dilation
+      {1, 1, 1, 1, 1, 3, 2, 1}, {2, 3, 8, 33, 20, 7, 4, 1}, {3, 8, 12, 9, 8, 3, 2, 2}, {2, 20, 90, 1, 70, 1, 2, 1},
+      {70, 6, 6, 3, 2, 3, 4, 1}, {1, 6, 5, 2, 100, 5, 3, 3}};
+  for (auto &c : strides) {
+    Array x({c[0], c[1], c[3], c[4]}), y({c[0], c[2], (c[3] + c[6] - 1) / c[6], (c[4] + c[6] - 1) / c[6]}), dx(x.shape);
+    Array weight({c[2], c[1], c[5], c[5]}), bias({c[2]}), dweight(weight.shape), dbias(bias.shape);
+    Array options = integers({static_cast<int32_t>(c[6]), static_cast<int32_t>(c[7]), 1});
+    run(mindska_strided, x, weight, bias, options, y);
+    run(mindska_strided_input_grad, x, weight, options, y, dx);
+    run(mindska_strided_weight_grad, x, weight, options, y, dweight, dbias);
   }
   const int64_t convolutions[][8] = {  // batch, channels in and out, height, width, groups, kernel, dilation
       {1, 4, 6, 1, 1, 2, 3, 2}, {2, 8, 8, 7, 7, 2, 3, 1}, {1, 15, 9, 5, 30, 3, 5, 2}};

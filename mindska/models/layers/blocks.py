@@ -16,6 +16,7 @@ from mindspore.common.initializer import Normal, initializer
 from ... import kernels
 
 LARGE_MAP, LARGE_MAP_IN_TRAINING = 512, 2048  # pixels
+Affine = tuple[Tensor, Tensor]  # scale and shift of each channel, (C,)
 SQRT_HALF = math.sqrt(0.5)
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's momentum 0.1
@@ -27,12 +28,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int, eps: float, momentum: float, relu: bool = False) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
         self.relu = relu
-        self.kernel = kernels.batch_norm(eps, momentum, relu)
+        self.kernel, self.evaluated = kernels.batch_norm(eps, momentum, relu), kernels.affine_of_norm(eps)
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift of each channel, (C,), in evaluation."""
-        scale = self.gamma / ops.sqrt(self.moving_variance + self.eps)
-        return scale, self.beta - self.moving_mean * scale
+    def affine(self) -> Affine:
+        """What it does in evaluation, for inference by operators."""
+        return self.evaluated(self.gamma, self.beta, self.moving_mean, self.moving_variance)
 
     def construct(self, x: Tensor) -> Tensor:
         if self.kernel is not None and self.training and self.kernel.takes(x):
@@ -51,7 +51,7 @@ class NoNorm(nn.Cell):
         self.scale, self.shift = Tensor(np.ones(channels, np.float32)), Tensor(np.zeros(channels, np.float32))
         self.relu = relu
 
-    def affine(self) -> tuple[Tensor, Tensor]:
+    def affine(self) -> Affine:
         return self.scale, self.shift
 
     def construct(self, x: Tensor) -> Tensor:
@@ -76,65 +76,81 @@ class DepthwiseConv(nn.Conv2d):
         return super().construct(x)
 
 
-class PointwiseConv(nn.Conv2d):
+class FusingConv(nn.Conv2d):
+    """A convolution that has its own operators, and in inference one of them for itself and what follows it.
+
+    Args (besides those of `nn.Conv2d`):
+        kernel: the operator of the convolution alone, or None.
+        fused: the operator of `then`, or None.
+        after: what follows in the network.
+    """
+
+    plain = nn.Conv2d.construct  # in graph mode `super()` is that of the instance's own class
+
+    def __init__(self, *args, kernel: Optional[nn.Cell], fused: Optional[nn.Cell], after: str, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernel, self.fused, self.after = kernel, fused, after
+        self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether `then` can be used for x."""
+        return self.fused is not None and not self.training and self.fused.takes(x)
+
+    def then(self, x: Tensor, other: Optional[Tensor] = None, norm: Optional[Affine] = None) -> Tensor:
+        """The convolution, batch norm where there is one, and what follows, with `other`."""
+        raise NotImplementedError
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.kernel.takes(x):
+            return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
+        return self.plain(x)
+
+
+class PointwiseConv(FusingConv):
     """A 1x1 convolution with stride 1, with a bias or not, in groups or not.
 
-    `then` names what follows it in the network (`kernels.operators.THEN`); in inference both can be one operator: see
-    `fuses`.
+    `then` names what follows it in the network: see `kernels.operators.THEN`.
     """
 
     def __init__(self, *args, then: str = "", **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.kernel, self.fused = kernels.pointwise(), kernels.pointwise_then(then)
-        self.after = then
-        self.ones = Tensor(np.ones(self.out_channels, np.float32))
-        self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
+        super().__init__(*args, kernel=kernels.pointwise(), fused=kernels.pointwise_then(then), after=then, **kwargs)
+        self.ones, self.absorbed = Tensor(np.ones(self.out_channels, np.float32)), kernels.behind()
 
-    def fuses(self, x: Tensor) -> bool:
-        """Whether `then` can be used for x."""
-        return self.fused is not None and not self.training and self.fused.takes(x)
+    def behind(self, norm: Affine) -> tuple[Tensor, Tensor]:
+        """Weight (O, C, 1, 1) and bias (O,) of a batch norm and the convolution (of one group) in one."""
+        return self.absorbed(self.weight, self.bias if self.has_bias else self.zeros, norm[0], norm[1])
 
-    def then(self, x: Tensor, other: Optional[Tensor] = None, norm: Optional[tuple[Tensor, Tensor]] = None) -> Tensor:
-        """The convolution, batch norm (its scale and shift) where there is one, and what follows, with `other`."""
-        scale, shift = (self.ones, self.zeros) if norm is None else norm
-        if self.has_bias:
-            shift = self.bias if norm is None else shift + scale * self.bias
-        return self.fused(x, self.weight, scale, shift, self.ones if other is None else other)
-
-    def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.kernel.takes(x):
-            return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
-        return super().construct(x)
+    def then(
+        self, x: Tensor, other: Optional[Tensor] = None, norm: Optional[Affine] = None, before: Optional[Affine] = None
+    ) -> Tensor:
+        """As of `FusingConv`; `before`: a batch norm that x has not seen yet."""
+        if before is None:
+            weight, bias = self.weight, self.bias if self.has_bias else self.zeros
+        else:
+            weight, bias = self.behind(before)
+        scale, shift = (self.ones, bias) if norm is None else (norm[0], norm[1] + norm[0] * bias)
+        return self.fused(x, weight, scale, shift, self.ones if other is None else other)
 
 
-class GroupedConv(nn.Conv2d):
-    """A convolution in groups, with stride 1 and an odd square kernel, whose padding keeps the size.
+class SpatialConv(FusingConv):
+    """A convolution with an odd square kernel, in groups or with a stride, which divides the size.
 
-    `then` ("relu" or nothing) names what follows it in the network; in inference both can be one operator: see `fuses`.
+    `then` names what follows it in the network: "relu", or nothing (all else is left to others).
     """
 
-    def __init__(self, *args, then: str = "", **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.kernel = kernels.grouped(self.dilation[0])
-        self.fused = kernels.grouped(self.dilation[0], relu=True) if then == "relu" else None
-        self.after = then
-        self.zeros = Tensor(np.zeros(self.out_channels, np.float32))
+    def __init__(self, cin: int, cout: int, side, stride: int, *args, dilation=1, then: str = "", **kwargs) -> None:
+        def operator(relu: bool) -> Optional[nn.Cell]:
+            return kernels.grouped(dilation, relu) if stride == 1 else kernels.strided(stride, dilation, relu)
 
-    def fuses(self, x: Tensor) -> bool:
-        """Whether `then` can be used for x."""
-        return self.fused is not None and not self.training and self.fused.takes(x)
+        own = dict(kernel=operator(False), fused=operator(then == "relu") if then in ("", "relu") else None, after=then)
+        super().__init__(cin, cout, side, stride, *args, dilation=dilation, **own, **kwargs)
 
-    def then(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        """The convolution, batch norm (its scale and shift), and what follows."""
+    def then(self, x: Tensor, other: Optional[Tensor] = None, norm: Optional[Affine] = None) -> Tensor:
+        bias = self.bias if self.has_bias else self.zeros
+        if norm is None:
+            return self.fused(x, self.weight, bias)
         scale, shift = norm
-        if self.has_bias:
-            shift = shift + scale * self.bias
-        return self.fused(x, self.weight * scale.reshape(-1, 1, 1, 1), shift)
-
-    def construct(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and self.kernel.takes(x):
-            return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
-        return super().construct(x)
+        return self.fused(x, self.weight * scale.reshape(-1, 1, 1, 1), shift + scale * bias)
 
 
 def conv(
@@ -149,19 +165,22 @@ def conv(
 ) -> nn.Conv2d:
     """Convolution whose padding keeps the size (divided by the stride).
 
-    `kernel`: of both sides, or (height, width). `then`: see `PointwiseConv` and `GroupedConv`.
+    `kernel`: of both sides, or (height, width). `then`: see `PointwiseConv` and `SpatialConv`.
     """
     high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
     vertical, horizontal = dilation * (high - 1) // 2, dilation * (wide - 1) // 2
     padding = vertical if vertical == horizontal else (vertical, vertical, horizontal, horizontal)
     # Weights get their values when the network is complete.
     initial = dict(has_bias=has_bias, weight_init="zeros", bias_init="zeros")
-    depthwise = cin == cout == group and stride == 1 and has_bias
-    pointwise = high == wide == stride == 1
-    grouped = group > 1 and high == wide and stride == 1 and not depthwise
-    if pointwise or grouped:
+    layer = nn.Conv2d
+    if high == wide == stride == 1:
+        layer = PointwiseConv
+    elif cin == cout == group and stride == 1 and has_bias:
+        layer = DepthwiseConv
+    elif high == wide and (group > 1) != (stride > 1):  # where our operators are the faster ones
+        layer = SpatialConv
+    if issubclass(layer, FusingConv):
         initial["then"] = then
-    layer = PointwiseConv if pointwise else DepthwiseConv if depthwise else GroupedConv if grouped else nn.Conv2d
     return layer(cin, cout, (high, wide), stride, "pad", padding, dilation=dilation, group=group, **initial)
 
 
@@ -257,6 +276,8 @@ class PatchEmbed(nn.Cell):
         self.norm = batch_norm(cout)
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.proj.fuses(x):
+            return self.proj.then(x, None, self.norm.affine())
         return self.norm(self.proj(x))
 
 
@@ -268,24 +289,26 @@ class ConvMlp(nn.Cell):
         self.fc1 = conv(dim, hidden)
         self.dwconv = conv(hidden, hidden, 3, group=hidden)
         self.act = GELU()
-        self.fc2 = conv(hidden, dim)
+        self.fc2 = conv(hidden, dim, then="add")
         self.depthwise_gelu, self.whole, self.added = kernels.depthwise_gelu(1), kernels.mlp(), kernels.mlp_added()
 
-    def weights(self) -> tuple[Parameter, ...]:
-        """Weight and bias of the three convolutions."""
+    def weights(self, before: Optional[Affine] = None) -> tuple[Tensor, ...]:
+        """Weight and bias of the three convolutions, the first with the batch norm before it where one is given."""
         fc1, dwconv, fc2 = self.fc1, self.dwconv, self.fc2
-        return fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias
+        weight, bias = (fc1.weight, fc1.bias) if before is None else fc1.behind(before)
+        return weight, bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias
 
     def is_one_operator(self, x: Tensor) -> bool:
         """Whether the hidden maps are so large that keeping them out of the memory is worth computing them again."""
         least = LARGE_MAP_IN_TRAINING if self.training else LARGE_MAP
         return self.whole is not None and self.whole.takes(x) and x.shape[2] * x.shape[3] >= least
 
-    def add_to(self, shortcut: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-        """shortcut + scale * mlp(x), for inference. scale (C,)"""
+    def add_to(self, shortcut: Tensor, x: Tensor, scale: Tensor, before: Optional[Affine] = None) -> Tensor:
+        """shortcut + scale * mlp(x), for inference by operators. scale (C,); `before`: see `PointwiseConv.then`."""
         if self.is_one_operator(x):
-            return self.added(x, *self.weights(), scale, shortcut)
-        return shortcut + scale.reshape(-1, 1, 1) * self.construct(x)
+            return self.added(x, *self.weights(before), scale, shortcut)
+        hidden = self.depthwise_gelu(self.fc1.then(x, None, None, before), self.dwconv.weight, self.dwconv.bias)
+        return self.fc2.then(hidden, shortcut, (scale, self.fc2.zeros))
 
     def construct(self, x: Tensor) -> Tensor:
         if self.is_one_operator(x):
@@ -313,9 +336,12 @@ class Attention(nn.Cell):
         """What is added to the shortcut."""
         return self.proj_2(self.spatial(self.act(self.proj_1(x))))
 
+    def add_to(self, shortcut: Tensor, x: Tensor, norm: Affine, before: Affine) -> Tensor:
+        """shortcut + norm(branch(before(x))), for inference by operators."""
+        attended, last_norm = self.spatial.before_norm(self.proj_1.then(x, None, None, before))
+        return self.proj_2.then(attended, shortcut, norm, last_norm)
+
     def construct(self, x: Tensor) -> Tensor:
-        if self.proj_1.fuses(x):
-            return self.proj_2.then(self.spatial(self.proj_1.then(x)), x)
         return x + self.branch(x)
 
 
@@ -334,25 +360,39 @@ class Block(nn.Cell):
         self.drop_path = DropPath(drop_path)
         self.layer_scale_1 = Parameter(Tensor(np.full(dim, 1e-2, np.float32)), name="layer_scale_1")
         self.layer_scale_2 = Parameter(Tensor(np.full(dim, 1e-2, np.float32)), name="layer_scale_2")
-        self.residual, self.none = kernels.residual(), Tensor(np.zeros(1, np.float32))
+        self.residual = kernels.residual()
+        self.none, self.one = Tensor(np.zeros(1, np.float32)), Tensor(np.ones(1, np.float32))
 
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
-        first = None if uniform is None else uniform[:, 0]
-        second = None if uniform is None else uniform[:, 1]
-        by_operator = self.residual is not None and self.residual.takes(x)
+        if self.residual is None or not self.residual.takes(x):
+            return self._by_plain_operators(x, uniform)
+        return self._trained(x, uniform) if self.training else self._inferred(x)
+
+    def _by_plain_operators(self, x: Tensor, uniform: Optional[Tensor]) -> Tensor:
+        first, second = _decisions(uniform)
+        x = x + self.drop_path(self.layer_scale_1.reshape(-1, 1, 1) * self.attn(self.norm1(x)), first)
+        return x + self.drop_path(self.layer_scale_2.reshape(-1, 1, 1) * self.mlp(self.norm2(x)), second)
+
+    def _trained(self, x: Tensor, uniform: Optional[Tensor]) -> Tensor:
+        first, second = _decisions(uniform)
         y = self.norm1(x)
-        if by_operator and self.training:
-            x = self.residual(self.attn.branch(y), y, x, self.layer_scale_1, self.drop_path.factors(x, first))
-        elif by_operator:
-            x = self.residual(self.attn(y), self.none, x, self.layer_scale_1, self.drop_path.factors(x, first))
-        else:
-            x = x + self.drop_path(self.layer_scale_1.reshape(-1, 1, 1) * self.attn(y), first)
-        y = self.norm2(x)
-        if not self.training:
-            return self.mlp.add_to(x, y, self.layer_scale_2)
-        if by_operator:
-            return self.residual(self.mlp(y), self.none, x, self.layer_scale_2, self.drop_path.factors(x, second))
-        return x + self.drop_path(self.layer_scale_2.reshape(-1, 1, 1) * self.mlp(y), second)
+        x = self.residual(self.attn.branch(y), y, x, self.layer_scale_1, self.drop_path.factors(x, first))
+        y = self.mlp(self.norm2(x))
+        return self.residual(y, self.none, x, self.layer_scale_2, self.drop_path.factors(x, second))
+
+    def _inferred(self, x: Tensor) -> Tensor:
+        """The norms are worked into the weights behind them, which takes less time than norms of whole maps."""
+        weight = self.layer_scale_1
+        scale, shift = self.norm1.affine()
+        # x + weight * (norm1(x) + branch) is x * (1 + weight * scale) + weight * (shift + branch)
+        shortcut = self.residual(x, self.none, self.none, 1 + weight * scale, self.one)
+        x = self.attn.add_to(shortcut, x, (weight, weight * shift), (scale, shift))
+        return self.mlp.add_to(x, x, self.layer_scale_2, self.norm2.affine())
+
+
+def _decisions(uniform: Optional[Tensor]) -> tuple[Optional[Tensor], Optional[Tensor]]:
+    """The numbers of either stochastic depth."""
+    return (None, None) if uniform is None else (uniform[:, 0], uniform[:, 1])
 
 
 def init_weights(net: nn.Cell) -> None:

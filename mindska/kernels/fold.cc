@@ -1,0 +1,34 @@
+// Batch norms in inference, worked into the convolutions next to them: sums over weights, not over maps. As plain operators
+// they are a dozen of very small ones, each of which takes longer to start than to run.
+#include "simd.h"
+
+// Inputs gamma, beta, mean, variance (C,), eps (1,); outputs scale, shift (C,).
+MINDSKA_OPERATOR(mindska_affine) {
+  const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
+  float *scale = static_cast<float *>(params[5]), *shift = static_cast<float *>(params[6]);
+  for (int64_t c = 0; c < shapes[0][0]; ++c) {
+    scale[c] = input(0)[c] / std::sqrt(input(3)[c] + input(4)[0]);
+    shift[c] = input(1)[c] - input(2)[c] * scale[c];
+  }
+  return 0;
+}
+
+// Inputs weight (O, C, 1, 1), bias (O,), scale, shift (C,); outputs weight and bias of the convolution of scale * x + shift.
+MINDSKA_OPERATOR(mindska_behind) {
+  using namespace mindska;
+  const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
+  const int64_t outputs = shapes[0][0], channels = shapes[0][1];
+  float *weight = static_cast<float *>(params[4]), *bias = static_cast<float *>(params[5]);
+#pragma omp parallel for schedule(static)
+  for (int64_t o = 0; o < outputs; ++o) {
+    const float *from = input(0) + o * channels;
+    Vec total = {};
+    for_each_vector(channels, [&](int64_t i, int n) {
+      const Vec values = load_some(from + i, n);
+      store_some(weight + o * channels + i, values * load_some(input(2) + i, n), n);
+      total += values * load_some(input(3) + i, n);
+    });
+    bias[o] = input(1)[o] + sum(total);
+  }
+  return 0;
+}

@@ -270,12 +270,13 @@ def test_gate_and_residual_of_nan_and_infinity():
     np.testing.assert_array_equal(kernels.residual()(Tensor(maps), nothing, nothing, ones, ones).asnumpy(), maps)
 
 
-@pytest.mark.parametrize("size", [1, 17, 1 << 16, (1 << 16) + 5, 300_000])
-def test_square_sum(size):
-    x = random(size)
-    np.testing.assert_allclose(kernels.square_sum()(Tensor(x)).asnumpy(), (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
-    x[-1] = np.nan
-    assert np.isnan(kernels.square_sum()(Tensor(x)).asnumpy())
+@pytest.mark.parametrize("sizes", [[1], [17, 1 << 16], [(1 << 16) + 5, 3, 300_000, 1]], ids=str)
+def test_square_sum(sizes):
+    arrays = [random(size) for size in sizes]
+    exact = sum((array.astype(np.float64) ** 2).sum() for array in arrays)
+    np.testing.assert_allclose(kernels.square_sum()([Tensor(a) for a in arrays]).asnumpy(), exact, rtol=1e-6)
+    arrays[-1][-1] = np.nan
+    assert np.isnan(kernels.square_sum()([Tensor(a) for a in arrays]).asnumpy())
 
 
 @pytest.mark.parametrize("relu", [False, True])

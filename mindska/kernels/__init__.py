@@ -136,7 +136,7 @@ def behind() -> Optional[nn.Cell]:
 
 
 def square_sum() -> Optional[nn.Cell]:
-    """The sum of the squares of a tensor as a C++ operator without gradient, or None; see `operators.SquareSum`."""
+    """The sum of the squares of tensors as a C++ operator without gradient, or None; see `operators.SquareSum`."""
     return operators.SquareSum() if available() else None
 
 

@@ -302,14 +302,14 @@ class Behind(Operator):
 
 
 class SquareSum(Operator):
-    """The sum of the squares of a tensor: ()"""
+    """The sum of the squares of tensors, one operator for all of them: (...,), ... -> ()"""
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("square_sum", "square_sum", lambda x: [1], lambda x: x)
+        self.forward = operator("square_sum", "square_sum", lambda *xs: [1], lambda *xs: xs[0])
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.forward(x).reshape(())
+    def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        return self.forward(*tensors).reshape(())
 
 
 class Grouped(Operator):

@@ -47,16 +47,24 @@ def _clear_tensor(target):
     return ops.assign(target, ops.zeros_like(target))
 
 
-@_square_sum.register("Function", "Tensor")
-def _square_sum_tensor(kernel, gradient):
-    return kernel(gradient.astype(ms.float32))
+@_square_sum.register("Tensor")
+def _square_sum_tensor(gradient):
+    wide = gradient.astype(ms.float32)
+    return (wide * wide).sum()
 
 
 class SquareSum(nn.Cell):
-    """The sum of the squares of a tensor in float32: ()"""
+    """The sum of the squares of tensors of the types of `like`, in float32: (...,), ... -> ()"""
 
-    def construct(self, x: Tensor) -> Tensor:
-        return (x * x).sum()
+    def __init__(self, like: tuple[Parameter, ...]) -> None:
+        super().__init__(auto_prefix=False)
+        self.kernel = kernels.square_sum() if all(p.dtype == ms.float32 for p in like) else None
+        self.hyper_map = ops.HyperMap()
+
+    def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(tensors)
+        return ops.addn(self.hyper_map(_square_sum, tensors))
 
 
 @_scale.register("Tensor", "Tensor")
@@ -134,7 +142,7 @@ class TrainStep(nn.Cell):
         # Whether gradients are ever multiplied before the update: thousands of small operators, which cost their start.
         unscaled = replace(options, clip_value=None, accumulation=1, loss_scale=1.0, dynamic_loss_scale=False)
         self.scales = world_size > 1 or options != unscaled
-        self.square_sum = kernels.square_sum() or SquareSum()
+        self.square_sum = SquareSum(self.weights)
 
         self.loss_scale = Parameter(Tensor(options.loss_scale, ms.float32), name="loss_scale", requires_grad=False)
         self.good_steps = Parameter(Tensor(0, ms.int32), name="good_steps", requires_grad=False)
@@ -179,7 +187,7 @@ class TrainStep(nn.Cell):
         if self.world_size > 1:
             gradients = self.hyper_map(ops.partial(_all_reduce, self.all_reduce), gradients)
         divisor = self.loss_scale * (self.world_size * self.options.accumulation)
-        norm = ops.sqrt(ops.addn(self.hyper_map(ops.partial(_square_sum, self.square_sum), gradients))) / divisor
+        norm = ops.sqrt(self.square_sum(gradients)) / divisor
         # The norm is finite only if every gradient is; after the reduction all ranks see the same.
         finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         factor = 1.0 / divisor

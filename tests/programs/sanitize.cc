@@ -52,7 +52,7 @@ int main() {
     Array x({size}), dy({size}), y({size});
     Array total({1});
     run(mindska_gelu, x, y);
-    run(mindska_square_sum, x, total);
+    run(mindska_square_sum, x, total, x, total);
     run(mindska_gelu_grad, x, dy, y);
     Array dx({size});
     run(mindska_gate, x, dy, y);

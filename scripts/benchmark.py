@@ -33,6 +33,7 @@ REFERENCES = ROOT / "tests" / "parity"
 MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
 WHAT = ("forward", "folded", "train")
 PHOTOS = (500, 375), (4000, 3000)  # as in ImageNet, and of a telephone
+WARM_UP = 6  # steps: so long MindSpore's operators try how many threads suit them
 SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
 
 
@@ -251,11 +252,13 @@ def measure(variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
     for variant in variants:
         print(f"  starting {variant.name} ({variant.model}, {variant.what}) ...", file=sys.stderr, flush=True)
         workers.append(Worker(variant))
-    for _ in range(rounds + 1):
+    for worker in workers:
+        for _ in range(WARM_UP):
+            worker.run()
+        worker.seconds.clear()
+    for _ in range(rounds):
         for worker in workers:
             worker.run()
-    for worker in workers:
-        del worker.seconds[0]  # warms up
     return [worker.close() for worker in workers]
 
 
@@ -327,21 +330,22 @@ def starts(variants: list[Variant]) -> list[dict[str, Any]]:
         os.environ["MINDSKA_CACHE"] = folder
         subprocess.run([sys.executable, "-c", "from mindska import kernels; kernels.libraries()"], check=True)
         for variant in variants:
-            print(f"  starting {variant.model} ({variant.what}) twice ...", file=sys.stderr, flush=True)
+            print(f"  starting {variant.name} ({variant.model}, {variant.what}) twice ...", file=sys.stderr, flush=True)
             seconds = []
             for _ in range(2):
                 worker = Worker(variant)
                 seconds.append(worker.first)
                 worker.end()
-            results.append(dict(asdict(variant), first=seconds[0], second=seconds[1]))
+            results.append(dict(asdict(variant), name=variant.name, first=seconds[0], second=seconds[1]))
     return results
 
 
 def starts_table(results: list[dict[str, Any]]) -> str:
     """The results of `starts` as Markdown."""
-    lines = ["| model | step | first start | second start |", "|---|---|---|---|"]
+    lines = ["| model | step | variant | first start | second start |", "|---|---|---|---|---|"]
     for r in results:
-        lines.append(f"| `{r['model']}` | {r['what']} | {r['first']:.1f} s | {r['second']:.1f} s |")
+        step = "train" if r["what"] == "train" else "forward"
+        lines.append(f"| `{r['model']}` | {step} | {r['name']} | {r['first']:.1f} s | {r['second']:.1f} s |")
     return "\n".join(lines)
 
 
@@ -380,6 +384,14 @@ def loader_rate(photo: tuple[int, int], rounds: int) -> float:
     return 4 * 32 / statistics.median(seconds[1:])
 
 
+def ours(model: str, options: argparse.Namespace, what: tuple[str, ...] = WHAT, **further: Any) -> list[Variant]:
+    """Our variants of a model that are asked for, among the steps `what`."""
+    size = options.image_resize or own_size(model)
+    kernels = {"on": [True], "off": [False], "both": [True, False]}[options.kernels]
+    asked = [step for step in what if step in options.what]
+    return [Variant("mindska", model, step, size, options.batch, on, **further) for step in asked for on in kernels]
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -394,11 +406,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--kernels", choices=("on", "off", "both"), default="both", help="C++ operators (default: both)"
     )
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="steps of each variant (default: 7)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="steps of each variant, not with --starts (default: 7)"
+    )
     parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--scaling", action="store_true", help="cost against size, batch and ranks instead")
-    parser.add_argument("--starts", action="store_true", help="forward and train in a first and a second start instead")
+    parser.add_argument("--starts", action="store_true", help="first step of a first and a second start instead")
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -417,9 +431,7 @@ def main() -> None:
         return
     machine = f"{platform.machine()}, {cores()} cores"
     if options.starts:
-        sizes = {model: options.image_resize or own_size(model) for model in options.models}
-        cases = [(model, what, sizes[model]) for model in options.models for what in options.what if what != "folded"]
-        results = starts([Variant("mindska", *case, options.batch, cached=True) for case in cases])
+        results = starts([variant for model in options.models for variant in ours(model, options, cached=True)])
         text = starts_table(results)
         finish(options, dict(machine=machine, results=results), f"{machine}, without imports\n\n{text}")
         return
@@ -429,17 +441,13 @@ def main() -> None:
         if options.scaling:
             results += scaling(model, options)
             continue
-        size = options.image_resize or own_size(model)
-        kernels = {"on": [True], "off": [False], "both": [True, False]}[options.kernels]
         for group in (("forward", "folded"), ("train",)):
-            asked = [what for what in group if what in options.what]
-            if asked:
+            variants = ours(model, options, group)
+            if variants:
                 others = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
-                variants = [Variant(name, model, group[0], size, options.batch) for name in others]
-                variants += [
-                    Variant("mindska", model, what, size, options.batch, on) for what in asked for on in kernels
-                ]
-                results += measure(variants, options.rounds)
+                first = variants[0]
+                reference = [Variant(name, model, group[0], first.size, first.batch) for name in others]
+                results += measure(reference + variants, options.rounds)
     machine += f", GEMM {2 * rate / 1e9:.0f} GFLOP/s"
     if options.scaling:
         text = scaling_table(results)

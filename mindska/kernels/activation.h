@@ -60,7 +60,7 @@ constexpr int64_t kAtOnce = 1 << 14;  // floats a thread takes at once
 // function(first, count) over the vectors of an array, by all threads.
 template <typename Function>
 static void in_parallel(int64_t size, Function function) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (size > kAlone)
   for (int64_t start = 0; start < size; start += kAtOnce) {
     for_each_vector(std::min(kAtOnce, size - start), [&](int64_t i, int count) { function(start + i, count); });
   }

@@ -44,7 +44,7 @@ MINDSKA_OPERATOR(mindska_batch_norm) {
   const float eps = input(5)[0], momentum = input(5)[1];
   const bool relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
   for (int64_t c = 0; c < shapes[0][1]; ++c) {
     const float *x = input(0) + c * channel.pixels;
     float *y = output(0) + c * channel.pixels;
@@ -79,7 +79,7 @@ MINDSKA_OPERATOR(mindska_batch_norm_grad) {
   const auto output = [&](int i) { return static_cast<float *>(params[7 + i]); };
   const bool relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
   for (int64_t c = 0; c < shapes[0][1]; ++c) {
     const float *x = input(0) + c * channel.pixels, *y = input(4) + c * channel.pixels;
     const float *dy = input(6) + c * channel.pixels;

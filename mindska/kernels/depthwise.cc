@@ -160,7 +160,7 @@ static void for_each_plane(void **params, int64_t **shapes, Function function) {
   const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
   const float *bias = static_cast<float *>(params[2]);
   const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[3]));
-#pragma omp parallel
+#pragma omp parallel if (g.batch * g.channels * g.plane() > kAlone)
   {
     std::vector<float> padded(g.padded());
 #pragma omp for schedule(static)
@@ -178,7 +178,7 @@ static void gradients(const float *x, const int64_t *shape, const float *weight,
   float *dx = static_cast<float *>(outputs[0]), *dweight = static_cast<float *>(outputs[1]);
   float *dbias = static_cast<float *>(outputs[2]);
   const Geometry g(shape, kernel, dilation);
-#pragma omp parallel
+#pragma omp parallel if (g.batch * g.channels * g.plane() > kAlone)
   {
     ChannelGradient gradient(g);
 #pragma omp for schedule(static)
@@ -270,7 +270,7 @@ MINDSKA_OPERATOR(mindska_split_depthwise) {
   float *y = static_cast<float *>(params[6]);
   const Split s(shapes[0], shapes[1], shapes[3], static_cast<int32_t *>(params[5]));
   const Geometry *parts[] = {&s.first, &s.second};
-#pragma omp parallel
+#pragma omp parallel if (size_of(shapes[0], 4) > kAlone)
   {
     std::vector<float> padded[] = {std::vector<float>(s.first.padded()), std::vector<float>(s.second.padded())};
 #pragma omp for schedule(dynamic, 4)
@@ -303,7 +303,7 @@ MINDSKA_OPERATOR(mindska_split_depthwise_grad) {
   float *dbiases[] = {static_cast<float *>(params[7]), static_cast<float *>(params[9])};
   const Split s(shapes[0], shapes[1], shapes[2], static_cast<int32_t *>(params[3]));
   const int64_t plane = s.first.plane();
-#pragma omp parallel
+#pragma omp parallel if (size_of(shapes[0], 4) > kAlone)
   {
     ChannelGradient gradients[] = {ChannelGradient(s.first), ChannelGradient(s.second)};
 #pragma omp for schedule(dynamic, 4)

@@ -19,7 +19,7 @@ MINDSKA_OPERATOR(mindska_behind) {
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const int64_t outputs = shapes[0][0], channels = shapes[0][1];
   float *weight = static_cast<float *>(params[4]), *bias = static_cast<float *>(params[5]);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (outputs * channels > kAlone)
   for (int64_t o = 0; o < outputs; ++o) {
     const float *from = input(0) + o * channels;
     Vec total = {};

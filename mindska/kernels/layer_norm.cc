@@ -49,7 +49,7 @@ MINDSKA_OPERATOR(mindska_layer_norm) {
   const float *beta = static_cast<float *>(params[2]), eps = *static_cast<float *>(params[3]);
   float *y = static_cast<float *>(params[4]);
   const int64_t channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3], blocks = (plane + kPixels - 1) / kPixels;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
   for (int64_t task = 0; task < shapes[0][0] * blocks; ++task) {
     const int64_t first = task % blocks * kPixels, at = task / blocks * channels * plane + first;
     const Pixels pixels{channels, plane, static_cast<int>(std::min<int64_t>(kPixels, plane - first))};
@@ -73,7 +73,7 @@ MINDSKA_OPERATOR(mindska_layer_norm_grad) {
   float *dbeta = static_cast<float *>(params[6]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3];
   std::vector<float> sums(batch * channels * 2);  // of each image: for gamma, and for beta
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
   for (int64_t image = 0; image < batch; ++image) {
     std::vector<Vec> own(channels * 2);
     for (int64_t first = 0; first < plane; first += kPixels) {

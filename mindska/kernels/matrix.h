@@ -47,8 +47,8 @@ class Weights {
   // element(row, depth) are the values.
   template <typename Element>
   Weights(int64_t rows, int64_t depth, Element element, Purpose purpose = kWeights)
-      : rows(rows), depth(depth), values_(scratch(purpose, (rows + kRows - 1) / kRows * kRows * depth)) {
-#pragma omp parallel for schedule(static)
+      : rows(rows), depth(depth), values_(scratch(purpose, padded(rows) * depth)) {
+#pragma omp parallel for schedule(static) if (rows * depth > kAlone)
     for (int64_t block = 0; block < rows; block += kRows) {
       float *to = values_ + block * depth;
       for (int64_t k = 0; k < depth; ++k) {
@@ -59,9 +59,19 @@ class Weights {
 
   const float *block(int64_t row) const { return values_ + row * depth; }
 
+  // Some of the rows; `first` is the first of a block.
+  Weights part(int64_t first, int64_t rows) const { return Weights(rows, depth, values_ + first * depth); }
+
+  // Whether a product with so many columns is worth waking other threads for.
+  bool worth(int64_t columns) const { return rows * depth * columns > kAlone * kLanes; }
+
+  static int64_t padded(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
+
   const int64_t rows, depth;
 
  private:
+  Weights(int64_t rows, int64_t depth, float *values) : rows(rows), depth(depth), values_(values) {}
+
   float *values_;
 };
 
@@ -190,7 +200,7 @@ static void multiply(const Weights &weights, const Source &maps, Finish finish) 
   const int64_t panels = (maps.columns() + kColumns - 1) / kColumns;
   const int64_t workers = threads();
   const int64_t tiles = std::min(panels, ((panels + kPanels - 1) / kPanels + workers - 1) / workers * workers);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t first = tile * panels / tiles * kColumns;
     const int64_t end = std::min(maps.columns(), (tile + 1) * panels / tiles * kColumns);
@@ -297,7 +307,7 @@ static void multiply_turned(const Maps &left, int64_t rows, const Source &right,
   int64_t beside = (columns + kTogether - 1) / kTogether;
   while (above * beside % workers && beside < columns) ++beside;
   Rows lefts(kLefts), rights(kRights);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
   for (int64_t task = 0; task < above * beside; ++task) {
     const int64_t first = task / beside * rows / above, last = (task / beside + 1) * rows / above;
     const int64_t from = task % beside * columns / beside, to = (task % beside + 1) * columns / beside;

@@ -322,7 +322,7 @@ MINDSKA_OPERATOR(mindska_mlp_grad) {
   for (int part = 0; part < 6; ++part) {
     float *to = static_cast<float *>(params[8 + part]);
     const size_t size = (slopes[0].*parts[part]).size();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (static_cast<int64_t>(size * slopes.size()) > kAlone)
     for (size_t j = 0; j < size; ++j) {
       float total = 0;
       for (const Slopes &own : slopes) total += (own.*parts[part])[j];

@@ -4,14 +4,39 @@
 
 namespace mindska {
 
-// The operands of one group.
-struct Group {
-  int64_t rows, depth;
+// The sizes and the weights of a 1x1 convolution in groups.
+struct Pointwise {
+  int64_t groups, rows, depth;
   const float *weight;
 
-  Group(const void *weight, const int64_t *shape, int64_t groups, int64_t group)
-      : rows(shape[0] / groups), depth(shape[1]),
-        weight(static_cast<const float *>(weight) + group * (shape[0] / groups) * shape[1]) {}
+  Pointwise(const int64_t *x, const void *weight, const int64_t *shape)
+      : groups(x[1] / shape[1]), rows(shape[0] / groups), depth(shape[1]), weight(static_cast<const float *>(weight)) {}
+
+  // Of all groups; those of one begin at a block.
+  Weights weights() const {
+    const int64_t padded = Weights::padded(rows);
+    return Weights(groups * padded, depth, [=](int64_t row, int64_t k) {
+      return row % padded < rows ? weight[(row / padded * rows + row % padded) * depth + k] : 0;
+    });
+  }
+
+  Weights turned() const {
+    const int64_t padded = Weights::padded(depth);
+    return Weights(groups * padded, rows, [=](int64_t row, int64_t k) {
+      return row % padded < depth ? weight[(row / padded * rows + k) * depth + row % padded] : 0;
+    });
+  }
+
+  // All groups' products. finish(columns, row, vector, value). To be called from within a parallel region.
+  template <typename Finish>
+  void multiply_all(const Weights &weights, int64_t rows, const void *x, const int64_t *shape, Finish finish) const {
+    for (int64_t group = 0; group < groups; ++group) {
+      multiply(weights.part(group * Weights::padded(rows), rows), Maps(x, shape, group * weights.depth),
+               [&](const Columns &columns, int64_t row, int vector, Vec value) {
+                 finish(columns, group * rows + row, vector, value);
+               });
+    }
+  }
 };
 
 }  // namespace mindska
@@ -19,17 +44,14 @@ struct Group {
 // Inputs x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,); outputs y (B, O, H, W).
 MINDSKA_OPERATOR(mindska_pointwise) {
   using namespace mindska;
-  const int64_t groups = shapes[0][1] / shapes[1][1];
+  const Pointwise p(shapes[0], params[1], shapes[1]);
   const float *bias = static_cast<float *>(params[2]);
-  for (int64_t group = 0; group < groups; ++group) {
-    const Group g(params[1], shapes[1], groups, group);
-    const Maps x(params[0], shapes[0], group * g.depth), y(params[3], shapes[3], group * g.rows);
-    const Weights weights(g.rows, g.depth, [&](int64_t row, int64_t k) { return g.weight[row * g.depth + k]; });
-#pragma omp parallel
-    multiply(weights, x, [&](const Columns &columns, int64_t row, int vector, Vec value) {
-      columns.store_vector(y, row, vector, value + bias[group * g.rows + row]);
-    });
-  }
+  const Maps y(params[3], shapes[3]);
+  const Weights weights = p.weights();
+#pragma omp parallel if (weights.worth(y.columns()))
+  p.multiply_all(weights, p.rows, params[0], shapes[0], [&](const Columns &columns, int64_t row, int vector, Vec value) {
+    columns.store_vector(y, row, vector, value + bias[row]);
+  });
   return 0;
 }
 
@@ -38,45 +60,39 @@ MINDSKA_OPERATOR(mindska_pointwise) {
 // 5 SiLU(v) * other, 6 v * other.
 MINDSKA_OPERATOR(mindska_pointwise_then) {
   using namespace mindska;
-  const int64_t groups = shapes[0][1] / shapes[1][1];
+  const Pointwise p(shapes[0], params[1], shapes[1]);
   const float *scale = static_cast<float *>(params[2]), *shift = static_cast<float *>(params[3]);
   const int kind = *static_cast<int32_t *>(params[5]);
-  for (int64_t group = 0; group < groups; ++group) {
-    const Group g(params[1], shapes[1], groups, group);
-    const Maps x(params[0], shapes[0], group * g.depth), y(params[6], shapes[6], group * g.rows);
-    const Maps other(params[4], shapes[kind >= 3 ? 4 : 6], group * g.rows);
-    const Weights weights(g.rows, g.depth, [&](int64_t row, int64_t k) { return g.weight[row * g.depth + k]; });
-#pragma omp parallel
-    multiply(weights, x, [&](const Columns &columns, int64_t row, int vector, Vec value) {
-      value = scale[group * g.rows + row] * value + shift[group * g.rows + row];
-      if (kind == 1) value = gelu(value);
-      if (kind == 3 || kind == 4) value += columns.load_vector(other, row, vector);
-      if (kind == 2 || kind == 4) value = value < Vec{} ? Vec{} : value;  // NaN stays NaN
-      if (kind == 5) value = silu(value) * columns.load_vector(other, row, vector);
-      if (kind == 6) value *= columns.load_vector(other, row, vector);
-      columns.store_vector(y, row, vector, value);
-    });
-  }
+  const Maps y(params[6], shapes[6]), other(params[4], shapes[kind >= 3 ? 4 : 6]);
+  const Weights weights = p.weights();
+#pragma omp parallel if (weights.worth(y.columns()))
+  p.multiply_all(weights, p.rows, params[0], shapes[0], [&](const Columns &columns, int64_t row, int vector, Vec value) {
+    value = scale[row] * value + shift[row];
+    if (kind == 1) value = gelu(value);
+    if (kind == 3 || kind == 4) value += columns.load_vector(other, row, vector);
+    if (kind == 2 || kind == 4) value = value < Vec{} ? Vec{} : value;  // NaN stays NaN
+    if (kind == 5) value = silu(value) * columns.load_vector(other, row, vector);
+    if (kind == 6) value *= columns.load_vector(other, row, vector);
+    columns.store_vector(y, row, vector, value);
+  });
   return 0;
 }
 
 // Inputs x, weight, dy; outputs dx, dweight, dbias.
 MINDSKA_OPERATOR(mindska_pointwise_grad) {
   using namespace mindska;
-  const int64_t groups = shapes[0][1] / shapes[1][1];
-  for (int64_t group = 0; group < groups; ++group) {
-    const Group g(params[1], shapes[1], groups, group);
-    const Maps x(params[0], shapes[0], group * g.depth), dx(params[3], shapes[0], group * g.depth);
-    const Maps dy(params[2], shapes[2], group * g.rows);
-    float *dweight = static_cast<float *>(params[4]) + group * g.rows * g.depth;
-    float *dbias = static_cast<float *>(params[5]) + group * g.rows;
-    const Weights turned(g.depth, g.rows, [&](int64_t row, int64_t k) { return g.weight[k * g.depth + row]; });
-#pragma omp parallel
-    {
-      multiply(turned, dy, [&](const Columns &columns, int64_t row, int vector, Vec value) {
-        columns.store_vector(dx, row, vector, value);
-      });
-      multiply_turned(dy, g.rows, x, g.depth, dweight, dbias);
+  const Pointwise p(shapes[0], params[1], shapes[1]);
+  const Maps dx(params[3], shapes[0]);
+  float *dweight = static_cast<float *>(params[4]), *dbias = static_cast<float *>(params[5]);
+  const Weights turned = p.turned();
+#pragma omp parallel if (turned.worth(dx.columns()))
+  {
+    p.multiply_all(turned, p.depth, params[2], shapes[2], [&](const Columns &columns, int64_t row, int vector, Vec value) {
+      columns.store_vector(dx, row, vector, value);
+    });
+    for (int64_t group = 0; group < p.groups; ++group) {
+      const Maps x(params[0], shapes[0], group * p.depth), dy(params[2], shapes[2], group * p.rows);
+      multiply_turned(dy, p.rows, x, p.depth, dweight + group * p.rows * p.depth, dbias + group * p.rows);
     }
   }
   return 0;

@@ -36,7 +36,7 @@ MINDSKA_OPERATOR(mindska_residual) {
   const Branch branch(params, shapes, ndims, 3);
   const float *shortcut = ndims[2] == 4 ? static_cast<float *>(params[2]) : nullptr;
   float *y = static_cast<float *>(params[5]);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (branch.planes * branch.size > kAlone)
   for (int64_t plane = 0; plane < branch.planes; ++plane) {
     const float scale = branch.scale_of(plane), keep = branch.keep_of(plane);
     for_each_vector(branch.size, [&](int64_t pixel, int count) {
@@ -55,7 +55,7 @@ MINDSKA_OPERATOR(mindska_residual_grad) {
   const float *dy = static_cast<float *>(params[4]);
   float *slope = static_cast<float *>(params[5]), *dscale = static_cast<float *>(params[6]);
   std::vector<float> sums(branch.planes);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (branch.planes * branch.size > kAlone)
   for (int64_t plane = 0; plane < branch.planes; ++plane) {
     const float scale = branch.scale_of(plane), keep = branch.keep_of(plane);
     Vec total = {};

@@ -6,7 +6,7 @@ namespace mindska {
 // function(plane) for B * C planes, by all threads.
 template <typename Function>
 static void for_each_plane_of(const int64_t *shape, Function function) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (size_of(shape, 4) > kAlone)
   for (int64_t plane = 0; plane < shape[0] * shape[1]; ++plane) function(plane);
 }
 

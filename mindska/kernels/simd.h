@@ -80,6 +80,9 @@ static inline int64_t size_of(const int64_t *shape, int ndim) {
   return size;
 }
 
+// Numbers to compute up to which one thread is done sooner than others have been woken up.
+constexpr int64_t kAlone = 1 << 15;
+
 static inline int threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();

@@ -131,7 +131,7 @@ struct StridedConvolution {
     const Patches patches{dy, batch, outputs * plane, high * length, length, wide, width, stride,
                           top * width + left, std::move(offsets)};
     if (high <= 0 || wide <= 0) return;
-#pragma omp parallel
+#pragma omp parallel if (weights.worth(patches.columns()))
     multiply(weights, patches, [&](const Columns &columns, int64_t channel, int vector, Vec value) {
       columns.store_vector(dx, channel, vector, value);
     });
@@ -150,7 +150,7 @@ MINDSKA_OPERATOR(mindska_strided) {
   const Maps y(params[4], shapes[4]);
   const Weights weights(c.outputs, c.depth(), [&](int64_t row, int64_t k) { return weight[row * c.depth() + k]; });
   const Patches patches = c.seen(c.sorted(static_cast<float *>(params[0])));
-#pragma omp parallel
+#pragma omp parallel if (weights.worth(patches.columns()))
   multiply(weights, patches, [&](const Columns &columns, int64_t row, int vector, Vec value) {
     value += bias[row];
     if (relu) value = value < Vec{} ? Vec{} : value;  // NaN stays NaN

@@ -523,6 +523,14 @@ def test_mixed_precision_of_a_layer_of_float32(layer, level):
     np.testing.assert_array_equal(ours(x).asnumpy(), plain(x).asnumpy())
 
 
+def test_operators_of_the_same_inputs_and_other_options_have_their_own_shapes():
+    x, weight, bias = Tensor(random(1, 8, 8, 8)), Tensor(random(4, 8, 3, 3)), Tensor(random(4))
+    for stride in (2, 4):
+        assert kernels.strided(stride, 1)(x, weight, bias).shape == (1, 4, 8 // stride, 8 // stride)
+    for k in (4, 5):
+        assert kernels.max_relative(k, 1)(x, x, Tensor(random(64, 64)))[1].shape == (1, 64, k)
+
+
 def test_an_operator_refuses_other_types():
     with pytest.raises(RuntimeError, match="mindska_gelu.* is 2"):
         operators.Gelu()(Tensor(random(100), ms.float16)).asnumpy()

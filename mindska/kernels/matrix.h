@@ -63,7 +63,7 @@ class Weights {
   Weights part(int64_t first, int64_t rows) const { return Weights(rows, depth, values_ + first * depth); }
 
   // Whether a product with so many columns is worth waking other threads for.
-  bool worth(int64_t columns) const { return rows * depth * columns > kAlone * kLanes; }
+  bool worth(int64_t columns) const { return rows * std::max<int64_t>(depth, kLanes) * columns > kAlone * kLanes; }
 
   static int64_t padded(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
 

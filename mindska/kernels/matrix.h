@@ -97,7 +97,7 @@ class Columns {
 
   int vectors() const { return static_cast<int>((count + kLanes - 1) / kLanes); }
 
-  // A vector of results' place in other maps.
+  // What other maps hold where a vector of results belongs.
   Vec load_vector(const Maps &maps, int64_t channel, int vector) const {
     const float *from = maps.row(channel);
     const int64_t begin = vector * kLanes;
@@ -193,7 +193,7 @@ static inline void blocks(int64_t depth, const float *left, const float *right, 
 }
 
 // Weights times `maps`. finish(columns, row, vector, value) takes a vector of the product. To be called from within
-// a parallel region.
+// a parallel region; a thread goes on without waiting for the others.
 template <typename Source, typename Finish>
 static void multiply(const Weights &weights, const Source &maps, Finish finish) {
   float *buffer = scratch(kCopies, weights.depth * kTile);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import getclosurevars
 from typing import Callable
 
 import mindspore as ms
@@ -11,13 +12,13 @@ from mindspore import Tensor, nn, ops
 from .build import library
 
 
-def operator(file: str, name: str, shapes: Callable, types: Callable, **captured: int) -> ops.Custom:
-    """The operator mindska_NAME of FILE.cc. `captured`: what `shapes` depends on besides its arguments."""
+def operator(file: str, name: str, shapes: Callable, types: Callable) -> ops.Custom:
+    """The operator mindska_NAME of FILE.cc; its outputs' shapes and types from its inputs'."""
     made = ops.Custom(f"{library(file)}:mindska_{name}", shapes, types, func_type="aot")
-    for key, value in captured.items():
-        made.add_prim_attr(
-            key, value
-        )  # PyNative mode keeps the shapes of operators with the same attributes and inputs
+    # PyNative mode keeps the shapes of operators with the same attributes and inputs: what else they depend on, such as
+    # a stride, has to be among the attributes.
+    for key, value in getclosurevars(shapes).nonlocals.items():
+        made.add_prim_attr(key, value)
     return made
 
 
@@ -348,7 +349,6 @@ class Strided(Operator):
         self.forward = operator(
             "strided", "strided",
             lambda x, w, b, o: [x[0], w[0], -(-x[2] // stride), -(-x[3] // stride)], lambda x, w, b, o: x,
-            stride=stride,
         )  # fmt: skip
         # Two operators: the first layer of a network needs the weight's gradient only.
         self.input_gradient = operator("strided", "strided_input_grad", lambda x, w, o, dy: x, lambda x, w, o, dy: x)
@@ -472,7 +472,6 @@ class MaxRelative(Operator):
             "max_relative", "max_relative",
             lambda x, y, p, o: ([x[0], 2 * x[1], x[2], x[3]], [x[0], x[2] * x[3], k]),
             lambda x, y, p, o: (x, ms.int32),
-            k=k,
         )  # fmt: skip
         self.backward = operator(
             "max_relative", "max_relative_grad",

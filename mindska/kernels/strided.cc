@@ -65,7 +65,7 @@ struct StridedConvolution {
   // The planes of all images: (B, C, planes, rows, pitch). What is read beyond the last belongs nowhere.
   const float *sorted(const float *x) const {
     float *all = scratch(kBefore, batch * step() + side * dilation * (pitch + 1) + kLanes);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (batch * step() > kAlone)
     for (int64_t map = 0; map < batch * channels; ++map) {
       float *to = all + map * planes() * rows * pitch;
       for (const int64_t top : starts) {
@@ -99,7 +99,7 @@ struct StridedConvolution {
   const float *widened(const float *dy, int64_t above, int64_t before, int64_t length) const {
     const int64_t plane = (out_height + 2 * above) * length, maps = batch * outputs;
     float *all = scratch(kAfter, maps * plane + length + kLanes);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (maps * plane > kAlone)
     for (int64_t map = 0; map < maps; ++map) {
       float *to = all + map * plane;
       std::fill(to, to + plane, 0.0f);

@@ -406,12 +406,13 @@ def _share_of_cores(local_size: int) -> int:
 
 
 def _limit_threads(threads: int) -> None:
-    """Set MindSpore's threads: two ranks that each use both cores of a host run three times slower."""
+    """Set MindSpore's and the operators' threads: two ranks that both use all cores take three times as long."""
     global _threads_fixed
     if _threads_fixed:
         return
     import mindspore as ms
 
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # our operators read it when they are first used
     ms.device_context.cpu.op_tuning.threads_num(threads)
     ms.runtime.dispatch_threads_num(min(threads, 5))  # 5 is MindSpore's default
     _threads_fixed = True

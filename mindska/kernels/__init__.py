@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 from mindspore import nn
@@ -90,101 +90,34 @@ def _why_not() -> str:
     return ""
 
 
-def gelu() -> Optional[nn.Cell]:
-    """GELU as a C++ operator, or None: x -> y of the same shape."""
-    return operators.Gelu() if available() else None
+def _where_available(operator: type[nn.Cell]) -> Callable[..., Optional[nn.Cell]]:
+    """A function that makes the operator, or returns None where the plain operators are to be used."""
+
+    @wraps(operator, updated=())
+    def make(*args: Any, **kwargs: Any) -> Optional[nn.Cell]:
+        return operator(*args, **kwargs) if available() else None
+
+    return make
 
 
-def depthwise(dilation: int) -> Optional[nn.Cell]:
-    """A depthwise convolution as a C++ operator, or None; see `operators.Depthwise`."""
-    return operators.Depthwise(dilation) if available() else None
-
-
-def depthwise_gelu(dilation: int) -> Optional[nn.Cell]:
-    """A depthwise convolution and GELU as one C++ operator, or None; see `operators.DepthwiseGelu`."""
-    return operators.DepthwiseGelu(dilation) if available() else None
-
-
-def pointwise() -> Optional[nn.Cell]:
-    """A 1x1 convolution as a C++ operator, or None; see `operators.Pointwise`."""
-    return operators.Pointwise() if available() else None
-
-
-def pointwise_then(kind: str) -> Optional[nn.Cell]:
-    """A 1x1 convolution and what follows it as one C++ operator, or None; see `operators.PointwiseThen`."""
-    return operators.PointwiseThen(kind) if available() else None
-
-
-def layer_norm(eps: float) -> Optional[nn.Cell]:
-    """Layer norm over the channels of maps as a C++ operator, or None; see `operators.LayerNorm`."""
-    return operators.LayerNorm(eps) if available() else None
-
-
-def batch_norm(eps: float, momentum: float, relu: bool = False) -> Optional[nn.Cell]:
-    """Batch norm in training as a C++ operator, or None; see `operators.BatchNorm`."""
-    return operators.BatchNorm(eps, momentum, relu) if available() else None
-
-
-def affine_of_norm(eps: float) -> Optional[nn.Cell]:
-    """What a batch norm does in evaluation, as a C++ operator, or None; see `operators.AffineOfNorm`."""
-    return operators.AffineOfNorm(eps) if available() else None
-
-
-def behind() -> Optional[nn.Cell]:
-    """A 1x1 convolution behind scale and shift, as a C++ operator, or None; see `operators.Behind`."""
-    return operators.Behind() if available() else None
-
-
-def square_sum() -> Optional[nn.Cell]:
-    """The sum of the squares of tensors as a C++ operator without gradient, or None; see `operators.SquareSum`."""
-    return operators.SquareSum() if available() else None
-
-
-def residual() -> Optional[nn.Cell]:
-    """A scaled residual branch plus its shortcut as a C++ operator, or None; see `operators.Residual`."""
-    return operators.Residual() if available() else None
-
-
-def gate() -> Optional[nn.Cell]:
-    """SiLU of a map times another as a C++ operator, or None; see `operators.Gate`."""
-    return operators.Gate() if available() else None
-
-
-def grouped(dilation: int, relu: bool = False) -> Optional[nn.Cell]:
-    """A convolution in groups, with or without ReLU, as a C++ operator, or None; see `operators.Grouped`."""
-    return operators.Grouped(dilation, relu) if available() else None
-
-
-def strided(stride: int, dilation: int, relu: bool = False) -> Optional[nn.Cell]:
-    """A convolution with a stride, with or without ReLU, as a C++ operator, or None; see `operators.Strided`."""
-    return operators.Strided(stride, dilation, relu) if available() else None
-
-
-def fuse() -> Optional[nn.Cell]:
-    """The mean of two maps' sum as a C++ operator, or None; see `operators.Fuse`."""
-    return operators.Fuse() if available() else None
-
-
-def select() -> Optional[nn.Cell]:
-    """The weighted sum of two maps as a C++ operator, or None; see `operators.Select`."""
-    return operators.Select() if available() else None
-
-
-def mlp() -> Optional[nn.Cell]:
-    """The MLP of a block as one C++ operator, or None; see `operators.Mlp`."""
-    return operators.Mlp() if available() else None
-
-
-def mlp_added() -> Optional[nn.Cell]:
-    """shortcut + scale * mlp(x) as one C++ operator for inference, or None; see `operators.MlpAdded`."""
-    return operators.MlpAdded() if available() else None
-
-
-def split_depthwise(dilation1: int, dilation2: int, identity: int) -> Optional[nn.Cell]:
-    """SkaNet's split over the channels as a C++ operator, or None; see `operators.SplitDepthwise`."""
-    return operators.SplitDepthwise(dilation1, dilation2, identity) if available() else None
-
-
-def max_relative(k: int, dilation: int) -> Optional[nn.Cell]:
-    """Neighbour search and max-relative aggregation as a C++ operator, or None; see `operators.MaxRelative`."""
-    return operators.MaxRelative(k, dilation) if available() else None
+# Arguments, inputs and outputs are those of the classes.
+affine_of_norm = _where_available(operators.AffineOfNorm)
+batch_norm = _where_available(operators.BatchNorm)
+behind = _where_available(operators.Behind)
+depthwise = _where_available(operators.Depthwise)
+depthwise_gelu = _where_available(operators.DepthwiseGelu)
+fuse = _where_available(operators.Fuse)
+gate = _where_available(operators.Gate)
+gelu = _where_available(operators.Gelu)
+grouped = _where_available(operators.Grouped)
+layer_norm = _where_available(operators.LayerNorm)
+max_relative = _where_available(operators.MaxRelative)
+mlp = _where_available(operators.Mlp)
+mlp_added = _where_available(operators.MlpAdded)
+pointwise = _where_available(operators.Pointwise)
+pointwise_then = _where_available(operators.PointwiseThen)
+residual = _where_available(operators.Residual)
+select = _where_available(operators.Select)
+split_depthwise = _where_available(operators.SplitDepthwise)
+square_sum = _where_available(operators.SquareSum)
+strided = _where_available(operators.Strided)

@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -26,18 +28,35 @@ class BuildError(RuntimeError):
 
 def cache_folder() -> Path:
     """Where libraries are kept: MINDSKA_CACHE, or mindska in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindska"
-    return Path(os.environ.get("MINDSKA_CACHE") or default)
+    if os.environ.get("MINDSKA_CACHE"):
+        return Path(os.environ["MINDSKA_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "mindska"
+    try:
+        return Path.home() / ".cache" / "mindska"
+    except RuntimeError as error:
+        raise BuildError(f"{error}; MINDSKA_CACHE can name a folder") from error
 
 
-def _compiler() -> tuple[str, str]:
-    """The C++ compiler's command and version."""
+def _compiler() -> tuple[list[str], str]:
+    """The C++ compiler's command (CXX may hold several words: `ccache g++`) and version."""
     wanted = os.environ.get("CXX")
-    for command in (wanted,) if wanted else ("g++", "clang++", "c++"):
-        if shutil.which(command):
-            said = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+    for command in [shlex.split(wanted)] if wanted else [["g++"], ["clang++"], ["c++"]]:
+        if shutil.which(command[0]):
+            said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
             return command, said.stdout.partition("\n")[0]
     raise BuildError(f"no C++ compiler ({wanted or 'g++, clang++'})")
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Waits while another process is in here for the same name; where files cannot be locked, both go on."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(stack.enter_context((cache_folder() / f".{name}.lock").open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _processor() -> str:
@@ -52,7 +71,7 @@ def _processor() -> str:
 def library(name: str) -> Path:
     """The shared library of the operators in NAME.cc, built when there is none for this source, compiler and processor.
 
-    Any number of processes may ask at once: each builds in a folder of its own, and moves the result to its place.
+    Any number of processes may ask at once: one builds, the others wait. What is built is moved to its place whole.
 
     Raises:
         BuildError: there is no compiler, it fails, or the cache cannot be written.
@@ -69,11 +88,13 @@ def library(name: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder:
+        with _alone(name), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder:
+            if path.is_file():  # meanwhile
+                return path
             built = Path(folder) / path.name
-            done = subprocess.run([command, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True)
+            done = subprocess.run([*command, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True)
             if done.returncode:
-                raise BuildError(f"{command} failed on {source.name}: {done.stderr.strip()[:500]}")
+                raise BuildError(f"{' '.join(command)} failed on {source.name}: {done.stderr.strip()[:500]}")
             built.replace(path)
     except OSError as error:
         raise BuildError(f"the cache {path.parent} cannot be written: {error}") from error

@@ -81,10 +81,10 @@ struct Mlp {
   Weights first;   // (hidden, channels)
   Weights second;  // (channels, hidden), in parts of kHidden columns one after the other; for gradients, turned
 
-  // The strips of an image, when a pixel takes `floats` floats of the cache.
-  int64_t strips(int64_t batch, int64_t floats) const {
+  // The strips of an image, at least so many, when a pixel takes `floats` floats of the cache.
+  int64_t strips(int64_t floats, int64_t least) const {
     const int64_t wanted = (height * (width + 2) * floats + kCacheFloats - 1) / kCacheFloats;
-    return std::min(height, std::max(wanted, (threads() + batch - 1) / batch));
+    return std::min(height, std::max(wanted, least));
   }
 
   // The hidden channels' values before the 3x3 convolution, rows [from - before, to + before).
@@ -142,7 +142,7 @@ struct Mlp {
   // finish as above, for all images and strips.
   template <typename Finish>
   void run(int64_t batch, Finish finish) const {
-    const int64_t count = strips(batch, 2 * channels + 2 * kHidden);
+    const int64_t count = strips(2 * channels + 2 * kHidden, (threads() + batch - 1) / batch);
 #pragma omp parallel for schedule(static)
     for (int64_t task = 0; task < batch * count; ++task) {
       const int64_t number = task % count;
@@ -307,8 +307,9 @@ MINDSKA_OPERATOR(mindska_mlp_grad) {
   const Weights turned = in_parts(channels, mlp.hidden, kEvenMoreWeights, [=](int64_t channel, int64_t column) {
     return weight1[column * channels + channel];
   });
-  const int64_t count = mlp.strips(batch, 3 * channels + 3 * kHidden);
-  // Each image's own sums, then their sum in the order of the images: the same whatever the number of threads.
+  // Each image's own sums, strip by strip, then their sum in the order of the images: the same whatever the number of
+  // threads.
+  const int64_t count = mlp.strips(3 * channels + 3 * kHidden, 1);
   std::vector<Slopes> slopes(batch, Slopes(channels, mlp.hidden));
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < batch; ++i) {

@@ -253,7 +253,7 @@ class BatchNorm(Operator):
         The result, the mean and one over the standard deviation, the new running mean and variance.
     """
 
-    def __init__(self, eps: float, momentum: float, relu: bool) -> None:
+    def __init__(self, eps: float, momentum: float, relu: bool = False) -> None:
         super().__init__()
         self.options = Tensor(np.float32([eps, momentum, relu]))
         self.forward = operator(
@@ -322,7 +322,7 @@ class SquareSum(Operator):
 class Grouped(Operator):
     """Convolution in groups, and ReLU when `relu`. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
 
-    def __init__(self, dilation: int, relu: bool) -> None:
+    def __init__(self, dilation: int, relu: bool = False) -> None:
         super().__init__()
         self.relu, self.options = relu, Tensor(np.int32([dilation, relu]))
         self.forward = operator("grouped", "grouped", lambda x, w, b, d: [x[0], w[0], x[2], x[3]], lambda x, w, b, d: x)
@@ -343,7 +343,7 @@ class Strided(Operator):
     Inputs: x (B, C, H, W), weight (O, C, K, K), bias (O,).
     """
 
-    def __init__(self, stride: int, dilation: int, relu: bool) -> None:
+    def __init__(self, stride: int, dilation: int, relu: bool = False) -> None:
         super().__init__()
         self.relu, self.options = relu, Tensor(np.int32([stride, dilation, relu]))
         self.forward = operator(

@@ -91,6 +91,17 @@ static inline int threads() {
 #endif
 }
 
+// OpenMP reads OMP_NUM_THREADS when it is loaded, with MindSpore; a rank may learn its share of the cores later.
+static inline void take_share_of_threads() {
+#ifdef _OPENMP
+  static const int share = [] {
+    const char *text = std::getenv("OMP_NUM_THREADS");
+    return text ? std::atoi(text) : 0;
+  }();
+  if (share > 0) omp_set_num_threads(share);  // of the thread that calls the operator
+#endif
+}
+
 static inline int thread() {
 #ifdef _OPENMP
   return omp_get_thread_num();
@@ -155,6 +166,7 @@ static inline bool all_of_32_bits(int count, const char **dtypes) {
   static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                              \
   extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) { \
     if (!mindska::all_of_32_bits(nparam, dtypes)) return mindska::kWrongType;                                      \
+    mindska::take_share_of_threads();                                                                              \
     return name##_checked(nparam, params, ndims, shapes);                                                          \
   }                                                                                                                \
   static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes)

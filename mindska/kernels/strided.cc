@@ -62,9 +62,12 @@ struct StridedConvolution {
   int64_t planes() const { return static_cast<int64_t>(starts.size() * starts.size()); }
   int64_t step() const { return channels * planes() * rows * pitch; }
 
-  // The planes of all images: (B, C, planes, rows, pitch). What is read beyond the last belongs nowhere.
+  // The planes of all images: (B, C, planes, rows, pitch), and zeros behind them: what is read there belongs nowhere, but
+  // is multiplied with zeros in the gradient of the weights, where NaN would not vanish.
   const float *sorted(const float *x) const {
-    float *all = scratch(kBefore, batch * step() + side * dilation * (pitch + 1) + kLanes);
+    const int64_t behind = side * dilation * (pitch + 1) + kLanes;
+    float *all = scratch(kBefore, batch * step() + behind);
+    std::fill(all + batch * step(), all + batch * step() + behind, 0.0f);
 #pragma omp parallel for schedule(static) if (batch * step() > kAlone)
     for (int64_t map = 0; map < batch * channels; ++map) {
       float *to = all + map * planes() * rows * pitch;

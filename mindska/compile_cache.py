@@ -19,7 +19,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import mindcv
 import mindspore as ms
@@ -29,9 +29,9 @@ from mindspore import Tensor, nn
 from . import kernels
 from .distributed import world
 from .errors import SettingError
-from .kernels.build import cache_folder
+from .kernels.build import BuildError, cache_folder
 
-KEPT = 20  # graphs; the oldest go
+KEPT = 20  # graphs, each of all its ranks; the oldest go
 _taken = False  # whether this process has cached a graph
 
 
@@ -49,28 +49,42 @@ def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
         raise SettingError(f"MINDSKA_COMPILE_CACHE is {wanted!r}; expected on or off")
     if ms.get_context("mode") != ms.GRAPH_MODE:
         return
-    folder = cache_folder() / "graphs" / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
     global _taken
     has_file = hasattr(sys.modules["__main__"], "__file__")  # MindSpore reads it to see whether it has changed
-    if wanted == "off" or _taken or not has_file or not _writable(folder.parent):
+    graphs = _graphs() if wanted == "on" and not _taken and has_file else None
+    if graphs is None:
         cell.compile(*inputs)
         return
     _taken = True
+    folder = graphs / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
     if folder.is_dir():
         with contextlib.suppress(OSError):
             os.utime(folder)  # the latest to go
         with _mindspores_cache(folder):
             cell.compile(*inputs)
         return
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", ignore_cleanup_errors=True) as temporary:
-        with _mindspores_cache(Path(temporary)):
+    temporary = Path(tempfile.mkdtemp(dir=graphs, prefix="."))
+    try:
+        with _mindspores_cache(temporary):
             cell.compile(*inputs)
-        if list(Path(temporary).rglob("*.mindir")):
+        if list(temporary.rglob("*.mindir")):
             with contextlib.suppress(OSError):  # another process was faster
-                Path(temporary).rename(folder)
-                Path(temporary).mkdir()  # to be removed
-    for old in sorted(folder.parent.glob("[!.]*"), key=_age)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+                temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(graphs)
+
+
+def _prune(graphs: Path) -> None:
+    """Deletes all but the `KEPT` graphs that were used last."""
+    latest: dict[str, float] = {}
+    for folder in graphs.glob("[!.]*"):
+        with contextlib.suppress(OSError):  # another process has just deleted it
+            digest = folder.name.partition("-")[0]
+            latest[digest] = max(latest.get(digest, 0), folder.stat().st_mtime)
+    for digest in sorted(latest, key=latest.__getitem__, reverse=True)[KEPT:]:
+        for folder in graphs.glob(f"{digest}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -82,19 +96,14 @@ def _mindspores_cache(folder: Path) -> Any:
         ms.set_context(enable_compile_cache=False)
 
 
-def _writable(folder: Path) -> bool:
+def _graphs() -> Optional[Path]:
+    """Where graphs are kept; None when nothing can be written there."""
     try:
+        folder = cache_folder() / "graphs"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
-def _age(folder: Path) -> float:
-    """Seconds; a folder that has just gone is old."""
-    with contextlib.suppress(OSError):
-        return -folder.stat().st_mtime
-    return float("inf")
+    except (BuildError, OSError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 @cache

@@ -66,7 +66,9 @@ def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
         paths = find_images(options.images)
-        predictor = open_predictor(options.ckpt_path, options.model, batch_size=min(options.batch_size, len(paths)))
+        # One image or whole batches: every other number would be a compilation of its own.
+        batch_size = options.batch_size if len(paths) > 1 else 1
+        predictor = open_predictor(options.ckpt_path, options.model, batch_size=batch_size)
         unreadable = []
 
         def predictions() -> Iterable[Prediction]:

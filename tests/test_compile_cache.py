@@ -20,7 +20,6 @@ def run(tmp_path, monkeypatch):
         shutil.copy(library, tmp_path)
     monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("MINDSKA_KERNELS", "off")
 
     def start(name="skanet_nano", size=64, options=None, others=(), **environment):
         for key, value in environment.items():
@@ -45,7 +44,7 @@ def test_the_second_start_takes_the_graph_of_the_first(run, tmp_path):
 @pytest.mark.slow
 def test_another_input_option_or_network_is_another_graph(run):
     kept = run()[1]
-    for changes in (dict(size=96), dict(options="other"), dict(MINDSKA_KERNELS="auto")):
+    for changes in (dict(size=96), dict(options="other"), dict(MINDSKA_KERNELS="off")):
         now = run(**changes)[1]
         assert len(now) == len(kept) + 1, changes
         kept = now

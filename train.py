@@ -5,8 +5,6 @@ mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
 msrun --worker_num=8 --local_worker_num=8 --join=True train.py --config configs/skanet_s.yaml --data_dir DATA
 """
 
-from dataclasses import asdict
-
 from mindska import recipe
 from mindska.config import parse_args
 from mindska.data import EvalLoader, EvalTransform, TrainLoader, TrainTransform, check_same_classes, open_dataset
@@ -27,7 +25,7 @@ def main() -> None:
         if val_set is not None:
             check_same_classes(train_set, val_set)
         num_classes = recipe.num_classes(config, train_set.class_names)
-        pixels = recipe.preprocessing(config)
+        pixels = recipe.preprocessing(config, recipe.recorded(config).get("preprocessing"))
         shard = dict(
             rank=world.rank, world_size=world.size, num_workers=config.num_parallel_workers or max(2, world.threads)
         )
@@ -55,12 +53,7 @@ def main() -> None:
         rates = learning_rates(config, loader.steps_per_epoch)
         optimizer = build_optimizer(config, network, rates)
         step = TrainStep(network, recipe.loss(config), optimizer, recipe.step_options(config), world.size)
-        record = dict(
-            model=config.model,
-            num_classes=num_classes,
-            class_names=train_set.class_names,
-            preprocessing=asdict(pixels),
-        )
+        record = recipe.record(config, network, train_set.class_names, pixels)
         Trainer(config, world, step, loader, rates, eval_network, val_loader, record).fit()
 
 

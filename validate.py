@@ -18,7 +18,6 @@ from mindska.data import EvalLoader, EvalTransform, open_dataset
 from mindska.distributed import all_reduce_sum, distributed
 from mindska.errors import clear_errors
 from mindska.evaluation import EvalStep, evaluate
-from mindska.weights import describe
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
 
     with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
         recipe.set_up(config, world)
-        record = describe(config.ckpt_path, config.model)
+        record = recipe.recorded(config)
         config = recipe.with_recorded_model(config, record)
 
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split)

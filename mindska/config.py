@@ -143,17 +143,13 @@ class Config:
     max_skipped_steps: int = _option(50, "stop after so many updates in a row without a finite loss")
     result_json: str = _option("", "validate: write the results to this file")
 
-    def global_batch(self, world_size: int) -> int:
-        """Images per update over all ranks."""
-        return self.batch_size * world_size * self.gradient_accumulation_steps
-
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             choices, value = entry.metadata["choices"], getattr(self, entry.name)
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{entry.name} is {value!r}; expected one of {', '.join(map(str, choices))}")
         for name in ("batch_size", "epoch_size", "gradient_accumulation_steps", "log_interval", "val_interval",
-                     "ckpt_save_interval", "max_skipped_steps"):  # fmt: skip
+                     "ckpt_save_interval", "max_skipped_steps", "decay_epochs"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("hflip", "vflip", "re_prob", "cutmix_prob", "mixup_switch_prob", "label_smoothing", "max_damaged"):
@@ -187,6 +183,16 @@ class Config:
 
 
 TYPES: dict[str, Any] = typing.get_type_hints(Config)
+HEADINGS = {  # of --help: the first option under each
+    "device_target": "machine",
+    "model": "model",
+    "dataset": "data",
+    "image_resize": "pixels (defaults come with the model)",
+    "scale": "augmentation",
+    "epoch_size": "optimisation",
+    "amp_level": "precision",
+    "ckpt_save_dir": "record",
+}
 
 
 def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
@@ -251,20 +257,25 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
     Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
     Exits with status 2 and a message when something is wrong.
     """
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [--config FILE] [--key value ...]", description=description, allow_abbrev=False
+    parser = group = argparse.ArgumentParser(
+        usage="%(prog)s [--config FILE] [--key value ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="recipe in YAML; the options below go on top of it")
     for entry in dataclasses.fields(Config):
+        if entry.name in HEADINGS:
+            group = parser.add_argument_group(HEADINGS[entry.name])
         choices = entry.metadata["choices"]
         text = entry.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
         text += f" [{entry.default}]" if entry.default not in (None, "") else ""
         extra: dict[str, Any] = {}
-        if TYPES[entry.name] is bool:
+        if TYPES[entry.name] in (bool, Optional[bool]):
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
             extra = dict(nargs="+", metavar="N")
-        parser.add_argument(
+        group.add_argument(
             f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
         )
     known, unknown = parser.parse_known_args(arguments)

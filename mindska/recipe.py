@@ -17,7 +17,7 @@ from .data import Augmentation, Preprocessing
 from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.step import StepOptions
-from .weights import load_into, read_weights
+from .weights import describe, load_into, read_weights, unusual_options
 
 
 def device_target(config: Config) -> str:
@@ -65,6 +65,11 @@ def loading(config: Config) -> dict[str, float]:
     return {name: getattr(config, name) for name in names}
 
 
+def recorded(config: Config) -> dict[str, Any]:
+    """The record of the weights that the configuration names, if any (see `mindska.weights.describe`)."""
+    return describe(config.ckpt_path, config.model) if config.ckpt_path else {}
+
+
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
     """The configuration for the model that a checkpoint's record names, when it names one.
 
@@ -83,7 +88,13 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
 
 def check_recorded_classes(record: dict[str, Any], class_names: list[str]) -> None:
     """ConfigError when a validation set's class folders are not the classes that a checkpoint was trained on."""
-    recorded = record.get("class_names")
+    recorded, number = record.get("class_names"), record.get("num_classes")
+    if recorded is None and number not in (None, len(class_names)):
+        raise ConfigError(
+            f"The checkpoint has {number} classes and does not say which, the data has {len(class_names)}: the order "
+            f"of the folders would not be that of the classes. Evaluate on all of them, or record what they are called "
+            f"(scripts/convert.py --class_names)."
+        )
     if recorded is not None and recorded != class_names:
         missing, unknown = sorted(set(recorded) - set(class_names)), sorted(set(class_names) - set(recorded))
         raise ConfigError(
@@ -105,7 +116,10 @@ def num_classes(config: Config, class_names: list[str]) -> int:
 
 
 def network(config: Config, num_classes: int) -> nn.Cell:
-    """The network, with its initial weights, in the configured precision."""
+    """The network, with its initial weights, in the configured precision.
+
+    With weights from a file it has the options that they were trained with.
+    """
     if not config.model:
         raise ConfigError("model is not set: name one, or take a recipe from configs/")
     if config.model not in mindcv.list_models():
@@ -115,13 +129,28 @@ def network(config: Config, num_classes: int) -> nn.Cell:
             + (f"; did you mean {' or '.join(near)}? " if near else ". ")
             + f"Ours: {', '.join(sorted(OUR_MODELS))}"
         )
-    rates = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
-    net = mindcv.create_model(config.model, num_classes, config.pretrained, **rates)
+    keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     if config.ckpt_path:
-        load_into(net, read_weights(config.ckpt_path, config.model), config.ckpt_path)
+        weights, options = read_weights(config.ckpt_path, config.model)
+        keywords.update(unusual_options(config.model, options))
+    net = mindcv.create_model(config.model, num_classes, config.pretrained, **keywords)
+    if config.ckpt_path:
+        load_into(net, weights, config.ckpt_path)
     if config.amp_level != "O0":
         ms.amp.auto_mixed_precision(net, config.amp_level)
     return net
+
+
+def record(config: Config, network: nn.Cell, class_names: list[str], pixels: Preprocessing) -> dict[str, Any]:
+    """What a checkpoint says of itself (as `mindska.weights.Weights.record`)."""
+    said = dict(
+        model=config.model,
+        num_classes=num_classes(config, class_names),
+        class_names=class_names,
+        preprocessing=dataclasses.asdict(pixels),
+    )
+    unusual = unusual_options(config.model, getattr(network, "options", {}))
+    return dict(said, network=unusual) if unusual else said
 
 
 def loss(config: Config) -> nn.Cell:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mindska import recipe
 from mindska.config import Config, ConfigError, differences, parse_args, read_yaml, to_dict
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -29,7 +30,7 @@ def test_the_command_line_wins(tmp_path):
     path = write(tmp_path, "lr: 1e-3\nbatch_size: 8\nimage_resize: 64\nema: true\n")
     config = parse_args(["--config", path, "--batch_size", "16", "--ema", "false", "--image_resize", "96", "64"])
     assert (config.lr, config.batch_size, config.ema, config.image_resize) == (1e-3, 16, False, (96, 64))
-    assert parse_args(["--ema"]).ema is True
+    assert parse_args(["--ema"]).ema is True and parse_args(["--distribute"]).distribute is True
     assert parse_args(["--drop_rate", "null"]).drop_rate is None
     assert parse_args(["--data_dir", "2024"]).data_dir == "2024"
 
@@ -90,3 +91,12 @@ def test_every_option_has_a_help_text(capsys):
 def test_differences_name_both_values():
     old, new = to_dict(Config()), to_dict(Config(lr=0.1, model="skanet_nano"))
     assert differences(old, new) == ["lr: 0.001 -> 0.1", "model: '' -> 'skanet_nano'"]
+
+
+def test_data_of_other_classes_than_the_weights():
+    with pytest.raises(ConfigError, match="has 1000 classes and does not say which, the data has 2"):
+        recipe.check_recorded_classes({"num_classes": 1000}, ["a", "b"])
+    with pytest.raises(ConfigError, match=r"missing in the data: \['c'\]"):
+        recipe.check_recorded_classes({"num_classes": 3, "class_names": ["a", "b", "c"]}, ["a", "b"])
+    for record in ({}, {"num_classes": 2}, {"num_classes": 2, "class_names": ["a", "b"]}, {"num_classes": None}):
+        recipe.check_recorded_classes(record, ["a", "b"])

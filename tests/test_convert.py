@@ -17,6 +17,8 @@ from commands import ROOT, script
 from mindspore import Tensor
 from safetensors.numpy import save_file
 
+from mindska import recipe
+from mindska.config import Config
 from mindska.models.factory import own_preprocessing
 from mindska.weights import describe, open_weights, read_caffemodel
 from mindska.weights.convert import key_map
@@ -143,6 +145,12 @@ def test_mindcvs_checkpoint(convert, tmp_path):
         assert golden.rms(ours, expected) < NOISE
         direct = open_weights(tmp_path / "skresnet18-868228e5.ckpt").network()(Tensor(x)).asnumpy()
         np.testing.assert_array_equal(direct, ours)
+    # Trained and validated with MindCV's pooling as well, and what is trained says so.
+    for file in ("skresnet18-868228e5.ckpt", "a.safetensors"):
+        config = Config(model="sk_resnet18", ckpt_path=str(tmp_path / file), drop_path_rate=0.0)
+        net = recipe.network(config, 5).set_train(False)
+        np.testing.assert_array_equal(net(Tensor(x)).asnumpy(), ours)
+        assert recipe.record(config, net, list("abcde"), recipe.preprocessing(config))["network"] == {"stem": "mindcv"}
     with pytest.raises(ValueError, match="Pass stem='mindcv'"):
         logits(tmp_path / "a.safetensors", "sk_resnet18", num_classes=5)
 

@@ -61,6 +61,8 @@ def test_averaged_weights_are_chosen_by_name(state):
     wrapped = {"state_dict": state, "state_dict_ema": averaged}
     raw = from_torch(MODEL, wrapped)["classifier.bias"]
     np.testing.assert_array_equal(from_torch(MODEL, wrapped, use_ema=True)["classifier.bias"], raw + 1)
+    with pytest.raises(WeightsError, match="averaged weights .* only"):
+        from_torch(MODEL, {"state_dict_ema": averaged})
     with pytest.raises(WeightsError, match="no 'state_dict_ema'"):
         from_torch(MODEL, {"state_dict": state}, use_ema=True)
 
@@ -123,10 +125,10 @@ def test_averaged_weights_lie_beside_the_raw_ones(tmp_path):
     entries = [{"name": p.name, "data": p} for p in net.get_parameters()]
     entries += [{"name": f"ema.{p.name}", "data": Tensor(p.asnumpy() + 1)} for p in net.get_parameters()]
     ms.save_checkpoint(entries, str(tmp_path / "a.ckpt"))
-    raw = read_weights(tmp_path / "a.ckpt", MODEL, ema=False)
+    raw = read_weights(tmp_path / "a.ckpt", MODEL, ema=False)[0]
     assert set(raw) == {p.name for p in net.get_parameters()}
     np.testing.assert_array_equal(
-        read_weights(tmp_path / "a.ckpt", MODEL)["classifier.bias"], raw["classifier.bias"] + 1
+        read_weights(tmp_path / "a.ckpt", MODEL)[0]["classifier.bias"], raw["classifier.bias"] + 1
     )
     ms.save_checkpoint(net, str(tmp_path / "b.ckpt"))
     with pytest.raises(WeightsError, match="no averaged"):

@@ -3,7 +3,15 @@
 from . import factory  # noqa: F401  MindCV's factory loads our models strictly from now on
 from .convert import WeightsError, from_caffe, from_torch, to_torch
 from .foreign import read_caffemodel, read_torch
-from .loading import Weights, describe, load_checkpoint_into, load_into, open_weights, read_weights
+from .loading import (
+    Weights,
+    describe,
+    load_checkpoint_into,
+    load_into,
+    open_weights,
+    read_weights,
+    unusual_options,
+)
 from .source import MissingWeights, open_source
 
 __all__ = [
@@ -21,4 +29,5 @@ __all__ = [
     "read_torch",
     "read_weights",
     "to_torch",
+    "unusual_options",
 ]

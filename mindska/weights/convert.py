@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
 
-WRAPPERS = ("state_dict", "state_dict_ema", "model")  # of published training checkpoints
+WRAPPERS = ("state_dict", "model")  # of published training checkpoints
 IGNORED = "num_batches_tracked"  # PyTorch's counter of batches: no part of the function
 HEAD = "classifier."
 
@@ -71,7 +71,7 @@ def key_map(model_name: str, dialect: Optional[Dialect] = None) -> dict[str, str
 
 
 def unwrap(checkpoint: Mapping, use_ema: bool = False) -> dict:
-    """The state dict inside a published checkpoint: `state_dict`, or `state_dict_ema` when `use_ema`, or itself.
+    """The state dict in a published checkpoint: `state_dict` or `model`, `state_dict_ema` when `use_ema`, or itself.
 
     The prefix `module.` of data-parallel training is removed.
     """
@@ -81,6 +81,8 @@ def unwrap(checkpoint: Mapping, use_ema: bool = False) -> dict:
                 f"use_ema: no 'state_dict_ema' in this checkpoint; it has {sorted(map(str, checkpoint))}"
             )
         checkpoint = checkpoint["state_dict_ema"]
+    elif "state_dict_ema" in checkpoint and not any(name in checkpoint for name in WRAPPERS):
+        raise WeightsError("There are averaged weights (state_dict_ema) only in this checkpoint")
     else:
         wrapped = [name for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
         checkpoint = checkpoint[wrapped[0]] if wrapped else checkpoint

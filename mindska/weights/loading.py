@@ -66,8 +66,7 @@ class Weights:
     @property
     def unusual(self) -> dict[str, Any]:
         """The options that are not the model's defaults."""
-        default = default_options(self.model)
-        return {name: value for name, value in self.options.items() if value != default[name]}
+        return unusual_options(self.model, self.options)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -102,6 +101,11 @@ class Weights:
             net = mindcv.create_model(self.model, self.num_classes or 1000, in_channels=self.in_channels, **keywords)
         load_into(getattr(net, "net", net), self.parameters, str(self.source.path))
         return net.set_train(False)
+
+
+def unusual_options(model_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a network's options (see `Backbone.options`) that are not the defaults of its model."""
+    return {name: value for name, value in options.items() if value != default_options(model_name)[name]}
 
 
 def open_weights(path: Union[str, Path], model_name: str = "", ema: Optional[bool] = None) -> Weights:
@@ -144,6 +148,9 @@ def _translated(source: Source, model_name: str) -> Weights:
         parameters, dialect = translate(model_name, source.arrays, *source.frameworks)
     except WeightsError as error:
         raise WeightsError(f"{path} does not fit {model_name}. {error}") from None
+    strange = set(source.record.get("network", ())) - set(default_options(model_name))
+    if strange:
+        raise WeightsError(f"{path} was trained with options that {model_name} does not have: {', '.join(strange)}")
     return Weights(model_name, parameters, source, dialect)
 
 
@@ -157,36 +164,27 @@ def _only_model(source: Source) -> str:
 
 
 def read_weights(
-    path: Union[str, Path],
-    model_name: str,
-    ema: Optional[bool] = None,
-    options: Optional[Mapping[str, Any]] = None,
-) -> dict[str, np.ndarray]:
-    """Parameters (name -> array) for `model_name` in a file of any kind that we read.
+    path: Union[str, Path], model_name: str, ema: Optional[bool] = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Parameters (name -> array) for `model_name` in a file of any kind that we read, and the network's options.
 
-    A file with the network's own names is returned as it is: `load_into` says what does not fit.
+    Options (see `Backbone.options`) are those that the weights were trained with, empty where the file does not tell. A
+    file with the network's own names is returned as it is: `load_into` says what does not fit.
 
     Args:
         ema: see `open_weights`.
-        options: of the network (see `Backbone.options`): compared with what the weights need.
 
     Raises:
         MissingWeights, WeightsError.
     """
     source = open_source(path, ema)
     if model_name not in OUR_MODELS:
-        return dict(source.arrays)
+        return dict(source.arrays), {}
     own = not recognise(model_name, source.arrays, *source.frameworks).rules
     if own and not source.record.get("network"):
-        return dict(source.arrays)
+        return dict(source.arrays), {}
     weights = _translated(source, model_name)
-    for name, value in (options or {}).items():
-        if value != weights.options[name]:
-            raise WeightsError(
-                f"{path} ({weights.dialect.name}) was trained with {name}={weights.options[name]!r}; the network was "
-                f"made with {value!r}. Pass {name}={weights.options[name]!r} to create_model."
-            )
-    return weights.parameters
+    return weights.parameters, weights.options
 
 
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
@@ -224,5 +222,11 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
 
 def load_checkpoint_into(net: nn.Cell, path: Union[str, Path], ema: Optional[bool] = None) -> None:
     """Loads a file of weights (see `read_weights`) into a model of mindska (see `load_into`)."""
-    weights = read_weights(path, net.model_name, ema, net.options)
+    weights, options = read_weights(path, net.model_name, ema)
+    for name, value in options.items():
+        if value != net.options[name]:
+            raise WeightsError(
+                f"{path} was trained with {name}={value!r}; the network was made with {net.options[name]!r}. "
+                f"Pass {name}={value!r} to create_model."
+            )
     load_into(net, weights, str(path))

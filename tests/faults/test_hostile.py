@@ -116,7 +116,7 @@ def test_the_command_refuses_before_it_trains(images, tmp_path):
 
 def test_weights_of_another_head_are_refused(tmp_path):
     ms.save_checkpoint(mindcv.create_model(MODEL, num_classes=7), str(tmp_path / "a.ckpt"))
-    weights = read_weights(tmp_path / "a.ckpt", MODEL)
+    weights, _ = read_weights(tmp_path / "a.ckpt", MODEL)
     assert weights["classifier.weight"].shape == (7, 96)
     with pytest.raises(WeightsError, match=r"classifier.weight: \(7, 96\) in the file, \(1000, 96\) in the network"):
         mindcv.create_model(MODEL, checkpoint_path=str(tmp_path / "a.ckpt"))

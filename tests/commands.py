@@ -115,6 +115,11 @@ def finished_steps(out) -> int:
     return max(0, path.read_text().count("\n") - 1) if path.exists() else 0
 
 
+def wait_for_steps(out, steps: int) -> None:
+    """Waits until the metrics of a run that goes on have so many rows."""
+    wait_for(lambda: finished_steps(out) >= steps, what=f"step {steps}")
+
+
 def processes(word: str) -> list[int]:
     """Processes of this machine with `word` in their command line."""
     found = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..weights.files import replacing
+
+log = logging.getLogger("mindska")
 
 KEEP_NEWEST = 2  # so that a damaged newest file leaves one to fall back to
 
@@ -40,6 +45,9 @@ class RunFolder:
     def __init__(self, folder: Path, model: str, keep_best: int) -> None:
         self.folder, self.model, self.keep_best = folder, model, keep_best
         self.pattern = re.compile(rf"{re.escape(model)}-(\d+)_(\d+)\.ckpt")
+        # What `replacing` leaves when it is killed.
+        ours = rf"{self.pattern.pattern}|{re.escape(self.best_path.name)}|settings\.json|metrics\.csv|train\.log"
+        self.unfinished = re.compile(rf"\.(?:{ours})\.tmp\w*")
 
     @property
     def best_path(self) -> Path:
@@ -66,7 +74,8 @@ class RunFolder:
         with file:
             self._lock(file)
             for path in self.folder.glob(".*.tmp*"):
-                path.unlink()
+                if self.unfinished.fullmatch(path.name):
+                    shutil.rmtree(path)
             yield
 
     def _lock(self, file: Any) -> None:
@@ -76,12 +85,14 @@ class RunFolder:
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise RunError(
                 f"Another run ({file.read().strip() or 'unknown process'}) is writing to {self.folder}; "
                 f"wait for it to end, or choose another --ckpt_save_dir"
             ) from error
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): mind that no other run writes there", self.folder, error.strerror)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -93,9 +104,8 @@ class RunFolder:
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Records what the run is started with."""
-        temporary = self.folder / ".settings.tmp.json"
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "settings.json")
+        with replacing(self.folder / "settings.json") as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     def saved(self) -> list[Saved]:
         """The run's checkpoints, newest first."""

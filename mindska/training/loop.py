@@ -24,7 +24,7 @@ from ..weights import WeightsError
 from ..weights.files import EMA_PREFIX, write_checkpoint
 from .folder import RunError, RunFolder
 from .interrupt import EXIT_CODE, StopRequest
-from .record import RunRecord
+from .record import RunRecord, read_rows
 from .state import load_state, save_state, weight_parameters
 from .step import TrainStep
 
@@ -186,7 +186,7 @@ class Trainer:
                 f"false. Choose another --ckpt_save_dir, or leave out --resume false to go on with it."
             )
         if not saved:
-            self._check_same_run(self.folder.settings(), at_epoch=True)
+            self._check_nothing_lost()
             log.info("No checkpoint in %s: starting from the beginning", self.folder.folder)
             return None
         for entry in saved:
@@ -202,6 +202,20 @@ class Trainer:
             f"None of the {len(saved)} checkpoints in {self.folder.folder} can be used; see above. Choose another "
             f"--ckpt_save_dir, or remove them to start again."
         )
+
+    def _check_nothing_lost(self) -> None:
+        """RunError when the folder, which holds no checkpoint, has the record of a run that did more than begin."""
+        rows = read_rows(self.folder.folder)
+        if not rows:
+            return
+        last, every = int(rows[-1]["step"]), self.config.ckpt_save_steps or self.total_steps
+        first_save = min(every, self.config.ckpt_save_interval * self.steps_per_epoch, self.total_steps)
+        if not self.config.resume or last > first_save:
+            raise RunError(
+                f"{self.folder.folder} holds the record of a run up to step {last} (metrics.csv), but none of its "
+                f"checkpoints. Choose another --ckpt_save_dir, or remove metrics.csv to start again."
+            )
+        self._check_same_run(self.folder.settings(), at_epoch=True)
 
     def _check_same_run(self, old: dict[str, Any], at_epoch: bool) -> None:
         """RunError when the folder's run had other settings than may change."""

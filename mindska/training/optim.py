@@ -72,11 +72,11 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
 def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.Optimizer:
     """MindCV's optimiser with the network's own list of parameters that carry no weight decay."""
     if config.opt == "adamw" and all(p.dtype == ms.float32 for p in network.trainable_params()):
-        groups, decay = network.trainable_params(), config.weight_decay
-        if config.weight_decay_filter != "auto":
-            unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
-            groups, decay = init_group_params(groups, decay, config.weight_decay_filter, unfiltered), 0.0
-        return AdamW(groups, rates, config.beta1, config.beta2, weight_decay=decay)
+        unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
+        groups = init_group_params(
+            network.trainable_params(), config.weight_decay, config.weight_decay_filter, unfiltered
+        )
+        return AdamW(groups, rates, config.beta1, config.beta2)
     betas = dict(beta1=config.beta1, beta2=config.beta2) if config.opt in ("adamw", "adam", "lion") else {}
     return create_optimizer(
         network,

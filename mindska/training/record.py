@@ -8,9 +8,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..weights.files import replacing
+
 COLUMNS = (
     "step", "epoch", "loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss"
 )  # fmt: skip
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv; none where there is no such file."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        # A killed process may have left half a row at the end.
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
 class RunRecord:
@@ -24,13 +36,11 @@ class RunRecord:
         from tensorboardX import SummaryWriter  # imports PyTorch where there is one: a second, for one rank only
 
         self.path, self.log_path, self.curves = folder / "metrics.csv", folder / "train.log", folder / "curves.png"
-        self.rows = [row for row in self._read() if int(row["step"]) <= resumed_step]
-        temporary = folder / ".metrics.tmp.csv"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        self.rows = [row for row in read_rows(folder) if int(row["step"]) <= resumed_step]
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
-        temporary.replace(self.path)
         self._take_back_log(resumed_step)
         self.summary = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
         self.handler = logging.FileHandler(self.log_path, encoding="utf-8")
@@ -53,16 +63,8 @@ class RunRecord:
         lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
         steps = ((line, re.search(r"\bstep (\d+)", line)) for line in lines)
         kept = [line for line, step in steps if line.endswith("\n") and (not step or int(step[1]) <= resumed_step)]
-        temporary = self.log_path.with_name(".train.tmp.log")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.log_path)
-
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            # A killed process may have left half a row at the end.
-            return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+        with replacing(self.log_path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
     def add(self, step: int, epoch: float, **values: Any) -> None:
         """Adds a row; columns that are not given stay empty."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,21 +43,23 @@ def sha256(path: Union[str, Path]) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, with its suffix; what was written there is moved to `path` when the block ends.
+    """A file of the same name in a temporary folder beside `path`, which is moved to `path` when the block ends.
 
     So no reader ever sees half a file, and when the block fails nothing has changed.
 
     Raises:
         WriteError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    folder = None
     try:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp"))
+        temporary = folder / path.name
         yield temporary
         temporary.chmod(0o644)  # MindSpore makes it readable for its owner only
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
         if isinstance(error, UserError):
             raise
         raise WriteError(
@@ -63,8 +67,17 @@ def replacing(path: Path) -> Iterator[Path]:
             f"and the same command goes on."
         ) from error
     finally:
-        for left in path.parent.glob(f"{temporary.stem}*"):  # MindSpore writes to yet another temporary file
-            left.unlink()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def as_oserror(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds, in which a library hides that a file cannot be written, become OSErrors."""
+    try:
+        yield
+    except kinds as error:
+        raise OSError(str(error)) from error
 
 
 def write_checkpoint(
@@ -79,7 +92,7 @@ def write_checkpoint(
         {"name": name, "data": value if isinstance(value, Parameter) else Tensor(np.ascontiguousarray(value))}
         for name, value in parameters.items()
     ]
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, as_oserror(RuntimeError, ValueError):
         ms.save_checkpoint(entries, str(temporary), append_dict={RECORD: json.dumps(record)}, crc_check=True)
 
 
@@ -89,7 +102,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], record: dict
     Raises:
         WriteError: it cannot be written.
     """
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, as_oserror(SafetensorError):
         # The library takes an array's memory as it lies.
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, str(temporary), {"format": "np", METADATA: json.dumps(record)})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .convert import WeightsError, to_torch
-from .files import WriteError, replacing, write_checkpoint, write_safetensors
+from .files import WriteError, as_oserror, replacing, write_checkpoint, write_safetensors
 from .foreign import write_torch
 from .loading import open_weights
 
@@ -34,17 +34,23 @@ def write_weights(path: Path, parameters: dict[str, np.ndarray], record: dict[st
     Raises:
         WriteError: it cannot be written. What was there before is intact.
     """
-    if path.suffix == ".ckpt":
-        write_checkpoint(path, parameters, record)
-    elif path.suffix == ".safetensors":
-        write_safetensors(path, parameters, record)
-    else:
-        with replacing(path) as temporary:
-            write_torch(temporary, to_torch(record["model"], parameters))
+    with replacing(path) as temporary:
+        if path.suffix == ".ckpt":
+            write_checkpoint(temporary, parameters, record)
+        elif path.suffix == ".safetensors":
+            write_safetensors(temporary, parameters, record)
+        else:
+            with as_oserror(RuntimeError):
+                write_torch(temporary, to_torch(record["model"], parameters))
+        _compare(temporary, parameters, record["model"])
+
+
+def _compare(path: Path, parameters: dict[str, np.ndarray], model: str) -> None:
+    """WriteError when a file does not hold these weights."""
     try:
-        again = open_weights(path, record["model"], ema=False).parameters
+        again = open_weights(path, model, ema=False).parameters
     except WeightsError as error:
-        raise WriteError(f"{path} was written, but cannot be read again: {error}") from error
+        raise WriteError(f"{path.name} cannot be read again, and is not kept: {error}") from error
     differing = [name for name, value in parameters.items() if not np.array_equal(again.get(name), value, True)]
     if differing or len(again) != len(parameters):
-        raise WriteError(f"{path} was written, but reading it again gives other weights: {differing[:5]}")
+        raise WriteError(f"{path.name}, read again, has other weights, and is not kept: {differing[:5]}")

@@ -13,14 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import PROGRAMS, ROOT, assert_same_losses, assert_same_state, rows, start_training, train
+from commands import (
+    PROGRAMS,
+    ROOT,
+    assert_same_losses,
+    assert_same_state,
+    finished_steps,
+    rows,
+    start_training,
+    train,
+    wait_for_steps,
+)
 from mindspore import Parameter, Tensor
 
 from mindska.weights import WeightsError
 from mindska.weights.files import read_file, write_checkpoint
 
 KILLS = 20
-STEPS = 2400
+STEPS = 800
 LONG = dict(epoch_size=STEPS // 4, ckpt_save_steps=1, keep_checkpoint_max=1, val_while_train="false")
 
 
@@ -28,15 +38,17 @@ LONG = dict(epoch_size=STEPS // 4, ckpt_save_steps=1, keep_checkpoint_max=1, val
 def test_killed_at_random_moments_a_run_ends_as_the_uninterrupted_one(images, tmp_path):
     train(images, tmp_path / "whole", **LONG)
     out = tmp_path / "run"
-    generator, kills = random.Random(0), 0
-    while kills < KILLS:
+    generator = random.Random(0)
+    for kill in range(KILLS):
         process = start_training(images, out, **LONG)
-        # The first seconds are imports and compilation, and are killed as well.
-        time.sleep(generator.uniform(0.5, 5))
-        assert process.poll() is None, f"the run is too short: it ended after {kills} kills"
+        if kill % 2:  # imports and compilation
+            time.sleep(generator.uniform(0.5, 3))
+        else:  # some steps later than the last one
+            wait_for_steps(out, finished_steps(out) + generator.randrange(1, 30))
+            time.sleep(generator.uniform(0, 0.05))
+        assert process.poll() is None, f"the run is too short: it ended before kill {kill}"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        kills += 1
     train(images, out, **LONG)
     name = f"tiny_bn-{STEPS // 4}_{STEPS}.ckpt"
     assert_same_state(out / name, tmp_path / "whole" / name)
@@ -113,6 +125,17 @@ def test_when_no_checkpoint_can_be_used_nothing_is_overwritten(whole_run, images
     before = (out / "metrics.csv").read_bytes()
     assert "None of the 3 checkpoints" in train(images, out, expect=1)
     assert (out / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(whole_run, images, tmp_path):
+    whole, _ = whole_run
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for path in out.glob("tiny_bn-*.ckpt"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".csv", ".ckpt")}
+    assert "up to step 12 (metrics.csv), but none of its checkpoints" in train(images, out, expect=1)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.slow

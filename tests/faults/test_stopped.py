@@ -1,5 +1,7 @@
 """Faults 4, 5, 6, 14: no room to save, signals, lost ranks, folders that cannot be used."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -17,12 +19,14 @@ from commands import (
     start_training,
     train,
     wait_for,
+    wait_for_steps,
     words,
 )
 from commands import (
     SETTINGS as TINY,
 )
 
+from mindska.training.folder import RunFolder
 from mindska.training.interrupt import EXIT_CODE
 
 LONG = dict(epoch_size=4000, val_while_train="false", ckpt_save_interval=1000)
@@ -53,7 +57,7 @@ def test_no_room_for_a_checkpoint(images, tmp_path):
 def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     out = tmp_path / "run"
     process = start_training(images, out, **LONG)
-    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    wait_for_steps(out, 5)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE, printed
@@ -61,7 +65,7 @@ def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     assert f"Stopped on request after step {stopped}" in printed and "Traceback" not in printed
     assert [path.name for path in out.glob("tiny_bn-*.ckpt")] == [f"tiny_bn-{stopped // 4}_{stopped}.ckpt"]
     process = start_training(images, out, **LONG)
-    wait_for(lambda: finished_steps(out) > stopped, what="a further step")
+    wait_for_steps(out, stopped + 1)
     process.kill()
     assert f"Resuming after step {stopped} of 1600" in process.communicate()[0]
 
@@ -70,7 +74,7 @@ def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
 def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
     out = tmp_path / "run"
     process = start_training(images, out, launcher=mpirun(2), **{**LONG, "batch_size": 4})
-    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    wait_for_steps(out, 5)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
@@ -84,7 +88,7 @@ def test_a_killed_rank_takes_all_with_it(images, tmp_path, victim):
     """Or mpirun itself, which then cannot end its ranks: they end on their own."""
     out = tmp_path / "run"
     process = start_training(images, out, launcher=mpirun(2), **{**LONG, "batch_size": 4})
-    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    wait_for_steps(out, 5)
     others = [pid for pid in processes(str(out)) if pid != process.pid]
     os.kill(others[-1] if victim == "rank" else process.pid, signal.SIGKILL)
     start = time.monotonic()
@@ -112,11 +116,11 @@ def test_a_second_run_in_the_same_folder_is_refused(images, tmp_path):
     out = tmp_path / "run"
     settings = dict(LONG, log_interval=20)  # a line a step would fill the pipe, and the run would wait for its reader
     process = start_training(images, out, **settings)
-    wait_for(lambda: finished_steps(out) >= 2, what="the second report")
+    wait_for_steps(out, 2)
     printed = train(images, out, expect=1, **settings)
     assert f"Another run (process {process.pid} on" in printed and "choose another --ckpt_save_dir" in printed
     before = finished_steps(out)
-    wait_for(lambda: finished_steps(out) > before, what="the first run's next report")
+    wait_for_steps(out, before + 1)
     process.kill()
     process.communicate()
 
@@ -127,12 +131,21 @@ def test_an_output_folder_that_cannot_be_written(images, tmp_path):
     assert "cannot be written: Not a directory" in printed and "Traceback" not in printed
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(tmp_path, "tiny", 1).locked():
+        assert "cannot be locked (No locks available)" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_data_folder_that_vanishes(images, tmp_path):
     data, out = tmp_path / "images", tmp_path / "run"
     shutil.copytree(images, data)
     process = start_training(data, out, **{**LONG, "max_damaged": 1.0})
-    wait_for(lambda: finished_steps(out) >= 5, what="the fifth step")
+    wait_for_steps(out, 5)
     shutil.rmtree(data)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -6,6 +6,7 @@ python scripts/inspect_checkpoint.py FILE [--keys]
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Optional
 
@@ -37,14 +38,18 @@ def main(arguments: Optional[list[str]] = None) -> None:
         record = dict(source.record)
         progress = record.pop("progress", None)
         model = record.get("model") or " or ".join(models_that_fit(source.arrays, *source.frameworks))
-        values = sum(value.size if not callable(value.size) else value.numel() for value in source.arrays.values())
+        arrays = {name: value for name, value in source.arrays.items() if hasattr(value, "shape")}
+        others = {name: type(value).__name__ for name, value in source.arrays.items() if name not in arrays}
+        values = sum(math.prod(value.shape) for value in arrays.values())
         print(f"file:     {options.path} ({options.path.stat().st_size:,} bytes)")
         print(f"sha256:   {sha256(options.path)}")
         print(f"kind:     {source.kind}{' (checksum right)' if source.kind == 'MindSpore' and record else ''}")
         print(f"model:    {model or 'none of mindska: ' + ', '.join(sorted(OUR_MODELS)[:3]) + ', ...'}")
         if source.kind == "MindSpore":
             print(f"holds:    {contents(options.path)}")
-        print(f"weights:  {len(source.arrays)} tensors, {values:,} values{', averaged' if source.averaged else ''}")
+        print(f"weights:  {len(arrays)} tensors, {values:,} values{', averaged' if source.averaged else ''}")
+        if others:
+            print(f"also:     {', '.join(f'{name} ({kind})' for name, kind in others.items())}")
         if record:
             if record.get("class_names") and len(record["class_names"]) > 10:
                 names = record["class_names"]
@@ -54,7 +59,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         if progress:
             print(f"progress: { ({k: v for k, v in progress.items() if not isinstance(v, (list, dict))}) }")
         if options.keys:
-            for name, value in source.arrays.items():
+            for name, value in arrays.items():
                 print(f"  {name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}")
 
 

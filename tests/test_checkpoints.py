@@ -57,6 +57,10 @@ def test_inspect_of_others(tmp_path, capsys):
     run("inspect", tmp_path / "a.pth")
     printed = capsys.readouterr().out
     assert "kind:     PyTorch" in printed and f"model:    {MODEL}" in printed and "epoch: 9" in printed
+    torch.save({"net": {"a": torch.zeros(2)}, "scale": torch.zeros(3), "epoch": 9}, tmp_path / "b.pth")
+    run("inspect", tmp_path / "b.pth", "--keys")
+    printed = capsys.readouterr().out
+    assert "weights:  1 tensors, 3 values" in printed and "also:     net (dict), epoch (int)" in printed
     (tmp_path / "b.ckpt").write_text("nothing")
     with pytest.raises(SystemExit, match="is no file of weights"):
         run("inspect", tmp_path / "b.ckpt")

@@ -1,6 +1,6 @@
 """Averages the weights of several checkpoints of one model (batch-norm statistics as well), as timm's script does.
 
-python scripts/average_checkpoints.py run/skanet_s-29*.ckpt --to skanet_s_mean.ckpt [--use_ema]
+python scripts/average_checkpoints.py output/skanet_s/skanet_s-*_*.ckpt --to mean.ckpt [--use_ema]
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from mindska.models.factory import OUR_MODELS
 
 
 def rows():
-    """(what, measured, bound) of each line."""
+    """(what, measured, bound) of SkaNet and the pixels."""
+    model = figures.MODEL
     for case in figures.CASES:
         taps, _ = figures.port_case(case)
         differences = golden.case_differences(taps, case)
@@ -44,21 +45,26 @@ def rows():
     ours = np.array([np.linalg.norm(gradients[name].astype(np.float64)) for name in names])
     real = expected > 1e-6
     relative = np.abs(ours - expected)[real] / expected[real]
-    yield "training loss (absolute)", f"{abs(loss - arrays['losses_f64'][0]):.1e}", "1e-5"
-    yield f"gradient norms of {real.sum()} parameters: median", f"{np.median(relative):.1e}", ""
-    yield "gradient norms: worst", f"{relative.max():.1e}", "1e-4"
-    yield f"gradients of {(~real).sum()} biases before a batch norm (absolute)", f"{ours[~real].max():.1e}", "1e-5"
+    yield f"{model}: training loss (absolute)", f"{abs(loss - arrays['losses_f64'][0]):.1e}", "1e-5"
+    yield f"{model}: gradient norms of {real.sum()} parameters, median", f"{np.median(relative):.1e}", ""
+    yield f"{model}: gradient norms, worst", f"{relative.max():.1e}", "1e-4"
+    yield (
+        f"{model}: gradients of {(~real).sum()} biases before a batch norm (absolute)",
+        f"{ours[~real].max():.1e}",
+        "1e-5",
+    )
     for name in meta["bn"]:
         for statistic in ("running_mean", "running_var"):
             error = np.abs(parameters[f"{name}.{statistic}"] - arrays[f"bn/{name}/{statistic}_f64"]).max()
-            yield f"{name}.{statistic} (absolute)", f"{error:.1e}", "1e-6"
+            yield f"{model}: {name}.{statistic} (absolute)", f"{error:.1e}", "1e-6"
     ms.set_context(mode=ms.GRAPH_MODE)
     ours, theirs = figures.sgd_losses()
-    yield "SGD losses, first two (absolute)", f"{np.abs(ours - theirs)[:2].max():.1e}", "1e-5"
-    yield "SGD losses, the next four (absolute)", f"{np.abs(ours - theirs)[2:].max():.1e}", "5e-3"
+    yield f"{model}: SGD losses, first two (absolute)", f"{np.abs(ours - theirs)[:2].max():.1e}", "1e-5"
+    yield f"{model}: SGD losses, the next four (absolute)", f"{np.abs(ours - theirs)[2:].max():.1e}", "5e-3"
     run = figures.adamw_run()
-    yield "20 AdamW losses (absolute)", f"{np.abs(np.subtract(run.ours, run.theirs)).max():.1e}", "1e-3"
-    yield "averaged weights after them (absolute)", f"{max(run.average.values()):.1e}", "1e-4"
+    losses = np.abs(np.subtract(run.ours, run.theirs)).max()
+    yield "skanet_nano: 20 AdamW losses (absolute)", f"{losses:.1e}", "1e-3"
+    yield "skanet_nano: averaged weights after them (absolute)", f"{max(run.average.values()):.1e}", "1e-4"
     yield "JPEG to network input, 256x256 (absolute)", f"{pixels():.1e}", "1e-6"
 
 

@@ -22,7 +22,7 @@ from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
 from .models.sknet import ConvNorm
 
-Affine = tuple[np.ndarray, np.ndarray]  # scale and shift, one a channel
+ScaleShift = tuple[np.ndarray, np.ndarray]  # scale and shift, one a channel
 
 
 def fold(net: nn.Cell) -> nn.Cell:
@@ -100,7 +100,7 @@ def _array(parameter: Parameter) -> np.ndarray:
     return parameter.asnumpy().astype(np.float64)
 
 
-def _affine(norm: nn.BatchNorm2d) -> Affine:
+def _affine(norm: nn.BatchNorm2d) -> ScaleShift:
     """What a batch norm does in evaluation."""
     scale = _array(norm.gamma) / np.sqrt(_array(norm.moving_variance) + norm.eps)
     return scale, _array(norm.beta) - _array(norm.moving_mean) * scale
@@ -111,13 +111,13 @@ def _values(conv: nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
     return weight, _array(conv.bias) if conv.has_bias else np.zeros(len(weight))
 
 
-def _after(conv: nn.Conv2d, affine: Affine) -> nn.Conv2d:
+def _after(conv: nn.Conv2d, affine: ScaleShift) -> nn.Conv2d:
     """The convolution followed by scale and shift."""
     (weight, bias), (scale, shift) = _values(conv), affine
     return _like(conv, weight * scale.reshape(-1, 1, 1, 1), bias * scale + shift)
 
 
-def _before(conv: nn.Conv2d, affine: Affine) -> nn.Conv2d:
+def _before(conv: nn.Conv2d, affine: ScaleShift) -> nn.Conv2d:
     """The 1x1 convolution of one group behind scale and shift."""
     (weight, bias), (scale, shift) = _values(conv), affine
     return _like(conv, weight * scale.reshape(1, -1, 1, 1), bias + weight[:, :, 0, 0] @ shift)

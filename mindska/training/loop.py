@@ -208,6 +208,7 @@ class Trainer:
         rows = read_rows(self.folder.folder)
         if not rows:
             return
+        self._check_same_run(self.folder.settings(), at_epoch=True)
         last, every = int(rows[-1]["step"]), self.config.ckpt_save_steps or self.total_steps
         first_save = min(every, self.config.ckpt_save_interval * self.steps_per_epoch, self.total_steps)
         if not self.config.resume or last > first_save:
@@ -215,7 +216,6 @@ class Trainer:
                 f"{self.folder.folder} holds the record of a run up to step {last} (metrics.csv), but none of its "
                 f"checkpoints. Choose another --ckpt_save_dir, or remove metrics.csv to start again."
             )
-        self._check_same_run(self.folder.settings(), at_epoch=True)
 
     def _check_same_run(self, old: dict[str, Any], at_epoch: bool) -> None:
         """RunError when the folder's run had other settings than may change."""

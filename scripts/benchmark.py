@@ -1,21 +1,22 @@
 """Measures the speed of our networks, and of the PyTorch references beside them, on this machine.
 
-    python scripts/benchmark.py                                  the README's table
+    python scripts/benchmark.py                                  the tables of docs/speed.md
     python scripts/benchmark.py --models sknet50 --what forward folded --kernels both --compile
     python scripts/benchmark.py --models skanet_s --scaling      cost against image size, batch and ranks
     python scripts/benchmark.py --starts                         the first step of a first and of a second start
     python scripts/benchmark.py --loader                         images a second of the training data alone
 
-Every variant is a process of its own; one after the other runs one step, round by round, so that a slow minute of the
-machine meets all of them. Printed: the median of the rounds with the spread from the fastest to the slowest, the ratio
-of PyTorch's median to ours, peak memory above the empty process, the time of the first step (compilation), and the
-share of the machine's matrix-product rate (multiply-accumulates as scripts/count.py counts them; a training step has
-three times the forward's).
+Every variant is a process of its own; one after the other runs two steps, of which the second is timed, round by round:
+a slow minute of the machine meets all of them. Printed: how many times as fast as PyTorch each is; then the median of
+the rounds with the spread from the fastest to the slowest, the ratio of PyTorch's median to it, peak memory above the
+empty process, the time of the first step (compilation), and the share of the machine's matrix-product rate
+(multiply-accumulates as scripts/count.py counts them; a training step has three times the forward's).
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import platform
@@ -26,14 +27,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 ROOT = Path(__file__).parent.parent
 REFERENCES = ROOT / "tests" / "parity"
 MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
 WHAT = ("forward", "folded", "train")
 PHOTOS = (500, 375), (4000, 3000)  # as in ImageNet, and of a telephone
-WARM_UP = 6  # steps: so long MindSpore's operators try how many threads suit them
 SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
 
 
@@ -198,11 +198,10 @@ class Worker:
                 continue
         raise SystemExit(f"error: {self.variant.name} of {self.variant.model} ({self.variant.what}) failed; see above")
 
-    def run(self) -> float:
+    def step(self) -> float:
         """One step's seconds."""
         self.process.stdin.write("step\n")
-        self.seconds.append(self._answer())
-        return self.seconds[-1]
+        return self._answer()
 
     def end(self) -> int:
         """Ends the process and returns its peak memory."""
@@ -246,6 +245,15 @@ def macs(model: str, size: int) -> int:
     return int(1e9 * (float(row[4]) + float(row[5])))
 
 
+def warm_up(variant: Variant) -> int:
+    """Steps before the rounds.
+
+    In its first launches an operator of MindSpore tries one thread, two, four, ... up to the cores and once more, five
+    launches each; a step then takes up to a third longer.
+    """
+    return min(31, 5 * (cores().bit_length() + 1) + 1) if variant.library == "mindska" else 3
+
+
 def measure(variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
     """Runs the variants alternately."""
     workers = []
@@ -253,26 +261,47 @@ def measure(variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
         print(f"  starting {variant.name} ({variant.model}, {variant.what}) ...", file=sys.stderr, flush=True)
         workers.append(Worker(variant))
     for worker in workers:
-        for _ in range(WARM_UP):
-            worker.run()
-        worker.seconds.clear()
+        for _ in range(warm_up(worker.variant)):
+            worker.step()
     for _ in range(rounds):
         for worker in workers:
-            worker.run()
+            # Not timed: after a pause the caches are cold, and memory that was given back has to be fetched again.
+            worker.step()
+            worker.seconds.append(worker.step())
     return [worker.close() for worker in workers]
 
 
-def table(results: list[dict[str, Any]], rate: float, costs: dict[tuple[str, int], int]) -> str:
-    """The results as Markdown."""
-    lines = [
-        "| model | step | variant | seconds (fastest to slowest) | speed-up | memory | first step | of GEMM |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def by_step(results: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
+    """The results by model, size, batch and step, "forward" or "train"."""
     groups: dict[tuple, list] = {}
     for result in results:
         step = "train" if result["what"] == "train" else "forward"
         groups.setdefault((result["model"], result["size"], result["batch"], step), []).append(result)
-    for (model, size, batch, step), group in groups.items():
+    return groups
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """How many times as fast as PyTorch the variants are, as Markdown; "" without PyTorch."""
+    names = list(dict.fromkeys(r["name"] for r in results if r["library"] != "pytorch"))
+    lines = [f"| model | step | PyTorch | {' | '.join(names)} |", "|---|---" + "|---" * (len(names) + 1) + "|"]
+    for (model, size, batch, step), group in by_step(results).items():
+        medians = {r["name"]: r["median"] for r in group}
+        if "PyTorch" not in medians:
+            return ""
+        ratios = [f"{medians['PyTorch'] / medians[name]:.2f}" if name in medians else "—" for name in names]
+        lines.append(
+            f"| `{model}`, {size}, batch {batch} | {step} | {medians['PyTorch']:.3f} s | {' | '.join(ratios)} |"
+        )
+    return "\n".join(lines) + "\n\n"
+
+
+def table(results: list[dict[str, Any]], rate: float, costs: dict[tuple[str, int], int]) -> str:
+    """All of the results as Markdown."""
+    lines = [
+        "| model | step | variant | seconds (fastest to slowest) | speed-up | memory | first step | of GEMM |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (model, size, batch, step), group in by_step(results).items():
         reference = next((r for r in group if r["library"] == "pytorch"), None)
         for r in group:
             cost = costs[model, size] * batch * (3 if step == "train" else 1)
@@ -298,14 +327,15 @@ def own_size(model: str) -> int:
 
 
 def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Cost against image size and batch, for PyTorch and for us, and against the number of ranks for us."""
-    libraries = ["mindska"] + (["pytorch"] if options.pytorch else [])
-    size, results = own_size(model), []
-    for case in [(size, options.batch) for size in SIZES] + [(size, batch) for batch in BATCHES]:
-        results += measure([Variant(name, model, "forward", *case) for name in libraries], options.rounds)
+    """Cost against image size and batch, forward, and against the number of ranks, in training for us alone."""
+    size, results = options.image_resize or own_size(model), []
+    if options.what != ["train"]:
+        for case in [(size, options.batch) for size in SIZES] + [(size, batch) for batch in BATCHES]:
+            variants = others("forward", model, *case, options) + ours(model, options, ("forward", "folded"), *case)
+            results += measure(variants, options.rounds)
     ranks = 1
-    while ranks <= cores():
-        results += measure([Variant("mindska", model, "train", size, options.batch, ranks=ranks)], options.rounds)
+    while ranks <= cores() and "train" in options.what:
+        results += measure(ours(model, options, ("train",), size, ranks=ranks), options.rounds)
         ranks *= 2
     return results
 
@@ -384,12 +414,25 @@ def loader_rate(photo: tuple[int, int], rounds: int) -> float:
     return 4 * 32 / statistics.median(seconds[1:])
 
 
-def ours(model: str, options: argparse.Namespace, what: tuple[str, ...] = WHAT, **further: Any) -> list[Variant]:
+def ours(
+    model: str,
+    options: argparse.Namespace,
+    what: tuple[str, ...] = WHAT,
+    size: Optional[int] = None,
+    batch: Optional[int] = None,
+    **further: Any,
+) -> list[Variant]:
     """Our variants of a model that are asked for, among the steps `what`."""
-    size = options.image_resize or own_size(model)
+    shape = size or options.image_resize or own_size(model), batch or options.batch
     kernels = {"on": [True], "off": [False], "both": [True, False]}[options.kernels]
     asked = [step for step in what if step in options.what]
-    return [Variant("mindska", model, step, size, options.batch, on, **further) for step in asked for on in kernels]
+    return [Variant("mindska", model, step, *shape, on, **further) for step in asked for on in kernels]
+
+
+def others(what: str, model: str, size: int, batch: int, options: argparse.Namespace) -> list[Variant]:
+    """PyTorch's variants that are asked for."""
+    names = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
+    return [Variant(name, model, what, size, batch) for name in names]
 
 
 def cores() -> int:
@@ -397,7 +440,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--image_resize", type=int, metavar="N", help="size in pixels; default: the model's own")
@@ -416,11 +459,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args(arguments)
+    if not options.worker:
+        from mindska.models.factory import OUR_MODELS
+
+        unknown = [name for name in options.models if name not in OUR_MODELS]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], OUR_MODELS, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(OUR_MODELS)}"
+            parser.error(f"{unknown[0]} is not a model of mindska; {hint}")
+        for name in ("rounds", "batch", "image_resize"):
+            value = getattr(options, name)
+            if value is not None and value < 1:
+                parser.error(f"--{name} is {value}; expected at least 1")
+    return options
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Optional[list[str]] = None) -> None:
+    options = parse(arguments)
     if options.worker:
         work(Variant(**json.loads(options.worker)))
         return
@@ -444,15 +500,15 @@ def main() -> None:
         for group in (("forward", "folded"), ("train",)):
             variants = ours(model, options, group)
             if variants:
-                others = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
                 first = variants[0]
-                reference = [Variant(name, model, group[0], first.size, first.batch) for name in others]
+                reference = others(group[0], model, first.size, first.batch, options)
                 results += measure(reference + variants, options.rounds)
     machine += f", GEMM {2 * rate / 1e9:.0f} GFLOP/s"
     if options.scaling:
         text = scaling_table(results)
     else:
-        text = table(results, rate, {key: macs(*key) for key in {(r["model"], r["size"]) for r in results}})
+        costs = {key: macs(*key) for key in {(r["model"], r["size"]) for r in results}}
+        text = summary(results) + table(results, rate, costs)
     figures = dict(machine=machine, gemm=rate, results=results)
     finish(options, figures, f"{machine}, float32, median of {options.rounds} rounds\n\n{text}")
 

@@ -12,6 +12,7 @@ import mindcv
 import numpy as np
 from mindcv.models.registry import get_pretrained_cfg
 from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindska import kernels
 from mindska.models.factory import OUR_MODELS
@@ -21,8 +22,10 @@ from mindska.models.layers.graph import MaxRelativeConv
 def count(name: str, height: int, width: int) -> tuple[int, int, int]:
     """(parameters, multiply-accumulates of convolutions and linear layers, of pairwise distances) for one image."""
     macs = {"layers": 0, "distances": 0}
-    with kernels.plain():  # every convolution is a layer whose hook is called
+    with kernels.plain(), no_init_parameters():  # every convolution is a layer whose hook is called
         net = mindcv.create_model(name)
+    for parameter in net.get_parameters():  # no value matters
+        parameter.set_data(Tensor(np.zeros(parameter.shape, np.float32)))
 
     def layer(cell, inputs, output):
         macs["layers"] += output.size * cell.weight.size // cell.weight.shape[0]

@@ -40,7 +40,7 @@ def outputs(net, size):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_function(name):
-    """Float32 noise is 1e-6 of the deviation at each rounding; the issue's bound is 1e-4."""
+    """Float32 noise is 1e-6 of the deviation at each rounding."""
     net = settled(name)
     size = (64, 96) if name != "sknet29_16x32d" else (32, 32)
     before = outputs(net, size)

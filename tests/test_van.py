@@ -121,7 +121,7 @@ def test_mmsegmentations_weights_need_their_epsilon(tmp_path):
     )
     arguments = dict(features_only=True, checkpoint_path=str(tmp_path / "a.pth"))
     with pytest.raises(
-        WeightsError, match="mmsegmentation. was trained with norm_eps=1e-05; .*Pass norm_eps=1e-05 to create_model"
+        WeightsError, match="a.pth was trained with norm_eps=1e-05; .*Pass norm_eps=1e-05 to create_model"
     ):
         mindcv.create_model(name, **arguments)
     mindcv.create_model(name, norm_eps=1e-5, **arguments)

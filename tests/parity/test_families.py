@@ -91,16 +91,14 @@ def test_the_originals_keys_and_shapes(original):
         np.testing.assert_array_equal(value, weights[key].numpy(), err_msg=key)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 74)], ids=str)
 @pytest.mark.parametrize(
-    "model",
+    "model, size",
     [
-        "van_tiny",
-        "van_tiny_lska_k53",
-        "sk_resnet34",
-        "sk_resnet50",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sknet101", "sknet29_16x32d")),
+        *((name, (64, 64)) for name in ("van_tiny", "van_tiny_lska_k53", "sk_resnet34", "sk_resnet50")),
+        *((name, (97, 74)) for name in ("van_tiny", "van_tiny_lska_k53", "sk_resnet34", "sk_resnet50")),
+        *(pytest.param(name, (97, 74), marks=pytest.mark.slow) for name in ("sknet101", "sknet29_16x32d")),
     ],
+    ids=str,
 )
 def test_models_without_figures_of_their_own_equal_the_reference(model, size):
     """The other size is odd and even: the pooling after the stem hangs over on one side only."""

@@ -1,0 +1,72 @@
+"""scripts/benchmark.py: what it measures and prints. Not how fast anything is: that differs from minute to minute."""
+
+import json
+import re
+
+import pytest
+from commands import script
+
+benchmark = script("benchmark")
+
+
+def result(name, what, median, **further):
+    library = {"PyTorch": "pytorch"}.get(name, "mindska")
+    return dict(
+        model="skanet_nano", size=64, batch=8, what=what, library=library, name=name, median=median, fastest=median / 2,
+        slowest=median * 2, first=1.5, memory=2**30, ranks=1, **further,
+    )  # fmt: skip
+
+
+def test_tables():
+    results = [
+        result("PyTorch", "forward", 2.0),
+        result("mindska", "forward", 1.0),
+        result("mindska, folded", "folded", 0.5),
+        result("PyTorch", "train", 3.0),
+        result("mindska", "train", 2.0),
+    ]
+    assert benchmark.summary(results).splitlines()[2:] == [
+        "| `skanet_nano`, 64, batch 8 | forward | 2.000 s | 2.00 | 4.00 |",
+        "| `skanet_nano`, 64, batch 8 | train | 3.000 s | 1.50 | — |",
+        "",
+    ]
+    rows = benchmark.table(results, 1e9, {("skanet_nano", 64): 1e7}).splitlines()[2:]
+    assert len(rows) == 5 and "| 0.500 (0.250 to 1.000) | 4.00 | 1.00 GB (1.00) | 1.5 s | 16 % |" in rows[2]
+    assert rows[4].endswith("12 % |"), "a training step has three times the forward's products"
+    assert benchmark.summary(results[1:2]) == ""
+    assert "| `skanet_nano` | forward | 64 | 8 | 1 | PyTorch | 2.000 | 4.0 |" in benchmark.scaling_table(results)
+
+
+def test_what_is_asked_for_is_what_is_measured():
+    options = benchmark.parse(["--what", "forward", "train", "--kernels", "off", "--batch", "4", "--compile"])
+    asked = benchmark.ours("sknet50", options)
+    assert [(v.what, v.kernels, v.size, v.batch) for v in asked] == [
+        ("forward", False, 224, 4),
+        ("train", False, 224, 4),
+    ]
+    assert [v.library for v in benchmark.others("train", "sknet50", 224, 4, options)] == ["pytorch", "compiled"]
+    assert [v.kernels for v in benchmark.ours("sknet50", benchmark.parse(["--what", "train"]))] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--models", "skanet"], "did you mean skanet_s"),
+        (["--rounds", "0"], "--rounds is 0; expected at least 1"),
+        (["--what", "backward"], "invalid choice"),
+    ],
+)
+def test_wrong_words(words, message, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.parse(words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_measurement(tmp_path, capsys):
+    words = ["--models", "skanet_nano", "--batch", "2", "--what", "forward", "--kernels", "on", "--rounds", "1"]
+    benchmark.main([*words, "--json", str(tmp_path / "a.json")])
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| `skanet_nano`, 64, batch 2 \| forward \| PyTorch \| \d+\.\d{3} ", printed, re.M), printed
+    assert re.search(r"^\| `skanet_nano`, 64, batch 2 \| forward \| mindska \| \d+\.\d{3} ", printed, re.M), printed
+    assert {r["name"] for r in json.loads((tmp_path / "a.json").read_text())["results"]} == {"PyTorch", "mindska"}

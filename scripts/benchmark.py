@@ -307,7 +307,7 @@ def table(results: list[dict[str, Any]], rate: float, costs: dict[tuple[str, int
             cost = costs[model, size] * batch * (3 if step == "train" else 1)
             ratio = f"{reference['median'] / r['median']:.2f}" if reference else "—"
             memory = f"{r['memory'] / 2**30:.2f} GB"
-            if reference and r is not reference:
+            if reference and r is not reference and reference["memory"]:
                 memory += f" ({r['memory'] / reference['memory']:.2f})"
             lines.append(
                 f"| `{model}`, {size}, batch {batch} | {step} | {r['name']} | {r['median']:.3f} "

@@ -135,6 +135,6 @@ def processes(word: str) -> list[int]:
 def script(name: str):
     """scripts/NAME.py as a module, to run its `main` in this process."""
     spec = importlib.util.spec_from_file_location(f"mindska_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -8,5 +8,7 @@ source scripts/environment.sh
 install_into_venv ".[test]"
 ruff check .
 ruff format --check .
+# PyTorch's threads spin while they wait, on cores that others need.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 # More processes than the two cores that it is made for: half of the time a test waits for the ranks that it started.
 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -55,4 +55,7 @@ if __name__ == "__main__":
     import tiny as _  # noqa: F401  again, as a module of its own: run_path puts another module in the place of __main__
 
     sys.argv = sys.argv[1:]
+    if not any(".pth" in word for word in sys.argv):
+        # Nothing else needs PyTorch, and TensorBoard's writer imports it where it is: longer than most of these runs.
+        sys.modules["torch"] = None
     runpy.run_path(sys.argv[0], run_name="__main__")

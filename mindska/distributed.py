@@ -412,7 +412,8 @@ def _limit_threads(threads: int) -> None:
         return
     import mindspore as ms
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # our operators read it when they are first used
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["MINDSKA_THREADS"] = str(threads)  # our operators read it when they are first used
     ms.device_context.cpu.op_tuning.threads_num(threads)
     ms.runtime.dispatch_threads_num(min(threads, 5))  # 5 is MindSpore's default
     _threads_fixed = True

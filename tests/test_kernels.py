@@ -359,23 +359,29 @@ def test_what_a_strided_convolution_saw_before_does_not_come_back():
             np.testing.assert_array_equal(second, first)
 
 
-def test_threads_are_those_of_the_environment_when_an_operator_is_first_used():
-    """OpenMP itself reads it when it is loaded; a rank's share of the cores is known later."""
+@pytest.mark.parametrize("share", [None, 1])
+def test_threads_are_the_cores_or_a_ranks_share(share):
+    """OpenMP reads its environment when it is loaded; a share is known later. MindSpore sets OMP_NUM_THREADS itself."""
     program = """
-import ctypes, os
+import ctypes, os, sys
 import numpy as np
+import mindspore
 from mindska.kernels.build import library
+mindspore.ops.relu(mindspore.Tensor([1.0])).asnumpy()
 gelu, openmp = ctypes.CDLL(str(library("gelu"))).mindska_gelu, ctypes.CDLL("libgomp.so.1")
-assert openmp.omp_get_max_threads() == 3
-os.environ["OMP_NUM_THREADS"] = "1"
+before = openmp.omp_get_max_threads()
+assert before == len(os.sched_getaffinity(0)), before
+if sys.argv[1:]:
+    os.environ["MINDSKA_THREADS"] = sys.argv[1]
 x, size = np.ones(16, np.float32), (ctypes.c_int64 * 1)(16)
 pointers = (ctypes.c_void_p * 2)(x.ctypes.data, x.ctypes.data)
 shapes, types = (ctypes.c_void_p * 2)(*[ctypes.addressof(size)] * 2), (ctypes.c_char_p * 2)(b"float32", b"float32")
 assert gelu(2, pointers, (ctypes.c_int * 2)(1, 1), shapes, types, None, None) == 0
-assert openmp.omp_get_max_threads() == 1
+assert openmp.omp_get_max_threads() == int(sys.argv[1] if sys.argv[1:] else before)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "3"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MINDSKA_THREADS")}
+    words = [sys.executable, "-c", program, *([str(share)] if share else [])]
+    done = subprocess.run(words, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

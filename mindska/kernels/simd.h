@@ -91,11 +91,12 @@ static inline int threads() {
 #endif
 }
 
-// OpenMP reads OMP_NUM_THREADS when it is loaded, with MindSpore; a rank may learn its share of the cores later.
+// OpenMP reads OMP_NUM_THREADS when it is loaded, with MindSpore (which then sets it itself, for others); a rank may learn
+// its share of the cores later.
 static inline void take_share_of_threads() {
 #ifdef _OPENMP
   static const int share = [] {
-    const char *text = std::getenv("OMP_NUM_THREADS");
+    const char *text = std::getenv("MINDSKA_THREADS");
     return text ? std::atoi(text) : 0;
   }();
   if (share > 0) omp_set_num_threads(share);  // of the thread that calls the operator

@@ -25,7 +25,7 @@ def main() -> None:
         if val_set is not None:
             check_same_classes(train_set, val_set)
         num_classes = recipe.num_classes(config, train_set.class_names)
-        pixels = recipe.preprocessing(config, recipe.recorded(config).get("preprocessing"))
+        pixels = recipe.preprocessing(config, recipe.weights_record(config).get("preprocessing"))
         shard = dict(
             rank=world.rank, world_size=world.size, num_workers=config.num_parallel_workers or max(2, world.threads)
         )

@@ -29,7 +29,7 @@ def main() -> None:
 
     with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
         recipe.set_up(config, world)
-        record = recipe.recorded(config)
+        record = recipe.weights_record(config)
         config = recipe.with_recorded_model(config, record)
 
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split)

@@ -65,7 +65,7 @@ def loading(config: Config) -> dict[str, float]:
     return {name: getattr(config, name) for name in names}
 
 
-def recorded(config: Config) -> dict[str, Any]:
+def weights_record(config: Config) -> dict[str, Any]:
     """The record of the weights that the configuration names, if any (see `mindska.weights.describe`)."""
     return describe(config.ckpt_path, config.model) if config.ckpt_path else {}
 

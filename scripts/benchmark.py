@@ -1,6 +1,6 @@
 """Measures the speed of our networks, and of the PyTorch references beside them, on this machine.
 
-    python scripts/benchmark.py                                  the tables of docs/speed.md
+    python scripts/benchmark.py                                  five models, with and without the C++ operators
     python scripts/benchmark.py --models sknet50 --what forward folded --kernels both --compile
     python scripts/benchmark.py --models skanet_s --scaling      cost against image size, batch and ranks
     python scripts/benchmark.py --starts                         the first step of a first and of a second start

@@ -61,7 +61,7 @@ def test_averaged_weights_are_chosen_by_name(state):
     wrapped = {"state_dict": state, "state_dict_ema": averaged}
     raw = from_torch(MODEL, wrapped)["classifier.bias"]
     np.testing.assert_array_equal(from_torch(MODEL, wrapped, use_ema=True)["classifier.bias"], raw + 1)
-    with pytest.raises(WeightsError, match="averaged weights .* only"):
+    with pytest.raises(WeightsError, match="averaged weights .* only; take them: --use_ema"):
         from_torch(MODEL, {"state_dict_ema": averaged})
     with pytest.raises(WeightsError, match="no 'state_dict_ema'"):
         from_torch(MODEL, {"state_dict": state}, use_ema=True)

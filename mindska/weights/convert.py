@@ -82,7 +82,7 @@ def unwrap(checkpoint: Mapping, use_ema: bool = False) -> dict:
             )
         checkpoint = checkpoint["state_dict_ema"]
     elif "state_dict_ema" in checkpoint and not any(name in checkpoint for name in WRAPPERS):
-        raise WeightsError("There are averaged weights (state_dict_ema) only in this checkpoint")
+        raise WeightsError("There are averaged weights (state_dict_ema) only; take them: --use_ema, in Python ema=True")
     else:
         wrapped = [name for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
         checkpoint = checkpoint[wrapped[0]] if wrapped else checkpoint

@@ -1,7 +1,7 @@
 """Trains a model by a recipe, on one device or many.
 
 python train.py --config configs/skanet_nano_digits.yaml --data_dir DATA
-mpirun -n 8 python train.py --config configs/skanet_s.yaml --data_dir DATA
+mpirun -n 8 --bind-to none python train.py --config configs/skanet_s.yaml --data_dir DATA
 msrun --worker_num=8 --local_worker_num=8 --join=True train.py --config configs/skanet_s.yaml --data_dir DATA
 """
 

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint on a validation set: top-1, top-5 and loss over every image exactly once.
 
     python validate.py --config configs/skanet_s.yaml --data_dir DATA --ckpt_path output/skanet_s/skanet_s_best.ckpt
-    mpirun -n 8 python validate.py --model skanet_s --data_dir DATA --ckpt_path model_best.pth.tar
+    mpirun -n 8 --bind-to none python validate.py --model skanet_s --data_dir DATA --ckpt_path model_best.pth.tar
 
 A checkpoint of mindska says itself which model it is and how images are prepared; what is set in the configuration or
 on the command line goes before it. Files of others (PyTorch, safetensors, Caffe) are recognised by their content; of

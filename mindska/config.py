@@ -26,24 +26,28 @@ class ConfigError(SettingError):
     """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
 
 
-def _option(default: Any, help: str, choices: Optional[Sequence] = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading: str = "") -> Any:
+    """A setting; in --help it stands under `heading`, as those after it do."""
+    return field(default=default, metadata={"help": help, "choices": choices, "heading": heading})
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that a run can be told. `None` where a default depends on the model or the machine."""
 
-    # Machine
     device_target: str = _option(
-        "auto", "where to run; auto takes what this MindSpore was built for", ("auto", "CPU", "GPU", "Ascend")
+        "auto",
+        "where to run; auto takes what this MindSpore was built for",
+        ("auto", "CPU", "GPU", "Ascend"),
+        heading="machine",
     )
     mode: str = _option("graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"))
     distribute: Optional[bool] = _option(None, "MindCV's switch; not needed: mpirun or msrun is noticed. true: insist")
     seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers")
 
-    # Model
-    model: str = _option("", "name in MindCV's factory; validate: default, the one that the checkpoint names")
+    model: str = _option(
+        "", "name in MindCV's factory; validate: default, the one that the checkpoint names", heading="model"
+    )
     num_classes: Optional[int] = _option(None, "classes; default: as many as the data has")
     pretrained: bool = _option(False, "start from published MindSpore weights, where there are any")
     ckpt_path: str = _option(
@@ -52,9 +56,11 @@ class Config:
     drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's")
     drop_path_rate: Optional[float] = _option(None, "stochastic depth of the last block; default: the model's")
 
-    # Data
     dataset: str = _option(
-        "imagenet", "folders of images, or CIFAR in its binary format", ("imagenet", "cifar10", "cifar100")
+        "imagenet",
+        "folders of images, or CIFAR in its binary format",
+        ("imagenet", "cifar10", "cifar100"),
+        heading="data",
     )
     data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)")
     train_split: str = _option("train", "subfolder with the training images")
@@ -67,15 +73,17 @@ class Config:
     max_damaged: float = _option(0.01, "share of the training images that may be unreadable; others replace them")
     val_skip_damaged: bool = _option(False, "leave unreadable validation images out, and say so, instead of failing")
 
-    # Pixels; defaults come with the model
-    image_resize: Optional[tuple[int, ...]] = _option(None, "network input size in pixels: one number, or height width")
+    image_resize: Optional[tuple[int, ...]] = _option(
+        None,
+        "network input size in pixels: one number, or height width",
+        heading="pixels (defaults come with the model)",
+    )
     crop_pct: Optional[float] = _option(None, "share of the resized image that the evaluation's centre crop keeps")
     interpolation: Optional[str] = _option(None, "resize filter", ("bilinear", "bicubic", "nearest", "lanczos"))
     mean: Optional[Numbers] = _option(None, "mean of the three channels, on a scale of 0 to 1")
     std: Optional[Numbers] = _option(None, "standard deviation of the three channels, on a scale of 0 to 1")
 
-    # Augmentation
-    scale: Numbers = _option((0.08, 1.0), "share of the area that a random crop takes, from to")
+    scale: Numbers = _option((0.08, 1.0), "share of the area that a random crop takes, from to", heading="augmentation")
     ratio: Numbers = _option((0.75, 1.3333333333333333), "aspect ratio of a random crop, from to")
     pad_crop: int = _option(0, "pad by so many pixels and crop at the image's own size, instead of scale and ratio")
     hflip: float = _option(0.5, "probability of a horizontal flip")
@@ -96,8 +104,7 @@ class Config:
     mixup_switch_prob: float = _option(0.5, "probability of cutmix rather than mixup when both are on")
     aug_repeats: int = _option(0, "repeated augmentation: copies of each image in an epoch; 0: off")
 
-    # Optimisation
-    epoch_size: int = _option(300, "epochs in all, cooldown included")
+    epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation")
     opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion"))
     lr: float = _option(1e-3, "highest learning rate")
     beta1: float = _option(0.9, "first decay of adamw, adam and lion")
@@ -125,14 +132,14 @@ class Config:
     ema: bool = _option(False, "average the weights, and evaluate the average")
     ema_decay: float = _option(0.9998, "share of the old value that the average keeps at each update")
 
-    # Precision
-    amp_level: str = _option("O0", "mixed precision, as in mindspore.amp", ("O0", "O2", "O3", "auto"))
+    amp_level: str = _option(
+        "O0", "mixed precision, as in mindspore.amp", ("O0", "O2", "O3", "auto"), heading="precision"
+    )
     loss_scale_type: str = _option("fixed", "fixed or dynamic loss scale", ("fixed", "dynamic"))
     loss_scale: float = _option(1.0, "loss scale (initial, when dynamic)")
     dataset_sink_mode: bool = _option(False, "feed batches through the device's queue (GPU and Ascend)")
 
-    # Record
-    ckpt_save_dir: str = _option("output", "folder for checkpoints, metrics, curves")
+    ckpt_save_dir: str = _option("output", "folder for checkpoints, metrics, curves", heading="record")
     resume: bool = _option(True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run")
     keep_checkpoint_max: int = _option(3, "best checkpoints to keep (besides the newest two)")
     ckpt_save_interval: int = _option(1, "epochs between checkpoints")
@@ -183,16 +190,6 @@ class Config:
 
 
 TYPES: dict[str, Any] = typing.get_type_hints(Config)
-HEADINGS = {  # of --help: the first option under each
-    "device_target": "machine",
-    "model": "model",
-    "dataset": "data",
-    "image_resize": "pixels (defaults come with the model)",
-    "scale": "augmentation",
-    "epoch_size": "optimisation",
-    "amp_level": "precision",
-    "ckpt_save_dir": "record",
-}
 
 
 def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
@@ -265,8 +262,8 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="recipe in YAML; the options below go on top of it")
     for entry in dataclasses.fields(Config):
-        if entry.name in HEADINGS:
-            group = parser.add_argument_group(HEADINGS[entry.name])
+        if entry.metadata["heading"]:
+            group = parser.add_argument_group(entry.metadata["heading"])
         choices = entry.metadata["choices"]
         text = entry.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
         text += f" [{entry.default}]" if entry.default not in (None, "") else ""

@@ -114,7 +114,10 @@ def test_the_old_format_of_pytorch(convert, reference, tmp_path):
     assert golden.rms(logits(tmp_path / "a.ckpt"), expected(reference)) < NOISE
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "precision",
+    [torch.float32, *(pytest.param(half, marks=pytest.mark.slow) for half in (torch.float16, torch.bfloat16))],
+)
 def test_safetensors_with_timms_names(convert, tmp_path, precision):
     from safetensors.torch import save_file as save_torch
 

@@ -612,6 +612,7 @@ def test_an_unwritable_cache_is_no_disaster(fresh, caplog):
     assert kernels.gelu() is None and "cannot be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_library_is_built_once_by_many_at_a_time(fresh, tmp_path):
     compiler, log = tmp_path / "compiler.sh", tmp_path / "log"
     compiler.write_text(f'case "$*" in *" -o "*) echo "$*" >> {log};; esac\nexec g++ "$@"\n')

@@ -35,7 +35,7 @@ def saved_by_torch(path, harm):
 
 
 def zip_bomb(path, harm):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
         with archive.open("archive/data/0", "w", force_zip64=True) as entry:
             for _ in range(1024):

@@ -1,15 +1,24 @@
 """Schedule, optimiser, step and evaluation, in numbers."""
 
+import signal
+
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
+from commands import assert_same_losses, assert_same_state, rows
 from mindcv.loss import create_loss
 from mindspore import Tensor, nn
+from tiny import Tiny
 
+from mindska import recipe
 from mindska.config import Config
+from mindska.data import Augmentation, Preprocessing, TrainLoader, TrainTransform, open_dataset
+from mindska.distributed import World
+from mindska.errors import SettingError
 from mindska.evaluation import EvalStep, evaluate
-from mindska.training import StepOptions, TrainStep, build_optimizer, learning_rates
+from mindska.training import RunError, StepOptions, Trainer, TrainStep, build_optimizer, learning_rates
+from mindska.training.interrupt import EXIT_CODE
 
 
 def test_the_authors_schedule():
@@ -33,8 +42,10 @@ def test_every_schedule_cools_down_and_takes_an_update_for_several_batches(sched
         min_lr=1e-6,
         gradient_accumulation_steps=2,
     )
-    rates = learning_rates(config, 4)
+    rates = learning_rates(config, 5)  # the fifth batch of an epoch makes no update
     assert len(rates) == 12 and rates[8:] == [1e-6] * 4 and rates[0] == pytest.approx(config.warmup_lr)
+    with pytest.raises(SettingError, match="is 2, but an epoch has only 1 batches"):
+        learning_rates(config, 1)
 
 
 class Linear(nn.Cell):
@@ -127,3 +138,83 @@ def test_the_average_is_what_is_saved_beside_the_weights(whole_run):
     loaded = ms.load_checkpoint(str(whole_run[0] / "tiny_bn_best.ckpt"))
     for name in ("classifier.weight", "norm.moving_mean"):
         assert (loaded[f"ema.{name}"].asnumpy() != loaded[name].asnumpy()).any()
+
+
+# ------------------------------------------------------------------------------------------------- the loop
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def trainer(images, out, **settings):
+    """Three epochs of five batches."""
+    ms.set_seed(0)
+    settings = {"epoch_size": 3, "warmup_epochs": 1, "log_interval": 1, "batch_size": 7, **settings}
+    config = Config(model="tiny", ckpt_save_dir=str(out), val_while_train=False, **settings)
+    pixels = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    transform = TrainTransform(pixels, Augmentation())
+    loader = TrainLoader(open_dataset("", images, "train"), transform, config.batch_size, noise_size=8)
+    rates, network = learning_rates(config, loader.steps_per_epoch), Tiny(3)
+    step = TrainStep(network, recipe.loss(config), build_optimizer(config, network, rates), recipe.step_options(config))
+    return Trainer(config, World(), step, loader, rates, None, None, {"model": "tiny"})
+
+
+def fit(trainer, until=None, kill=None):
+    """Trains; after `until` steps comes `kill`, by default an exception. Returns the steps of the checkpoints."""
+
+    def die():
+        raise Killed
+
+    def watched(start, steps):
+        for done, batch in enumerate(batches(start, steps), start):
+            if done == until:
+                (kill or die)()
+            yield batch
+
+    batches, trainer.loader.batches = trainer.loader.batches, watched
+    if until is None:
+        trainer.fit()
+    else:
+        with pytest.raises(SystemExit if kill else Killed, match=str(EXIT_CODE) if kill else None):
+            trainer.fit()
+    return [saved.step for saved in trainer.folder.saved()]
+
+
+def test_checkpoints_and_stops_come_between_two_updates(images, tmp_path):
+    """Two batches make an update: an epoch has four of its five, and a resumed run is the uninterrupted one."""
+    settings = dict(gradient_accumulation_steps=2, ckpt_save_interval=100)
+    whole = trainer(images, tmp_path / "whole", ckpt_save_steps=3, **settings)
+    assert fit(whole) == [12, 10]  # 3, 6 and 9 came to 4, 6 and 10
+    assert int(whole.step.optimizer.global_step.asnumpy().item()) == 6 == len(whole.rates)
+    out = tmp_path / "run"
+    stopped = trainer(images, out, **settings)
+    assert fit(stopped, until=5, kill=lambda: signal.raise_signal(signal.SIGTERM)) == [6]
+    assert fit(trainer(images, out, **settings)) == [12, 6]
+    assert_same_losses(out, tmp_path / "whole")
+    assert_same_state(out / "tiny-3_12.ckpt", tmp_path / "whole" / "tiny-3_12.ckpt")
+
+
+def test_damaged_checkpoints_do_not_count_as_the_newest(images, tmp_path):
+    fit(trainer(images, tmp_path), until=7)
+    for name in ("tiny-2_10.ckpt", "tiny-3_15.ckpt"):
+        (tmp_path / name).write_bytes(b"damaged")
+    assert fit(trainer(images, tmp_path, ckpt_save_steps=1), until=7) == [7, 6]
+    assert (tmp_path / "tiny-3_15.ckpt.damaged").read_bytes() == b"damaged"
+    again = trainer(images, tmp_path)
+    assert fit(again) == [15, 10] and again.progress.step == 15
+
+
+def test_whether_a_checkpoint_was_due_is_the_earlier_starts_business(images, tmp_path):
+    """How often a run is saved may change: a lost checkpoint is noticed, and none is missed that never was."""
+    fit(trainer(images, tmp_path / "never", ckpt_save_interval=2), until=8)
+    assert fit(trainer(images, tmp_path / "never", ckpt_save_interval=1)) == [15, 10]
+    lost = tmp_path / "lost"
+    fit(trainer(images, lost), until=6)
+    for start in ("the first", "one that resumed"):
+        assert [path.name for path in lost.glob("*.ckpt")] == ["tiny-1_5.ckpt"], start
+        fit(trainer(images, lost, ckpt_save_interval=2), until=8)
+    (lost / "tiny-1_5.ckpt").unlink()
+    with pytest.raises(RunError, match="up to step 8 .* none of its checkpoints"):
+        trainer(images, lost, ckpt_save_interval=3).fit()
+    assert len(rows(lost)) == 8

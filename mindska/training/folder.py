@@ -26,6 +26,18 @@ class RunError(UserError, RuntimeError):
     """A run that cannot start or go on; the message says what to do."""
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error of the file system within the block into a RunError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}. Make room or mend the folder, and the same command goes on; "
+            f"or choose another --ckpt_save_dir."
+        ) from error
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint in the output folder, after so many finished epochs and steps."""
@@ -39,15 +51,16 @@ class RunFolder:
     """The output folder of one run of `model`.
 
     It holds `settings.json` (what the run was started with), the checkpoints `{model}-{epochs}_{steps}.ckpt` (the
-    newest two and the best `keep_best`), and `{model}_best.ckpt` (weights only).
+    newest two and the best `keep_best`), and `{model}_best.ckpt` (weights only). Checkpoints that cannot be used are
+    called `*.ckpt.damaged`.
     """
 
     def __init__(self, folder: Path, model: str, keep_best: int) -> None:
         self.folder, self.model, self.keep_best = folder, model, keep_best
         self.pattern = re.compile(rf"{re.escape(model)}-(\d+)_(\d+)\.ckpt")
         # What `replacing` leaves when it is killed.
-        ours = rf"{self.pattern.pattern}|{re.escape(self.best_path.name)}|settings\.json|metrics\.csv|train\.log"
-        self.unfinished = re.compile(rf"\.(?:{ours})\.tmp\w*")
+        others = rf"{re.escape(self.best_path.name)}|settings\.json|metrics\.csv|train\.log|curves\.png"
+        self.unfinished = re.compile(rf"\.(?:{self.pattern.pattern}|{others})\.tmp\w*")
 
     @property
     def best_path(self) -> Path:
@@ -66,16 +79,16 @@ class RunFolder:
         Raises:
             RunError: the folder cannot be written, or another run is writing to it.
         """
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / ".lock").open("a+")
-        except OSError as error:
-            raise RunError(f"The output folder {self.folder} cannot be written: {error.strerror}") from error
+            # Without a buffer: nothing is left that closing it could fail to write.
+            file = (self.folder / ".lock").open("a+b", buffering=0)
         with file:
-            self._lock(file)
-            for path in self.folder.glob(".*.tmp*"):
-                if self.unfinished.fullmatch(path.name):
-                    shutil.rmtree(path)
+            with writing(self.folder):
+                self._lock(file)
+                for path in self.folder.glob(".*.tmp*"):
+                    if self.unfinished.fullmatch(path.name):
+                        shutil.rmtree(path)
             yield
 
     def _lock(self, file: Any) -> None:
@@ -88,14 +101,13 @@ class RunFolder:
         except BlockingIOError as error:
             file.seek(0)
             raise RunError(
-                f"Another run ({file.read().strip() or 'unknown process'}) is writing to {self.folder}; "
+                f"Another run ({file.read().decode() or 'unknown process'}) is writing to {self.folder}; "
                 f"wait for it to end, or choose another --ckpt_save_dir"
             ) from error
         except OSError as error:
             log.warning("%s cannot be locked (%s): mind that no other run writes there", self.folder, error.strerror)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def settings(self) -> dict[str, Any]:
         """What the run in this folder was started with; empty when there is none."""
@@ -113,6 +125,14 @@ class RunFolder:
         checkpoints = [Saved(path, int(match[1]), int(match[2])) for path, match in found if match]
         return sorted(checkpoints, key=lambda saved: saved.step, reverse=True)
 
+    def set_aside(self, after: int) -> None:
+        """Renames the checkpoints after this step, from which the run goes on: they cannot be used, and do not count as
+        the newest."""
+        for entry in self.saved():
+            if entry.step > after:
+                with writing(entry.path):
+                    entry.path.replace(f"{entry.path}.damaged")
+
     def prune(self, scores: dict[int, float]) -> None:
         """Deletes all checkpoints but the newest two and the best `keep_best`; `scores`: top-1 of evaluated steps."""
         saved = self.saved()
@@ -120,4 +140,5 @@ class RunFolder:
         keep = {s.path for s in saved[:KEEP_NEWEST] + ranked[: self.keep_best]}
         for entry in saved:
             if entry.path not in keep:
-                entry.path.unlink()
+                with writing(entry.path):
+                    entry.path.unlink()

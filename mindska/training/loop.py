@@ -72,7 +72,7 @@ class Trainer:
         loader: this rank's training batches.
         rates: learning rate of every update.
         eval_network: a second instance of the network, in which the (averaged) weights are evaluated.
-        eval_loader: this rank's validation batches; None: no evaluation.
+        eval_loader: this rank's validation batches. None for both: no evaluation.
         record: what a checkpoint says of itself (model, preprocessing, classes).
     """
 
@@ -83,15 +83,17 @@ class Trainer:
         step: TrainStep,
         loader: TrainLoader,
         rates: list[float],
-        eval_network: nn.Cell,
+        eval_network: Optional[nn.Cell],
         eval_loader: Optional[EvalLoader],
         record: dict[str, Any],
     ) -> None:
         self.config, self.world, self.step, self.loader, self.rates = config, world, step, loader, rates
-        self.steps_per_epoch = loader.steps_per_epoch
+        # An epoch is a whole number of updates: what is left of its batches is dropped, as what is left of a batch is.
+        self.accumulation = config.gradient_accumulation_steps
+        self.steps_per_epoch = loader.steps_per_epoch = loader.steps_per_epoch // self.accumulation * self.accumulation
         self.total_steps = self.steps_per_epoch * config.epoch_size
         self.eval_network, self.eval_loader = eval_network, eval_loader
-        self.eval_step = EvalStep(eval_network).set_train(False)
+        self.eval_step = EvalStep(eval_network).set_train(False) if eval_network is not None else None
         self.prepared = False
         self.record = dict(record, config=to_dict(config), world_size=world.size)
         self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
@@ -108,19 +110,21 @@ class Trainer:
         Raises:
             RunError: the output folder belongs to another run or cannot be written, the loss stays non-finite, ranks
                 start unequal.
-            SystemExit: SIGTERM or SIGINT asked the run to stop; it did, after a step and with a checkpoint.
+            SystemExit: SIGTERM or SIGINT asked the run to stop; it did, after an update and with a checkpoint.
         """
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopRequest())
+            rows = None
             if self.main:
                 stack.enter_context(self.folder.locked())
+                rows = stack.enter_context(RunRecord(self.folder.folder))
             barrier()  # nobody reads before the folder is this run's
             resumed = self._resume()
             self._check_equal_start()
-            rows = None
-            if self.main:
-                self.folder.write_settings(self._settings())
-                rows = stack.enter_context(RunRecord(self.folder.folder, self.progress.step))
+            if rows:
+                self.folder.set_aside(after=self.progress.step)
+                self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
+                rows.begin(self.progress.step)
             if resumed:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
             self.step.set_train(True)
@@ -148,7 +152,7 @@ class Trainer:
             step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
             end_of_epoch = step % self.steps_per_epoch == 0
             row_due = end_of_epoch or step % self.config.log_interval == 0
-            save_due = self._due(step, end_of_epoch)
+            save_due = self._due(step)
             if row_due or save_due or step % self.collect_interval == 0:
                 self._collect()
                 bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{self._rate():.2e}", refresh=False)
@@ -209,17 +213,22 @@ class Trainer:
         if not rows:
             return
         self._check_same_run(self.folder.settings(), at_epoch=True)
-        last, every = int(rows[-1]["step"]), self.config.ckpt_save_steps or self.total_steps
-        first_save = min(every, self.config.ckpt_save_interval * self.steps_per_epoch, self.total_steps)
-        if not self.config.resume or last > first_save:
+        last = int(rows[-1]["step"])
+        if not self.config.resume or last > self.folder.settings().get("first_save", 0):
             raise RunError(
                 f"{self.folder.folder} holds the record of a run up to step {last} (metrics.csv), but none of its "
                 f"checkpoints. Choose another --ckpt_save_dir, or remove metrics.csv to start again."
             )
 
+    def _first_save(self) -> int:
+        """Up to which step the folder may have rows without having a checkpoint; 0 when it has one."""
+        if self.progress.step:
+            return 0
+        return next(step for step in range(1, self.total_steps + 1) if self._due(step))
+
     def _check_same_run(self, old: dict[str, Any], at_epoch: bool) -> None:
         """RunError when the folder's run had other settings than may change."""
-        new, ignored = self._settings(), set(FREE)
+        new, ignored = self._settings(), FREE | {"first_save"}
         if not old:
             return
         same_batches = old["batch_size"] * old["world_size"] == new["batch_size"] * new["world_size"]
@@ -258,6 +267,7 @@ class Trainer:
             batches = self.loader.batches(self.progress.step, steps)
             if self.config.dataset_sink_mode:
                 log.info("dataset_sink_mode has no effect on CPU")
+        stopping = False
         for done in range(steps):
             tensors = () if sinks else [Tensor(array) for array in next(batches)]
             if tensors and not self.prepared:
@@ -265,7 +275,9 @@ class Trainer:
                 self.prepared = True
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.
-            if (self.on_cpu or done % self.collect_interval == 0) and self._any_rank(stop.requested):
+            if self.on_cpu or done % self.collect_interval == 0:
+                stopping = self._any_rank(stop.requested)
+            if stopping and self.progress.step % self.accumulation == 0:
                 return
             yield advance() if sinks else self.step(*tensors)
 
@@ -330,11 +342,13 @@ class Trainer:
                 write_checkpoint(self.folder.best_path, weight_parameters(self.step), record)
         return dict(top1=result.top1, top5=result.top5, val_loss=result.loss)
 
-    def _due(self, step: int, end_of_epoch: bool) -> bool:
-        """Whether a checkpoint is to be saved after `step`."""
-        within = self.config.ckpt_save_steps and step % self.config.ckpt_save_steps == 0
-        epochs = self.config.ckpt_save_interval * self.steps_per_epoch
-        return bool(within) or end_of_epoch and (step % epochs == 0 or step == self.total_steps)
+    def _due(self, step: int) -> bool:
+        """Whether a checkpoint is to be saved after `step`: only between updates, whose gradients it does not hold."""
+        if step % self.accumulation:
+            return False
+        every, epochs = self.config.ckpt_save_steps, self.config.ckpt_save_interval * self.steps_per_epoch
+        within = every and step // every > (step - self.accumulation) // every
+        return bool(within) or step % epochs == 0 or step == self.total_steps
 
     def evaluate(self) -> Result:
         """Accuracy of the (averaged) weights on the validation set."""

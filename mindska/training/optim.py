@@ -10,6 +10,7 @@ from mindcv.scheduler import dynamic_lr
 from mindspore import Tensor, nn, ops
 
 from ..config import Config
+from ..errors import SettingError
 
 _update = ops.MultitypeFuncGraph("update")
 
@@ -49,8 +50,17 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     As timm does, and with it the authors: the cosine counts its epochs from the start of the run, the warm-up replaces
     its first ones, and the cooldown follows at `min_lr`. (MindCV's `create_scheduler` starts the cosine after the
     warm-up.)
+
+    Raises:
+        SettingError: an epoch has too few steps for one update.
     """
-    steps = dict(steps_per_epoch=steps_per_epoch, epochs=config.epoch_size)
+    updates = steps_per_epoch // config.gradient_accumulation_steps
+    if updates == 0:
+        raise SettingError(
+            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, but an epoch has only "
+            f"{steps_per_epoch} batches, too few for one update; lower it or batch_size"
+        )
+    steps = dict(steps_per_epoch=updates, epochs=config.epoch_size)
     epochs = config.epoch_size - config.cooldown_epochs
     if config.scheduler == "cosine_decay":
         decay = dynamic_lr.cosine_decay_lr if config.lr_epoch_stair else dynamic_lr.cosine_decay_refined_lr
@@ -58,15 +68,14 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     elif config.scheduler == "step_decay":
         rates = dynamic_lr.step_lr(config.decay_epochs, config.decay_rate, lr=config.lr, **steps)
     else:
-        rates = [config.lr] * (steps_per_epoch * config.epoch_size)
-    rates[epochs * steps_per_epoch :] = [config.min_lr] * (config.cooldown_epochs * steps_per_epoch)
+        rates = [config.lr] * (updates * config.epoch_size)
+    rates[epochs * updates :] = [config.min_lr] * (config.cooldown_epochs * updates)
     if config.warmup_epochs:
         rise = dynamic_lr.linear_lr if config.lr_epoch_stair else dynamic_lr.linear_refined_lr
         steps["epochs"] = config.warmup_epochs
         warmup = rise(config.warmup_lr / config.lr, 1.0, config.warmup_epochs, lr=config.lr, **steps)
         rates[: len(warmup)] = warmup
-    # One update takes several batches when gradients are accumulated.
-    return rates[:: config.gradient_accumulation_steps]
+    return rates
 
 
 def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.Optimizer:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import re
+import sys
+import time
+from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from ..weights.files import replacing
+from ..weights.files import WriteError, replacing
+from .folder import writing
 
-COLUMNS = (
-    "step", "epoch", "loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss"
-)  # fmt: skip
+log = logging.getLogger("mindska")
+
+VALUES = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss")
+COLUMNS = ("step", "epoch", "time", *VALUES)  # time: in seconds since 1970
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -28,54 +34,120 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 class RunRecord:
     """One continuous record of a run, over any number of restarts: metrics.csv, train.log, TensorBoard, curves.png.
 
-    What lies after the step from which a run is resumed is taken back, so that nothing is doubled. A context: on
-    leaving, the files are closed and the curves drawn.
+    A context: within it messages are kept, and `begin` opens the files; on leaving, they are closed and the curves
+    drawn. A run ends when metrics.csv cannot be written; it goes on, with a warning, without one of the others.
     """
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        from tensorboardX import SummaryWriter  # imports PyTorch where there is one: a second, for one rank only
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path, self.log_path = folder, folder / "metrics.csv", folder / "train.log"
+        self.curves = folder / "curves.png"
+        self.rows: list[dict[str, str]] = []
+        self.events: Any = None
+        self.log_file: Optional[logging.FileHandler] = None
+        self.messages = MemoryHandler(1)  # passes each message on to train.log, once it is open
 
-        self.path, self.log_path, self.curves = folder / "metrics.csv", folder / "train.log", folder / "curves.png"
-        self.rows = [row for row in read_rows(folder) if int(row["step"]) <= resumed_step]
+    def __enter__(self) -> RunRecord:
+        log.addHandler(self.messages)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        log.removeHandler(self.messages)
+        self.messages.close()
+        with contextlib.suppress(OSError):  # what could not be written is known
+            if self.log_file:
+                self.log_file.close()
+        with contextlib.suppress(OSError):
+            if self.events:
+                self.events.close()
+        if error[0] is None:
+            self.draw()
+
+    def begin(self, resumed_step: int) -> None:
+        """Opens the files. What lies after the step from which a run is resumed is taken back: nothing is doubled.
+
+        Raises:
+            WriteError, RunError: the folder cannot be written.
+        """
+        self.rows = [row for row in read_rows(self.folder) if int(row["step"]) <= resumed_step]
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
         self._take_back_log(resumed_step)
-        self.summary = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
-        self.handler = logging.FileHandler(self.log_path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-
-    def __enter__(self) -> RunRecord:
-        logging.getLogger("mindska").addHandler(self.handler)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("mindska").removeHandler(self.handler)
-        self.handler.close()
-        self.summary.close()
-        if error[0] is None:
-            self.draw()
+        with writing(self.log_path):
+            self.log_file = logging.FileHandler(self.log_path, encoding="utf-8")
+        self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.log_file.handleError = self._without_log
+        self.messages.setTarget(self.log_file)
+        self._open_events()
 
     def _take_back_log(self, resumed_step: int) -> None:
         if not self.log_path.exists():
             return
-        lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        steps = ((line, re.search(r"\bstep (\d+)", line)) for line in lines)
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        steps = ((line, re.search(r"\bstep (\d+)", line, re.IGNORECASE)) for line in lines)
         kept = [line for line, step in steps if line.endswith("\n") and (not step or int(step[1]) <= resumed_step)]
         with replacing(self.log_path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
+    def _without_log(self, record: logging.LogRecord) -> None:
+        log.removeHandler(self.messages)
+        log.warning("%s cannot be written (%s): the run goes on without it", self.log_path, sys.exc_info()[1])
+
+    def _open_events(self) -> None:
+        """Writes TensorBoard's events anew from the rows, so that they are the same.
+
+        Not with tensorboardX's own SummaryWriter: its thread ends silently when a disk is full, and whoever adds events
+        then waits for ever.
+        """
+        # Imports PyTorch where there is one: a second, for one rank only.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder = self.folder / "tensorboard"
+        try:
+            folder.mkdir(exist_ok=True)
+            for path in folder.glob("events.out.tfevents.*"):
+                path.unlink()
+            self.events = EventsWriter(str(folder / "events"))
+        except OSError as error:
+            self._without_events(error)
+        self._add_events(self.rows)
+
+    def _add_events(self, rows: list[dict[str, str]]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if not self.events:
+            return
+        try:
+            for row in rows:
+                values = [Summary.Value(tag=name, simple_value=float(row[name])) for name in VALUES if row[name]]
+                step, seconds = int(row["step"]), float(row["time"])
+                self.events.write_event(Event(step=step, wall_time=seconds, summary=Summary(value=values)))
+            self.events.flush()
+        except OSError as error:
+            self._without_events(error)
+
+    def _without_events(self, error: OSError) -> None:
+        self.events = None
+        log.warning(
+            "TensorBoard's events cannot be written (%s): the run goes on without them; the next start writes them",
+            error,
+        )
+
     def add(self, step: int, epoch: float, **values: Any) -> None:
-        """Adds a row; columns that are not given stay empty."""
-        row = {"step": step, "epoch": f"{epoch:.4f}"}
-        for name, value in values.items():
-            row[name] = f"{value:.8g}" if isinstance(value, float) else str(value)
-            self.summary.add_scalar(name, value, step)
-        row = {name: row.get(name, "") for name in COLUMNS}
+        """Adds a row; columns that are not given stay empty.
+
+        Raises:
+            RunError: metrics.csv cannot be written.
+        """
+        given = {"step": step, "epoch": f"{epoch:.4f}", "time": f"{time.time():.3f}", **values}
+        given = {name: f"{value:.8g}" if isinstance(value, float) else str(value) for name, value in given.items()}
+        row = {name: given.get(name, "") for name in COLUMNS}
         self.rows.append(row)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
+        self._add_events([row])
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Epochs and values of a column, where it has a value."""
@@ -83,7 +155,7 @@ class RunRecord:
         return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
     def draw(self) -> None:
-        """Draws curves.png: loss, accuracy and learning rate against the epoch."""
+        """Draws curves.png: loss, accuracy and learning rate against the epoch; a warning when it cannot be written."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -99,5 +171,9 @@ class RunRecord:
             axes.set(xlabel="epoch", ylabel=unit)
             axes.grid(alpha=0.3)
             axes.legend()
-        figure.savefig(self.curves, dpi=100)
+        try:
+            with replacing(self.curves) as temporary:
+                figure.savefig(temporary, dpi=100)
+        except WriteError as error:
+            log.warning("%s", error)
         pyplot.close(figure)

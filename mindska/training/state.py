@@ -32,7 +32,7 @@ def weight_parameters(step: TrainStep) -> dict[str, Parameter]:
 
 
 def save_state(path: Path, step: TrainStep, record: dict[str, Any]) -> None:
-    """Writes all that a resumed run needs."""
+    """Writes all that a resumed run needs; to be called between two updates."""
     write_checkpoint(path, {**weight_parameters(step), **_state_parameters(step)}, record)
 
 

@@ -161,11 +161,14 @@ class TrainStep(nn.Cell):
         self.accumulated = self.weights.clone("accumulated", init="zeros") if accumulates else None
 
     def state(self) -> list[Parameter]:
-        """Everything, besides the network and its average, that a resumed run needs."""
-        own = [self.loss_scale, self.good_steps, self.skipped, self.skipped_in_a_row, self.micro_step]
+        """Everything, besides the network and its average, that a run resumed between two updates needs.
+
+        Accumulated gradients are no part of it: between updates they are zero.
+        """
+        own = [self.loss_scale, self.good_steps, self.skipped, self.skipped_in_a_row]
         network = {p.name for p in self.network.get_parameters()}
         optimizer = [p for p in self.optimizer.get_parameters() if p.name not in network]
-        return own + list(self.last_good) + list(self.accumulated or ()) + optimizer
+        return own + list(self.last_good) + optimizer
 
     def construct(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         (_, loss), gradients = self.gradients(images, labels, noise, self.loss_scale)

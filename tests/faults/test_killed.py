@@ -6,10 +6,10 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from commands import (
     assert_same_losses,
     assert_same_state,
     finished_steps,
+    mpirun,
     rows,
     start_training,
     train,
@@ -26,6 +27,7 @@ from commands import (
 )
 from mindspore import Parameter, Tensor
 
+from mindska.training.record import RunRecord
 from mindska.weights import WeightsError
 from mindska.weights.files import read_file, write_checkpoint
 
@@ -152,10 +154,59 @@ def test_half_a_row_at_the_end_is_taken_back(whole_run, images, tmp_path):
     assert_same_losses(out, whole)
 
 
-def test_logging_is_left_as_it_was(tmp_path):
-    from mindska.training.record import RunRecord
+@pytest.mark.slow
+def test_a_resumed_run_on_two_ranks_accumulates_as_the_uninterrupted_one(images, tmp_path):
+    """Each rank accumulates gradients of its own: there is no checkpoint between two updates."""
+    out = tmp_path / "run"
+    settings = dict(batch_size=4, gradient_accumulation_steps=2, epoch_size=2, ckpt_save_steps=5, launcher=mpirun(2))
+    settings.update(ckpt_save_interval=100, val_while_train="false")
+    train(images, out, **settings)
+    shutil.move(out / "tiny_bn-2_8.ckpt", tmp_path / "whole.ckpt")
+    assert "Resuming after step 6 of 8" in train(images, out, **settings)
+    assert_same_state(out / "tiny_bn-2_8.ckpt", tmp_path / "whole.ckpt")
 
+
+def test_logging_is_left_as_it_was(tmp_path):
     before = list(logging.getLogger("mindska").handlers)
-    with RunRecord(Path(tmp_path), 0) as record:
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
         record.add(1, 0.5, loss=1.0)
     assert logging.getLogger("mindska").handlers == before
+
+
+def test_the_log_has_what_comes_before_it_is_opened_and_no_step_twice(tmp_path):
+    log = logging.getLogger("mindska")
+    for message in ("Skipping a checkpoint", "Going on with 2 ranks"):
+        with RunRecord(tmp_path) as record:
+            log.warning(message)
+            record.begin(2)
+            for step in (3, 4):
+                log.warning("Step %d was skipped", step)
+    lines = [line.split(" ", 2)[2] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert lines == ["Skipping a checkpoint", "Going on with 2 ranks", "Step 3 was skipped", "Step 4 was skipped"]
+
+
+def events(folder):
+    """What TensorBoard reads in all files of a run: (step, name) -> value."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in (folder / "tensorboard").iterdir():
+        data = path.read_bytes()
+        while data:
+            size = struct.unpack("Q", data[:8])[0]
+            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            for value in event.summary.value:
+                assert (event.step, value.tag) not in found, "doubled"
+                found[event.step, value.tag] = value.simple_value
+    return found
+
+
+def test_the_events_are_the_rows_of_metrics_at_any_time(tmp_path):
+    for start in range(2):
+        record = RunRecord(tmp_path)  # never left: a killed process
+        record.begin(2 * start)
+        for step in range(2 * start + 1, 5):
+            record.add(step, step / 4, loss=step + start / 2, **({"top1": 50.0} if step == 4 else {}))
+        kept = {(int(row["step"]), n): float(row[n]) for row in rows(tmp_path) for n in ("loss", "top1") if row[n]}
+        assert events(tmp_path) == kept and len(kept) == 5

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,8 +28,9 @@ from commands import (
     SETTINGS as TINY,
 )
 
-from mindska.training.folder import RunFolder
+from mindska.training.folder import RunError, RunFolder
 from mindska.training.interrupt import EXIT_CODE
+from mindska.training.record import RunRecord
 
 LONG = dict(epoch_size=4000, val_while_train="false", ckpt_save_interval=1000)
 
@@ -138,6 +141,53 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", flock)
     with RunFolder(tmp_path, "tiny", 1).locked():
         assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(RunError, match="cannot be written: File too large. Make room"):
+            RunFolder(tmp_path, "tiny", 1).locked().__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_metrics_that_cannot_be_written(tmp_path):
+    with pytest.raises(RunError, match="metrics.csv cannot be written: No space left"), RunRecord(tmp_path) as record:
+        record.begin(0)
+        record.path.unlink()
+        record.path.symlink_to("/dev/full")
+        record.add(1, 0.5, loss=1.0)
+
+
+def test_a_run_goes_on_without_events_and_log_that_cannot_be_written(tmp_path, monkeypatch, caplog, capfd):
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))  # noqa: SIM115, PTH123
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        for step in range(1, 30):
+            record.add(step, step, loss=1.0)
+        record.log_file.setStream(open("/dev/full", "w"))  # noqa: SIM115, PTH123
+        for _ in range(2):
+            logging.getLogger("mindska").warning("a message")
+    assert len(record.rows) == 29 == finished_steps(tmp_path)
+    assert caplog.text.count("TensorBoard's events cannot be written") == 1
+    assert caplog.text.count("train.log cannot be written") == 1 and caplog.text.count("a message") == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_curves_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+    def savefig(figure, path, **_):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        record.add(1, 0.5, loss=1.0, lr=0.1)
+        record.draw()
+        before = record.curves.read_bytes()
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    assert record.curves.read_bytes() == before and "curves.png could not be written" in caplog.text
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from . import kernels
+from .errors import SettingError
 from .models.layers.blocks import BatchNorm2d, Block, FusingConv, NoNorm, PatchEmbed
 from .models.layers.graph import MaxRelativeConv
 from .models.skanet import SplitKernelAttention
@@ -26,7 +27,13 @@ ScaleShift = tuple[np.ndarray, np.ndarray]  # scale and shift, one a channel
 
 
 def fold(net: nn.Cell) -> nn.Cell:
-    """Folds a network of mindska for inference, in place, and returns it (in evaluation mode; it cannot be trained)."""
+    """Folds a network of mindska for inference, in place, and returns it (in evaluation mode; it cannot be trained).
+
+    Raises:
+        SettingError: it is folded already.
+    """
+    if any(isinstance(cell, NoNorm) for _, cell in net.cells_and_names()):
+        raise SettingError("The network is folded already; fold a network once")
     for _, cell in list(net.cells_and_names()):
         if isinstance(cell, (ConvNorm, MaxRelativeConv)):
             cell.conv, cell.norm = _after(cell.conv, _affine(cell.norm)), _no_norm(cell.norm)
@@ -37,7 +44,7 @@ def fold(net: nn.Cell) -> nn.Cell:
             for i, block in enumerate(cell):
                 if isinstance(block, Block):
                     cell[i] = FoldedBlock(block)
-    for name, parameter in net.parameters_and_names():
+    for name, parameter in getattr(net, "net", net).parameters_and_names():  # MindCV's feature extractor wraps it
         parameter.name = name
     return net.set_train(False)
 

@@ -16,6 +16,7 @@ empty process, the time of the first step (compilation), and the share of the ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -61,8 +62,12 @@ class Variant:
 # What runs in a variant's own process
 
 
-def peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
+def peak_memory(reset: bool = False) -> int:
+    """The largest resident memory of this process, in bytes; since a call with `reset`, where the system has that."""
+    with contextlib.suppress(OSError, IndexError):  # Linux: getrusage's would begin with the parent's memory there
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -160,7 +165,7 @@ def answer(variant: Variant, asked: Callable[[], bool], silent: bool = False) ->
             print(json.dumps(value), flush=True)
 
     images = np.random.default_rng(0).standard_normal((variant.batch, 3, variant.size, variant.size), dtype=np.float32)
-    before, start = peak_memory(), time.perf_counter()
+    before, start = peak_memory(reset=True), time.perf_counter()
     step = (mindska_step if variant.library == "mindska" else pytorch_step)(variant, images)
     step()
     report(time.perf_counter() - start)
@@ -357,7 +362,7 @@ def starts(variants: list[Variant]) -> list[dict[str, Any]]:
     """Seconds until the first step has run (without imports), in a first start and in a second."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["MINDSKA_CACHE"] = folder
+        os.environ.update(MINDSKA_CACHE=folder, MINDSKA_COMPILE_CACHE="on", MINDSKA_KERNELS="auto")
         subprocess.run([sys.executable, "-c", "from mindska import kernels; kernels.libraries()"], check=True)
         for variant in variants:
             print(f"  starting {variant.name} ({variant.model}, {variant.what}) twice ...", file=sys.stderr, flush=True)

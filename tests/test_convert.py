@@ -172,7 +172,7 @@ def test_mmsegmentations_backbone(convert, tmp_path):
     with pytest.raises(ValueError, match="Pass norm_eps=1e-05"):
         mindcv.create_model(name, **arguments)
     mindcv.create_model(name, norm_eps=1e-5, **arguments)
-    convert("--from", tmp_path / "a.ckpt", "--to", tmp_path / "back.pth")
+    convert("--from", tmp_path / "a.ckpt", "--to", tmp_path / "back.pth", "--verify")
     assert set(torch.load(tmp_path / "back.pth")) == set(key_map(name).values()) - {"head.weight", "head.bias"}
 
 
@@ -280,6 +280,13 @@ def test_a_file_that_fits_two_models_asks_for_the_name(convert, tmp_path):
     torch.save(state, tmp_path / "a.pth")
     words = ("--from", tmp_path / "a.pth", "--to", tmp_path / "a.ckpt")
     convert(*words, error="it fits sk_resnext50_32x4d and sknet50); name it with --model")
+
+
+def test_the_reference_takes_three_channels(convert, tmp_path):
+    net = mindcv.create_model(MODEL, in_channels=1)
+    ms.save_checkpoint(net, str(tmp_path / "a.ckpt"))
+    words = ("--model", MODEL, "--from", tmp_path / "a.ckpt", "--to", tmp_path / "b.ckpt")
+    convert(*words, "--verify", error="the reference takes images of 3 channels, these weights 1")
 
 
 def test_missing_and_unknown_keys_are_listed(convert, reference, tmp_path):

@@ -1,8 +1,10 @@
 """scripts/export.py and scripts/predict.py: out to MindIR and ONNX, checked; classes of images from either."""
 
 import csv
+import errno
 import io
 import json
+from pathlib import Path
 
 import mindcv
 import numpy as np
@@ -112,6 +114,22 @@ def test_a_difference_fails_the_command(nano, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="differ from the network's by .* nothing was written"):
         run("export", "--ckpt_path", nano, "--format", "mindir", "--to", tmp_path / "a.mindir")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_never_lies_beside_the_record_of_another(nano, tmp_path, monkeypatch):
+    """A record that cannot be written leaves the model that was there."""
+    path, write = tmp_path / "a.mindir", Path.write_text
+
+    def full(self, *words, **keywords):
+        if self.suffix == ".json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *words, **keywords)
+
+    path.write_text("what was there")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit, match="No space left on device. What was there before is intact"):
+        run("export", "--ckpt_path", nano, "--format", "mindir", "--to", path, "--overwrite")
+    assert path.read_text() == "what was there" and list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_is_overwritten(nano):

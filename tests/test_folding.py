@@ -9,6 +9,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindska import kernels
+from mindska.errors import SettingError
 from mindska.folding import fold
 
 MODELS = ["skanet_nano", "van_tiny", "van_tiny_lska_k23", "sknet26", "sk_resnet18", "sknet29_16x32d"]
@@ -66,10 +67,16 @@ def test_with_plain_operators(name, folded_plain):
         assert np.sqrt(np.mean((ours - expected) ** 2)) < 1e-4 * expected.std()
 
 
+def test_a_folded_network_is_not_folded_again():
+    with pytest.raises(SettingError, match="folded already"):
+        fold(fold(settled("sk_resnet18")))
+
+
 def test_features_and_graph_mode():
     net = settled("van_tiny_lska_k7", features_only=True)
     before = outputs(net, (64, 64))
-    fold(net.net)
+    fold(net)
+    assert all(not p.name.startswith("net.") for p in net.get_parameters())
     ms.set_context(mode=ms.GRAPH_MODE)
     for ours, expected in zip(outputs(net, (64, 64)), before):
         assert np.sqrt(np.mean((ours - expected) ** 2)) < 1e-4 * expected.std()

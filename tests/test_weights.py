@@ -13,6 +13,7 @@ import torch_skanet
 from mindspore import Tensor
 
 from mindska.weights import WeightsError, from_torch, read_torch, read_weights, to_torch
+from mindska.weights.files import write_checkpoint
 
 MODEL = "skanet_nano"
 
@@ -120,6 +121,19 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path):
         mindcv.create_model(MODEL, checkpoint_path=str(path))
 
 
+def test_what_a_file_says_of_itself_is_believed(tmp_path):
+    """sknet50 and sk_resnext50_32x4d have the same names and shapes, and are not the same function."""
+    record = dict(model="sk_resnet18", num_classes=7)
+    net = mindcv.create_model("sk_resnet18", num_classes=7)
+    write_checkpoint(tmp_path / "a.ckpt", {p.name: p for p in net.get_parameters()}, dict(record, model="sk_resnet34"))
+    with pytest.raises(WeightsError, match="a.ckpt does not fit sk_resnet18: it holds sk_resnet34"):
+        mindcv.create_model("sk_resnet18", num_classes=7, checkpoint_path=str(tmp_path / "a.ckpt"))
+    write_checkpoint(tmp_path / "b.ckpt", {p.name: p for p in net.get_parameters()}, record)
+    with pytest.raises(WeightsError, match="trained with stem='timm'.* the network was made with 'mindcv'"):
+        mindcv.create_model("sk_resnet18", num_classes=7, stem="mindcv", checkpoint_path=str(tmp_path / "b.ckpt"))
+    mindcv.create_model("sk_resnet18", num_classes=7, checkpoint_path=str(tmp_path / "b.ckpt"))
+
+
 def test_averaged_weights_lie_beside_the_raw_ones(tmp_path):
     net = mindcv.create_model(MODEL)
     entries = [{"name": p.name, "data": p} for p in net.get_parameters()]
@@ -159,3 +173,19 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
         with pytest.raises(WeightsError, match="was not opened"):
             read_torch(tmp_path / name)
     assert not harm.exists()
+
+
+def test_a_damaged_archive_is_refused(state, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x01\x02", b"XX\x01\x02"))  # the entries of its directory
+    with pytest.raises(WeightsError, match="was not opened: it is damaged"):
+        read_torch(path)
+
+
+def test_an_average_that_is_not_there(state, tmp_path):
+    torch.save({"state_dict": state, "state_dict_ema": None}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth", MODEL)[0]["classifier.bias"].shape == (1000,)
+    with pytest.raises(WeightsError, match="no 'state_dict_ema'"):
+        read_weights(tmp_path / "a.pth", MODEL, ema=True)

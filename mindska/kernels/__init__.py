@@ -7,8 +7,10 @@ the environment variable MINDSKA_KERNELS is "off". With "require" a missing comp
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,9 +82,12 @@ def libraries() -> list[Path]:
 def _why_not() -> str:
     """Why the C++ operators cannot be had; empty when they can."""
     try:
+        if sys.platform != "linux":
+            raise BuildError("MindSpore takes them on Linux only")
         with ThreadPoolExecutor() as pool:
-            list(pool.map(library, FILES))
-    except BuildError as error:
+            for path in pool.map(library, FILES):
+                ctypes.CDLL(str(path))  # a cache on a file system that does not execute, a runtime that is not found
+    except (BuildError, OSError) as error:
         log.warning(
             "C++ operators are not used (%s): the same results, slower. MINDSKA_KERNELS=off says no more.", error
         )

@@ -41,10 +41,13 @@ def cache_folder() -> Path:
 def _compiler() -> tuple[list[str], str]:
     """The C++ compiler's command (CXX may hold several words: `ccache g++`) and version."""
     wanted = os.environ.get("CXX")
-    for command in [shlex.split(wanted)] if wanted else [["g++"], ["clang++"], ["c++"]]:
-        if shutil.which(command[0]):
-            said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-            return command, said.stdout.partition("\n")[0]
+    try:
+        for command in [shlex.split(wanted)] if wanted else [["g++"], ["clang++"], ["c++"]]:
+            if command and shutil.which(command[0]):
+                said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+                return command, said.stdout.partition("\n")[0]
+    except (OSError, ValueError) as error:
+        raise BuildError(f"the C++ compiler cannot be started ({wanted or command[0]}): {error}") from error
     raise BuildError(f"no C++ compiler ({wanted or 'g++, clang++'})")
 
 
@@ -81,12 +84,14 @@ def library(name: str) -> Path:
     key = hashlib.sha256()
     for file in (source, *sorted(FOLDER.glob("*.h"))):
         key.update(file.read_bytes())
-    for text in (version, _processor(), " ".join(FLAGS)):
+    for text in (version, _processor(), *command, *FLAGS):
         key.update(text.encode())
     path = cache_folder() / f"{name}-{key.hexdigest()[:16]}.so"
-    if path.is_file():
-        return path
+    if ":" in str(path):  # MindSpore's separator between a library and its operator
+        raise BuildError(f"the cache's path has a colon ({path.parent}); MINDSKA_CACHE can name another folder")
     try:
+        if path.is_file():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(name), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as folder:
             if path.is_file():  # meanwhile
@@ -97,5 +102,5 @@ def library(name: str) -> Path:
                 raise BuildError(f"{' '.join(command)} failed on {source.name}: {done.stderr.strip()[:500]}")
             built.replace(path)
     except OSError as error:
-        raise BuildError(f"the cache {path.parent} cannot be written: {error}") from error
+        raise BuildError(f"the cache {path.parent} cannot be used: {error}") from error
     return path

@@ -81,7 +81,7 @@ struct Grouped {
   }
 
   // Adds to sums[(output * depth + input) * taps() + tap] the products of gradients, in rows like those of `inputs`,
-  // with what the tap saw. `side` taps and kOutputs gradients at once.
+  // with what the tap saw. Three taps and kOutputs gradients at once.
   void correlate(const float *gradients, int64_t count, const float *inputs, int64_t depth, Vec *sums) const {
     for (int64_t first = 0; first < count; first += kOutputs) {
       for (int64_t k = 0; k < depth; ++k) {

@@ -19,8 +19,6 @@ constexpr float kSmallest = 1e-12f;
 
 static inline int64_t rounded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-static inline Vec load_lanes(const float *p, int lanes) { return lanes == kLanes ? load(p) : load_some(p, lanes); }
-
 // Multiplies every column of (C, N) by 1 / max(its length, 1e-12), times `factor`; returns the squared lengths after it.
 static void normalise(const float *from, int64_t channels, int64_t count, int64_t from_stride, float *to,
                       int64_t to_stride, float factor, float *squares) {
@@ -28,7 +26,7 @@ static void normalise(const float *from, int64_t channels, int64_t count, int64_
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - i));
     Vec total = {};
     for (int64_t c = 0; c < channels; ++c) {
-      const Vec v = load_lanes(from + c * from_stride + i, lanes);
+      const Vec v = load_some(from + c * from_stride + i, lanes);
       total += v * v;
     }
     Vec length;
@@ -36,7 +34,7 @@ static void normalise(const float *from, int64_t channels, int64_t count, int64_
     length = length < splat(kSmallest) ? splat(kSmallest) : length;
     Vec square = {};
     for (int64_t c = 0; c < channels; ++c) {
-      const Vec v = load_lanes(from + c * from_stride + i, lanes) / length;
+      const Vec v = load_some(from + c * from_stride + i, lanes) / length;
       square += v * v;
       store(to + c * to_stride + i, v * factor);
     }
@@ -86,7 +84,7 @@ static void rank(const float *x, const float *y, const float *offset, const floa
       for (int i = 0; i < kKeys; ++i) sums[i] += query * key[i];
     }
     for (int i = 0; i < kKeys && m + i < keys; ++i) {
-      const Vec place = load_lanes(position + (m + i) * position_stride, lanes);
+      const Vec place = load_some(position + (m + i) * position_stride, lanes);
       ranking->add(sums[i] - (place + offset[m + i]), static_cast<int32_t>(m + i));
     }
   }
@@ -99,6 +97,8 @@ static void transpose_keys(const float *y, int64_t channels, int64_t keys, int64
     for (int64_t c = channels; c < width; ++c) rows[m * width + c] = 0;
   }
 }
+
+constexpr int kTooFewNodes = 3;  // MindSpore reports it
 
 struct Sizes {
   int64_t batch, channels, queries, keys, neighbours, step, stride, width;
@@ -120,6 +120,7 @@ MINDSKA_OPERATOR(mindska_max_relative) {
   float *z = static_cast<float *>(params[4]);
   int32_t *index = static_cast<int32_t *>(params[5]);
   const Sizes s(shapes[0], ndims[0], shapes[1], ndims[1], static_cast<int32_t *>(params[3]));
+  if (s.keys < s.neighbours) return kTooFewNodes;
   const int64_t blocks = (s.queries + kQueries - 1) / kQueries;
   std::vector<float> directions(s.batch * s.channels * s.stride), offsets(s.batch * s.stride);
   std::vector<float> rows(s.batch * s.keys * s.width);

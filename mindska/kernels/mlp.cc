@@ -106,7 +106,7 @@ struct Mlp {
     s.copy(x + at, channels, 1, inputs);
     std::fill(totals, totals + outputs * channels, 0.0f);
     std::fill(before, before + s.stride() * kHidden, 0.0f);
-    const int64_t padded_rows = (channels + kRows - 1) / kRows * kRows;
+    const int64_t padded_rows = Weights::padded(channels);
     for (int64_t start = 0; start < hidden; start += kHidden) {
       const int64_t count = std::min<int64_t>(kHidden, hidden - start);
       expand(s, start, count, inputs, 1, before);
@@ -154,7 +154,7 @@ struct Mlp {
 // Weights (channels, hidden), in parts of kHidden columns. element(channel, column) are the values.
 template <typename Element>
 static Weights in_parts(uint32_t channels, uint32_t hidden, Purpose purpose, Element element) {
-  const uint32_t parts = (hidden + kHidden - 1) / kHidden, padded = (channels + kRows - 1) / kRows * kRows;
+  const uint32_t parts = (hidden + kHidden - 1) / kHidden, padded = Weights::padded(channels);
   const auto padded_element = [=](uint32_t row, uint32_t k) {
     const uint32_t channel = row % padded, column = row / padded * kHidden + k;
     return channel < channels && column < hidden ? element(channel, column) : 0;
@@ -187,7 +187,7 @@ static inline void correlate(const Strip &s, const float *values, const float *g
 static void gradients(const Mlp &m, const Weights &turned, const Strip &s, const float *x, const float *dy, float *dx,
                       Slopes *slopes) {
   const int64_t stride = s.stride(), channels = m.channels, whole = s.columns(s.rows()), pitch = s.pitch();
-  const int64_t padded_rows = (channels + kRows - 1) / kRows * kRows;
+  const int64_t padded_rows = Weights::padded(channels);
   float *inputs = scratch(kCopies, stride * channels), *outer = scratch(kLefts, stride * channels);
   float *totals = scratch(kTotals, stride * channels), *before = scratch(kBefore, stride * kHidden);
   float *after = scratch(kAfter, stride * kHidden), *inner = scratch(kSlopes, stride * kHidden);

@@ -124,9 +124,11 @@ static inline float *scratch(int purpose, int64_t size) {
   Array &array = arrays[purpose];
   if (array.size < size) {
     std::free(array.data);
-    array.size = (size + kLanes - 1) / kLanes * kLanes;
-    array.data = std::aligned_alloc(sizeof(Vec), array.size * sizeof(float));
+    array = {};
+    const int64_t whole = (size + kLanes - 1) / kLanes * kLanes;
+    array.data = std::aligned_alloc(sizeof(Vec), whole * sizeof(float));
     if (!array.data) throw std::bad_alloc();
+    array.size = whole;
   }
   return static_cast<float *>(array.data);
 }

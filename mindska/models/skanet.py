@@ -85,7 +85,9 @@ class SplitKernelAttention(nn.Cell):
         return gate * ops.sigmoid(gate) * x
 
     def before_norm(self, x: Tensor) -> tuple[Tensor, Optional[Affine]]:
-        """The output before the last batch norm, and that norm."""
+        """The output before the last batch norm, and that norm; none where it is to see the output itself."""
+        if self.norm.training:
+            return self.construct(x), None
         return self.gated(x), self.norm.affine()
 
     def construct(self, x: Tensor) -> Tensor:
@@ -108,9 +110,9 @@ class SkaNet(Pyramid):
         super().__init__(attention, drop_rate=drop_rate, drop_path_rate=drop_path_rate, **kwargs)
         self.k = k
 
-    def construct(self, x: Tensor, noise=None) -> Tensor:
+    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         check_input_size(x.shape[2], x.shape[3], self.k)
-        return super().construct(x, noise)
+        return super().forward_features(x, noise)
 
 
 PREPROCESSING = dict(

@@ -53,7 +53,7 @@ class ConvNorm(nn.Cell):
         self.fusing = isinstance(self.conv, FusingConv)
 
     def construct(self, x: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
-        if self.fusing and self.conv.fuses(x):
+        if self.fusing and not self.norm.training and self.conv.fuses(x):
             return self.conv.then(x, shortcut, self.norm.affine())
         x = self.norm(self.conv(x))
         return x if shortcut is None else ops.relu(x + shortcut)

@@ -76,12 +76,12 @@ def unwrap(checkpoint: Mapping, use_ema: bool = False) -> dict:
     The prefix `module.` of data-parallel training is removed.
     """
     if use_ema:
-        if "state_dict_ema" not in checkpoint:
+        if not isinstance(checkpoint.get("state_dict_ema"), Mapping):
             raise WeightsError(
                 f"use_ema: no 'state_dict_ema' in this checkpoint; it has {sorted(map(str, checkpoint))}"
             )
         checkpoint = checkpoint["state_dict_ema"]
-    elif "state_dict_ema" in checkpoint and not any(name in checkpoint for name in WRAPPERS):
+    elif isinstance(checkpoint.get("state_dict_ema"), Mapping) and not any(name in checkpoint for name in WRAPPERS):
         raise WeightsError("There are averaged weights (state_dict_ema) only; take them: --use_ema, in Python ema=True")
     else:
         wrapped = [name for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)]

@@ -29,11 +29,13 @@ def read_torch(path: Union[str, Path]) -> Mapping:
         raise WeightsError(
             f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
         ) from error
-    _refuse_compressed(Path(path))
     try:
+        _refuse_compressed(Path(path))
         # timm saves its command line, an argparse.Namespace, with the weights: a plain container as well.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # PyTorch's message would advise to switch the safe loader off
         raise WeightsError(
             f"{path} was not opened: it is damaged, no PyTorch file, or holds more than plain weights, and to run "

@@ -169,7 +169,7 @@ def read_weights(
     """Parameters (name -> array) for `model_name` in a file of any kind that we read, and the network's options.
 
     Options (see `Backbone.options`) are those that the weights were trained with, empty where the file does not tell. A
-    file with the network's own names is returned as it is: `load_into` says what does not fit.
+    file with the network's own names and no record is returned as it is: `load_into` says what does not fit.
 
     Args:
         ema: see `open_weights`.
@@ -181,7 +181,7 @@ def read_weights(
     if model_name not in OUR_MODELS:
         return dict(source.arrays), {}
     own = not recognise(model_name, source.arrays, *source.frameworks).rules
-    if own and not source.record.get("network"):
+    if own and not source.record:
         return dict(source.arrays), {}
     weights = _translated(source, model_name)
     return weights.parameters, weights.options

@@ -92,7 +92,7 @@ def open_source(path: Union[str, Path], ema: Optional[bool] = None) -> Source:
     path, kind = Path(path), kind_of(path)
     if kind == "PyTorch":
         loaded = read_torch(path)
-        averaged = "state_dict_ema" in loaded if ema is None else ema
+        averaged = isinstance(loaded.get("state_dict_ema"), Mapping) if ema is None else ema
         known = {name: loaded[name] for name in ("epoch", "metric") if isinstance(loaded.get(name), (int, float))}
         return Source(path, kind, unwrap(loaded, averaged), averaged, known)
     if kind == "Caffe":

@@ -22,6 +22,8 @@ BOUNDS = {"skanet": 1e-3}
 def compare(weights: Weights) -> tuple[float, float]:
     """The rms difference of the outputs over their standard deviation, on two random images, and its bound."""
     family = weights.model.split("_")[0].rstrip("0123456789")
+    if weights.in_channels != 3:
+        raise SettingError(f"--verify: the reference takes images of 3 channels, these weights {weights.in_channels}")
     overrides = {"num_classes": weights.num_classes} if weights.num_classes else {}
     try:
         reference = REFERENCES[family].create(weights.model, **{**overrides, **weights.unusual})
@@ -29,7 +31,7 @@ def compare(weights: Weights) -> tuple[float, float]:
         raise SettingError(f"--verify: the reference has no option {', '.join(weights.unusual)}") from error
     theirs, state = key_map(weights.model, weights.dialect), reference.state_dict()
     for name, key in key_map(weights.model).items():
-        if name in theirs:
+        if name in theirs and name in weights.parameters:  # a backbone has no classifier
             value = as_float32(weights.source.arrays[theirs[name]])
             state[key] = torch.from_numpy(value).reshape(state[key].shape)
     reference.load_state_dict(state)

@@ -276,7 +276,7 @@ class PatchEmbed(nn.Cell):
         self.norm = batch_norm(cout)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.proj.fuses(x):
+        if not self.norm.training and self.proj.fuses(x):
             return self.proj.then(x, None, self.norm.affine())
         return self.norm(self.proj(x))
 
@@ -366,7 +366,9 @@ class Block(nn.Cell):
     def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
         if self.residual is None or not self.residual.takes(x):
             return self._by_plain_operators(x, uniform)
-        return self._trained(x, uniform) if self.training else self._inferred(x)
+        # Batch norms may be in training alone, to take new statistics.
+        training = self.training or self.norm1.training or self.norm2.training
+        return self._trained(x, uniform) if training else self._inferred(x)
 
     def _by_plain_operators(self, x: Tensor, uniform: Optional[Tensor]) -> Tensor:
         first, second = _decisions(uniform)

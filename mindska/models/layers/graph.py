@@ -181,6 +181,6 @@ class MaxRelativeConv(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         interleaved = self._fused(x)[0] if self._is_fused(x) else self._interleaved(x)
-        if self.conv.fuses(interleaved):
+        if not self.norm.training and self.conv.fuses(interleaved):
             return self.conv.then(interleaved, None, self.norm.affine())
         return self.act(self.norm(self.conv(interleaved)))

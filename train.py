@@ -26,13 +26,11 @@ def main() -> None:
             check_same_classes(train_set, val_set)
         num_classes = recipe.num_classes(config, train_set.class_names)
         pixels = recipe.preprocessing(config, recipe.weights_record(config).get("preprocessing"))
-        shard = dict(
-            rank=world.rank, world_size=world.size, num_workers=config.num_parallel_workers or max(2, world.threads)
-        )
+        share = recipe.share(config, world)
 
         # Model
         network = recipe.network(config, num_classes)
-        eval_network = recipe.network(config, num_classes).set_train(False)
+        eval_network = val_set and recipe.evaluation_network(config, num_classes, network)
 
         # Batches
         loader = TrainLoader(
@@ -43,10 +41,10 @@ def main() -> None:
             num_classes=num_classes,
             noise_size=getattr(network, "noise_size", 1),
             **recipe.loading(config),
-            **shard,
+            **share,
         )
         val_loader = val_set and EvalLoader(
-            val_set, EvalTransform(pixels), config.batch_size, skip_damaged=config.val_skip_damaged, **shard
+            val_set, EvalTransform(pixels), config.batch_size, skip_damaged=config.val_skip_damaged, **share
         )
 
         # Training

@@ -3,9 +3,9 @@
     python validate.py --config configs/skanet_s.yaml --data_dir DATA --ckpt_path output/skanet_s/skanet_s_best.ckpt
     mpirun -n 8 --bind-to none python validate.py --model skanet_s --data_dir DATA --ckpt_path model_best.pth.tar
 
-A checkpoint of mindska says itself which model it is and how images are prepared; what is set in the configuration or
-on the command line goes before it. Files of others (PyTorch, safetensors, Caffe) are recognised by their content; of
-a file with averaged weights these are taken.
+A checkpoint of mindska says itself which model it is, of how many classes, and how images are prepared; only the last
+may be set otherwise, in the configuration or on the command line. Files of others (PyTorch, safetensors, Caffe) are
+recognised by their content; of a file with averaged weights these are taken.
 """
 
 import dataclasses
@@ -33,18 +33,15 @@ def main() -> None:
         config = recipe.with_recorded_model(config, record)
 
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split)
-        recipe.check_recorded_classes(record, dataset.class_names)
+        num_classes = recipe.evaluated_classes(config, record, dataset.class_names)
         pixels = recipe.preprocessing(config, record.get("preprocessing"))
         loader = EvalLoader(
             dataset,
             EvalTransform(pixels),
             config.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            num_workers=config.num_parallel_workers or max(2, world.threads),
             skip_damaged=config.val_skip_damaged,
+            **recipe.share(config, world),
         )
-        num_classes = record.get("num_classes") or recipe.num_classes(config, dataset.class_names)
         network = recipe.network(config, num_classes).set_train(False)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import mindcv
 import mindspore as ms
@@ -31,12 +33,17 @@ from .distributed import world
 from .errors import SettingError
 from .kernels.build import BuildError, cache_folder
 
+log = logging.getLogger("mindska")
+
 KEPT = 20  # graphs, each of all its ranks; the oldest go
+UNFINISHED = 24 * 3600  # seconds after which a folder with half a graph is taken for a killed process's
 _taken = False  # whether this process has cached a graph
 
 
 def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
     """Compiles the cell in graph mode for inputs of these shapes, or loads what an earlier process compiled.
+
+    Where the cache cannot be written, it compiles without one, and says so.
 
     Args:
         options: all that the graph depends on besides its parameters; its `repr` counts.
@@ -51,32 +58,43 @@ def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
         return
     global _taken
     has_file = hasattr(sys.modules["__main__"], "__file__")  # MindSpore reads it to see whether it has changed
-    graphs = _graphs() if wanted == "on" and not _taken and has_file else None
-    if graphs is None:
+    if wanted == "off" or _taken or not has_file:
         cell.compile(*inputs)
         return
     _taken = True
-    folder = graphs / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
-    if folder.is_dir():
-        with contextlib.suppress(OSError):
-            os.utime(folder)  # the latest to go
-        with _mindspores_cache(folder):
-            cell.compile(*inputs)
-        return
-    temporary = Path(tempfile.mkdtemp(dir=graphs, prefix="."))
     try:
-        with _mindspores_cache(temporary):
+        graphs = cache_folder() / "graphs"
+        graphs.mkdir(parents=True, exist_ok=True)
+        folder = graphs / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
+        known = folder.is_dir()
+        place = folder if known else Path(tempfile.mkdtemp(dir=graphs, prefix="."))
+    except (BuildError, OSError) as error:
+        log.warning(
+            "Compiled graphs are not kept (%s): the next start takes as long. MINDSKA_COMPILE_CACHE=off says no more.",
+            error,
+        )
+        cell.compile(*inputs)
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.utime(place)  # the latest to go
+        with _mindspores_cache(place):
             cell.compile(*inputs)
-        if list(temporary.rglob("*.mindir")):
+        if not known and list(place.rglob("*.mindir")):
             with contextlib.suppress(OSError):  # another process was faster
-                temporary.rename(folder)
+                place.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not known:
+            shutil.rmtree(place, ignore_errors=True)
     _prune(graphs)
 
 
 def _prune(graphs: Path) -> None:
-    """Deletes all but the `KEPT` graphs that were used last."""
+    """Deletes all but the `KEPT` graphs that were used last, and what processes left that were killed meanwhile."""
+    for folder in graphs.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > UNFINISHED:
+                shutil.rmtree(folder, ignore_errors=True)
     latest: dict[str, float] = {}
     for folder in graphs.glob("[!.]*"):
         with contextlib.suppress(OSError):  # another process has just deleted it
@@ -96,19 +114,9 @@ def _mindspores_cache(folder: Path) -> Any:
         ms.set_context(enable_compile_cache=False)
 
 
-def _graphs() -> Optional[Path]:
-    """Where graphs are kept; None when nothing can be written there."""
-    try:
-        folder = cache_folder() / "graphs"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (BuildError, OSError):
-        return None
-    return folder if os.access(folder, os.W_OK) else None
-
-
 @cache
 def _sources() -> bytes:
-    """All of the package, and the operators' libraries: they are part of the graph by their path."""
+    """The package's own code. (The operators' libraries count by their paths, which hold a digest of their sources.)"""
     key = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         key.update(path.read_bytes())

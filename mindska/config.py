@@ -176,9 +176,10 @@ class Config:
         for name in ("lr", "loss_scale", "clip_value"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay is {self.ema_decay}; expected a number in [0, 1)")
-        if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size and self.scheduler != "constant":
+        for name in ("ema_decay", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a number in [0, 1)")
+        if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size:
             raise ConfigError(
                 f"epoch_size is {self.epoch_size}, but warm-up ({self.warmup_epochs}) and cooldown "
                 f"({self.cooldown_epochs}) leave no epoch between them; raise epoch_size or lower them"

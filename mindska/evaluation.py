@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from .compile_cache import compile_cached
+from .data import DataError
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def evaluate(
     `options`: what the step was made by, for the cache of its graph; `progress`: show a bar.
 
     Raises:
-        ValueError: there is no image.
+        DataError: there is no image.
     """
     totals = np.zeros(4, np.float64)
     for images, labels in tqdm(batches, unit="batch", disable=None if progress else True):
@@ -79,6 +80,9 @@ def evaluate(
         totals += step(*tensors).asnumpy()
     totals = all_reduce_sum(totals)
     if totals[3] == 0:
-        raise ValueError("Nothing to evaluate: the validation set has no image")
+        raise DataError(
+            "Nothing to evaluate: no image of the validation set can be read; mend those that are named above, or "
+            "choose another --data_dir or --val_split"
+        )
     top1, top5, loss = totals[:3] / totals[3]
     return Result(100 * float(top1), 100 * float(top5), float(loss), int(totals[3]))

@@ -140,10 +140,16 @@ def open_predictor(
 
 
 def _class_names(path: Path, num_classes: int, names: Optional[Sequence[str]], given: bool) -> list[str]:
-    if names is not None and len(names) != num_classes:
+    """A name for every class; of a network with more outputs than its training data had classes some are not recorded.
+
+    Raises:
+        PredictionError: the names are those of another number of classes.
+    """
+    if names is not None and (len(names) > num_classes or given and len(names) != num_classes):
         origin = "were given" if given else "are recorded"
         raise PredictionError(f"{path} has {num_classes} classes, but {len(names)} class names {origin}")
-    return readable_names(num_classes, names)
+    known = readable_names(num_classes, names)
+    return known + [f"class {i}" for i in range(len(known), num_classes)]
 
 
 def find_images(places: Iterable[Union[str, Path]]) -> list[str]:

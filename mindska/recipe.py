@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 import mindcv
 import mindspore as ms
+import numpy as np
 from mindcv.loss import create_loss
 from mindspore import nn
 
@@ -18,6 +19,8 @@ from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.step import StepOptions
 from .weights import describe, load_into, read_weights, unusual_options
+
+log = logging.getLogger("mindska")
 
 
 def device_target(config: Config) -> str:
@@ -65,6 +68,12 @@ def loading(config: Config) -> dict[str, float]:
     return {name: getattr(config, name) for name in names}
 
 
+def share(config: Config, world: World) -> dict[str, int]:
+    """Which share of the batches this process loads, and with how many threads: its share of the cores."""
+    workers = config.num_parallel_workers or max(2, world.threads)
+    return dict(rank=world.rank, world_size=world.size, num_workers=workers)
+
+
 def weights_record(config: Config) -> dict[str, Any]:
     """The record of the weights that the configuration names, if any (see `mindska.weights.describe`)."""
     return describe(config.ckpt_path, config.model) if config.ckpt_path else {}
@@ -86,9 +95,18 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
     return dataclasses.replace(config, model=recorded)
 
 
-def check_recorded_classes(record: dict[str, Any], class_names: list[str]) -> None:
-    """ConfigError when a validation set's class folders are not the classes that a checkpoint was trained on."""
-    recorded, number = record.get("class_names"), record.get("num_classes")
+def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[str]) -> int:
+    """The number of classes of the network to evaluate: that of the checkpoint, the configured one, or the data's.
+
+    Raises:
+        ConfigError: the first two differ, or the data's class folders are not the classes that it was trained on.
+    """
+    recorded, number = record.get("class_names"), record.get("num_classes") or config.num_classes
+    if config.num_classes not in (None, number):
+        raise ConfigError(
+            f"{config.ckpt_path} has {number} classes, but num_classes is {config.num_classes}; leave it out "
+            f"(or --num_classes null, where a recipe sets it)"
+        )
     if recorded is None and number not in (None, len(class_names)):
         raise ConfigError(
             f"The checkpoint has {number} classes and does not say which, the data has {len(class_names)}: the order "
@@ -101,17 +119,28 @@ def check_recorded_classes(record: dict[str, Any], class_names: list[str]) -> No
             f"The checkpoint knows {len(recorded)} classes, the data has {len(class_names)}: "
             f"missing in the data: {missing[:5]}, unknown to the checkpoint: {unknown[:5]}"
         )
+    return number or len(class_names)
 
 
 def num_classes(config: Config, class_names: list[str]) -> int:
-    """The configured number of classes, or as many as the data has; the data may not have more than configured."""
+    """The number of classes of the network to train: as configured, or as many as the data has.
+
+    Raises:
+        ConfigError: the data has more than configured.
+    """
     if config.num_classes is None:
         return len(class_names)
     if config.num_classes < len(class_names):
         raise ConfigError(
             f"num_classes is {config.num_classes}, but the data has {len(class_names)} classes "
-            f"({', '.join(class_names[:5])}, ...); leave num_classes out to take the data's"
+            f"({', '.join(class_names[:5])}, ...); --num_classes null takes the data's"
         )
+    if config.num_classes > len(class_names):
+        log.info(
+            "num_classes is %d, but the data has %d classes: the other outputs mean nothing; --num_classes null takes "
+            "the data's",
+            config.num_classes, len(class_names),
+        )  # fmt: skip
     return config.num_classes
 
 
@@ -120,6 +149,17 @@ def network(config: Config, num_classes: int) -> nn.Cell:
 
     With weights from a file it has the options that they were trained with.
     """
+    weights, options = read_weights(config.ckpt_path, config.model) if config.ckpt_path else ({}, {})
+    return _create(config, num_classes, options, weights)
+
+
+def evaluation_network(config: Config, num_classes: int, trained: nn.Cell) -> nn.Cell:
+    """A second network like the one in training, for evaluation: the trainer puts its weights in."""
+    config = dataclasses.replace(config, ckpt_path="", pretrained=False)
+    return _create(config, num_classes, getattr(trained, "options", {}), {}).set_train(False)
+
+
+def _create(config: Config, num_classes: int, options: dict[str, Any], weights: dict[str, np.ndarray]) -> nn.Cell:
     if not config.model:
         raise ConfigError("model is not set: name one, or take a recipe from configs/")
     if config.model not in mindcv.list_models():
@@ -130,9 +170,7 @@ def network(config: Config, num_classes: int) -> nn.Cell:
             + f"Ours: {', '.join(sorted(OUR_MODELS))}"
         )
     keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
-    if config.ckpt_path:
-        weights, options = read_weights(config.ckpt_path, config.model)
-        keywords.update(unusual_options(config.model, options))
+    keywords.update(unusual_options(config.model, options))
     net = mindcv.create_model(config.model, num_classes, config.pretrained, **keywords)
     if config.ckpt_path:
         load_into(net, weights, config.ckpt_path)
@@ -145,7 +183,7 @@ def record(config: Config, network: nn.Cell, class_names: list[str], pixels: Pre
     """What a checkpoint says of itself (as `mindska.weights.Weights.record`)."""
     said = dict(
         model=config.model,
-        num_classes=num_classes(config, class_names),
+        num_classes=config.num_classes or len(class_names),
         class_names=class_names,
         preprocessing=dataclasses.asdict(pixels),
     )

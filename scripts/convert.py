@@ -62,11 +62,11 @@ def renew_classifier(weights: Weights, num_classes: int) -> None:
     weights.parameters.update(fresh)
 
 
-def read_class_names(path: Path, num_classes: int) -> list[str]:
-    names = path.read_text(encoding="utf-8").splitlines()
-    if len(names) != num_classes:
-        raise SettingError(f"{path} has {len(names)} names, but the weights have {num_classes} classes")
-    return names
+def read_class_names(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} cannot be read: {error}; expected a text file with one name a line") from error
 
 
 def verify(weights: Weights) -> dict[str, Any]:
@@ -90,6 +90,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
         check_target(options.target, options.overwrite)
+        class_names = read_class_names(options.class_names) if options.class_names else None
         weights = open_weights(options.source, options.model, options.use_ema)
         record = weights.record()
         origin = weights.source
@@ -98,19 +99,24 @@ def main(arguments: Optional[list[str]] = None) -> None:
             f"{'averaged' if origin.averaged else 'plain'} weights, {len(weights.parameters)} tensors, "
             + (f"{weights.num_classes} classes" if weights.num_classes else "no classifier: a backbone")
         )
+        num_classes = weights.num_classes if options.num_classes is None else options.num_classes
+        if class_names is not None and len(class_names) != num_classes:
+            raise SettingError(
+                f"{options.class_names} has {len(class_names)} names, but the weights have {num_classes} classes"
+            )
         weights.network()  # fits, or an error that lists what does not
         if options.verify:
             record["parity"] = verify(weights)
-        if options.num_classes not in (None, weights.num_classes):
+        if num_classes != weights.num_classes:
             print(
-                f"the classifier for {weights.num_classes} classes is dropped; the one for {options.num_classes} "
+                f"the classifier for {weights.num_classes} classes is dropped; the one for {num_classes} "
                 f"starts from random values and must be trained"
             )
-            renew_classifier(weights, options.num_classes)
+            renew_classifier(weights, num_classes)
             record.pop("class_names", None)
-            record.update(num_classes=options.num_classes, classifier="initial values")
-        if options.class_names:
-            record["class_names"] = read_class_names(options.class_names, weights.num_classes)
+            record.update(num_classes=num_classes, classifier="initial values")
+        if class_names is not None:
+            record["class_names"] = class_names
         write_weights(options.target, weights.parameters, record)
         for name, value in weights.unusual.items():
             print(f"note: the network needs {name}={value!r}: pass it to create_model")

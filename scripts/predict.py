@@ -72,8 +72,9 @@ def main(arguments: Optional[list[str]] = None) -> None:
         unreadable = []
 
         def predictions() -> Iterable[Prediction]:
-            bar = tqdm(predictor(paths, options.topk), total=len(paths), unit="image", disable=len(paths) == 1)
-            for prediction in bar:
+            # For what is redirected only: on a terminal the lines themselves show how far it is.
+            hidden = True if len(paths) == 1 or sys.stdout.isatty() else None  # None: where stderr is no terminal
+            for prediction in tqdm(predictor(paths, options.topk), total=len(paths), unit="image", disable=hidden):
                 if prediction.error:
                     unreadable.append(prediction)
                 yield prediction

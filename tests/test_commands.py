@@ -1,10 +1,23 @@
 """train.py and validate.py as their users run them: alone, under mpirun and msrun, interrupted and resumed."""
 
 import json
+import runpy
 
 import numpy as np
 import pytest
-from commands import BIN, assert_same_losses, assert_same_state, free_port, losses, mpirun, parameters, rows, run, train
+from commands import (
+    BIN,
+    ROOT,
+    assert_same_losses,
+    assert_same_state,
+    free_port,
+    losses,
+    mpirun,
+    parameters,
+    rows,
+    run,
+    train,
+)
 
 
 def test_what_a_run_leaves_behind(whole_run):
@@ -51,6 +64,7 @@ def test_validation_on_several_ranks_is_the_same(whole_run, images, tmp_path, ra
             batch_size=5,
         )
         results.append(json.loads(path.read_text()))
+    assert [result["world_size"] for result in results] == [1, ranks]  # not so many processes, each alone
     assert results[0]["top1"] == results[1]["top1"] and results[0]["images"] == results[1]["images"] == 36
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-6)
 
@@ -158,3 +172,12 @@ def test_two_ranks_follow_one(images, tmp_path, launcher):
     one, two = (parameters(tmp_path / name / "tiny-2_8.ckpt") for name in ("one", "two"))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
+
+
+def test_a_fault_without_its_tests_is_not_as_it_must():
+    """The table of tests/faults/report.py: every word of a row must name a test, and all that it names must pass."""
+    shown = runpy.run_path(str(ROOT / "tests" / "faults" / "report.py"))["shown"]
+    tests = {"a.py::test_one_thing": "passed", "a.py::test_other_thing": "passed", "a.py::test_third": "failed"}
+    assert shown("one other_thing", tests) == (2, [])
+    assert shown("thing fourth", tests) == (2, ["no test is called fourth"])
+    assert shown("one third", tests) == (2, ["a.py::test_third failed"])

@@ -1,14 +1,19 @@
 """Graphs kept from one process to the next: faster, the same figures, and never the wrong one."""
 
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from commands import ROOT
+from mindspore import Tensor, nn
 
-from mindska import kernels
+from mindska import compile_cache, kernels
 
 PROGRAM = ROOT / "tests" / "programs" / "cached.py"
 
@@ -71,3 +76,30 @@ def test_it_can_be_switched_off(run, tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as error:
         run(MINDSKA_COMPILE_CACHE="perhaps")
     assert "expected on or off" in error.value.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_said_once(graph, tmp_path, monkeypatch, caplog):
+    """The graphs are compiled without it: it saves time, and nothing needs it."""
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compile_cache, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(compile_cache.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(compile_cache, "_taken", False)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
+    x = Tensor(np.float32([-1, 2]))
+    with caplog.at_level(logging.WARNING, "mindska"):
+        for cell in (nn.ReLU(), nn.ReLU()):
+            compile_cache.compile_cached(cell, x)
+            assert cell(x).asnumpy().tolist() == [0, 2]
+    assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
+
+
+def test_what_killed_processes_left_is_deleted(tmp_path):
+    now, old = time.time(), time.time() - 2 * 24 * 3600
+    for name, when in ((".killed", old), (".compiling", now), ("kept-0of1", old)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (when, when))
+    compile_cache._prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".compiling", "kept-0of1"]

@@ -65,6 +65,9 @@ def test_a_bad_file_is_an_error(tmp_path, text, message):
         (["--hflip", "2"], "hflip is 2.0; expected a share"),
         (["--lr", "0"], "lr is 0.0; expected a positive"),
         (["--epoch_size", "4", "--warmup_epochs", "5"], "leave no epoch between them"),
+        (["--epoch_size", "3", "--scheduler", "constant"], "leave no epoch between them"),
+        (["--beta1", "1"], "beta1 is 1.0; expected a number in [0, 1)"),
+        (["--beta2", "1.5"], "beta2 is 1.5; expected a number in [0, 1)"),
         (["--image_resize", "1", "2", "3"], "image_resize is (1, 2, 3)"),
         (["--color_jitter", "0.4", "--auto_augment", "randaug-m9"], "exclude each other"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
@@ -93,10 +96,25 @@ def test_differences_name_both_values():
     assert differences(old, new) == ["lr: 0.001 -> 0.1", "model: '' -> 'skanet_nano'"]
 
 
-def test_data_of_other_classes_than_the_weights():
-    with pytest.raises(ConfigError, match="has 1000 classes and does not say which, the data has 2"):
-        recipe.check_recorded_classes({"num_classes": 1000}, ["a", "b"])
-    with pytest.raises(ConfigError, match=r"missing in the data: \['c'\]"):
-        recipe.check_recorded_classes({"num_classes": 3, "class_names": ["a", "b", "c"]}, ["a", "b"])
-    for record in ({}, {"num_classes": 2}, {"num_classes": 2, "class_names": ["a", "b"]}, {"num_classes": None}):
-        recipe.check_recorded_classes(record, ["a", "b"])
+@pytest.mark.parametrize(
+    "configured, record, message",
+    [
+        (None, {"num_classes": 1000}, "has 1000 classes and does not say which, the data has 2"),
+        (1000, {}, "has 1000 classes and does not say which, the data has 2"),
+        (1000, {"num_classes": 2}, "has 2 classes, but num_classes is 1000"),
+        (1000, {"num_classes": 2, "class_names": ["a", "b"]}, "has 2 classes, but num_classes is 1000"),
+        (None, {"num_classes": 3, "class_names": ["a", "b", "c"]}, r"missing in the data: \['c'\]"),
+    ],
+)
+def test_data_of_other_classes_than_the_weights(configured, record, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.evaluated_classes(Config(num_classes=configured), record, ["a", "b"])
+
+
+def test_the_number_of_classes_that_is_evaluated():
+    names = ["a", "b"]
+    for record in ({}, {"num_classes": 2}, {"num_classes": 2, "class_names": names}, {"num_classes": None}):
+        for configured in (None, 2):
+            assert recipe.evaluated_classes(Config(num_classes=configured), record, names) == 2
+    wider = {"num_classes": 1000, "class_names": names}  # trained on these two by a recipe for a thousand
+    assert recipe.evaluated_classes(Config(num_classes=1000), wider, names) == 1000

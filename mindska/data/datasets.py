@@ -25,8 +25,8 @@ class DataError(UserError, ValueError):
 Enough = Callable[[tuple[int, int]], tuple[int, int]]
 HEADERS = 10  # images of a class of which one must be an image
 
-# What Pillow raises for files that are no images, or broken ones.
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# What Pillow raises for files that are no images, or broken ones; EOFError: for ones without a frame (WebP, GIF, TIFF).
+UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class ImageFolder:

@@ -50,17 +50,19 @@ def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: d
             raise ExportError("The network itself gives NaN or infinity for random images; are its weights damaged?")
         outputs = ["logits"] if len(expected) == 1 else [f"feature{i}" for i in range(len(expected))]
         record = dict(record, input_shape=list(shape), inputs=["images"], outputs=outputs)
-        with replacing(record_path(path)) as beside, replacing(path) as temporary:
-            (_write_mindir if path.suffix == ".mindir" else _write_onnx)(net, temporary, images, record)
-            written = open_model(temporary)(images)
-            scale = max(np.abs(output).max() for output in expected)
-            difference = float(max(np.abs(a - b).max() for a, b in zip(written, expected)) / scale)
-            if not difference <= TOLERANCE:
-                raise ExportError(
-                    f"The exported model's outputs differ from the network's by {difference:.1e} of the largest, more "
-                    f"than {TOLERANCE:.0e}; nothing was written"
-                )
+        # The record is written first and moved to its place last: neither is there without the other.
+        with replacing(record_path(path)) as beside:
             beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            with replacing(path) as temporary:
+                (_write_mindir if path.suffix == ".mindir" else _write_onnx)(net, temporary, images, record)
+                written = open_model(temporary)(images)
+                scale = max(np.abs(output).max() for output in expected)
+                difference = float(max(np.abs(a - b).max() for a, b in zip(written, expected)) / scale)
+                if not difference <= TOLERANCE:
+                    raise ExportError(
+                        f"The exported model's outputs differ from the network's by {difference:.1e} of the largest, "
+                        f"more than {TOLERANCE:.0e}; nothing was written"
+                    )
     return difference
 
 

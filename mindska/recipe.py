@@ -109,9 +109,9 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
         )
     if recorded is None and number not in (None, len(class_names)):
         raise ConfigError(
-            f"The checkpoint has {number} classes and does not say which, the data has {len(class_names)}: the order "
-            f"of the folders would not be that of the classes. Evaluate on all of them, or record what they are called "
-            f"(scripts/convert.py --class_names)."
+            f"The network has {number} classes and its checkpoint does not say which, the data has {len(class_names)}: "
+            f"the order of the folders would not be that of the classes. Evaluate on all of them"
+            + (", or record what they are called (scripts/convert.py --class_names)." if record else ".")
         )
     if recorded is not None and recorded != class_names:
         missing, unknown = sorted(set(recorded) - set(class_names)), sorted(set(class_names) - set(recorded))

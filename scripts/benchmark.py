@@ -64,9 +64,10 @@ class Variant:
 
 def peak_memory(reset: bool = False) -> int:
     """The largest resident memory of this process, in bytes; since a call with `reset`, where the system has that."""
-    with contextlib.suppress(OSError, IndexError):  # Linux: getrusage's would begin with the parent's memory there
-        if reset:
+    if reset:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(OSError, IndexError):  # Linux: getrusage's would begin with the parent's memory there
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     import resource
 

@@ -69,7 +69,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         with kernels.plain():  # a file for other machines
             network = weights.network()
             if options.fold:
-                fold(getattr(network, "net", network))
+                fold(network)
         shape = (options.batch, weights.in_channels, height, width)
         difference = export(network, target, shape, record)
         print(

@@ -99,8 +99,8 @@ def test_differences_name_both_values():
 @pytest.mark.parametrize(
     "configured, record, message",
     [
-        (None, {"num_classes": 1000}, "has 1000 classes and does not say which, the data has 2"),
-        (1000, {}, "has 1000 classes and does not say which, the data has 2"),
+        (None, {"num_classes": 1000}, "has 1000 classes and its checkpoint does not say which, the data has 2"),
+        (1000, {}, "has 1000 classes and its checkpoint does not say which, the data has 2"),
         (1000, {"num_classes": 2}, "has 2 classes, but num_classes is 1000"),
         (1000, {"num_classes": 2, "class_names": ["a", "b"]}, "has 2 classes, but num_classes is 1000"),
         (None, {"num_classes": 3, "class_names": ["a", "b", "c"]}, r"missing in the data: \['c'\]"),

@@ -91,12 +91,12 @@ def test_too_small_is_an_error_that_says_the_smallest_size(size):
     assert f"{size[0]}x{size[1]}" in str(error.value)
 
 
-@pytest.mark.slow
 def test_features_of_too_small_an_image_are_an_error():
     with pytest.raises(ValueError, match="smallest square input is 33x33"):
         mindcv.create_model("skanet_nano").forward_features(images(1, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_smallest_size_of_skanet_s():
     net = mindcv.create_model("skanet_s").set_train(False)
     with pytest.raises(ValueError, match="smallest square input is 65x65"):

@@ -2,7 +2,7 @@
 
 A layer asks here when it is made: `gelu()`, `mlp()`, `max_relative(...)` return the C++ operator (`operators.py`), or
 None where the plain operators are to be used: on other devices, without a compiler, inside `plain()` (exports), or when
-the environment variable MINDSKA_KERNELS is "off". With "require" a missing compiler is an error; the default is "auto".
+the environment variable MINDSKA_KERNELS is "off". With "require" not to have them is an error; the default is "auto".
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def available() -> bool:
         return False
     reason = _why_not()
     if reason and wanted == "require":
-        raise SettingError(f"MINDSKA_KERNELS is 'require', but the C++ operators cannot be built: {reason}")
+        raise SettingError(f"MINDSKA_KERNELS is 'require', but the C++ operators cannot be had: {reason}")
     return not reason
 
 

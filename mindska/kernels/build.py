@@ -23,7 +23,7 @@ FLAGS = (
 
 
 class BuildError(RuntimeError):
-    """The operators cannot be built here; the message says why."""
+    """The operators cannot be had here; the message says why."""
 
 
 def cache_folder() -> Path:
@@ -77,7 +77,7 @@ def library(name: str) -> Path:
     Any number of processes may ask at once: one builds, the others wait. What is built is moved to its place whole.
 
     Raises:
-        BuildError: there is no compiler, it fails, or the cache cannot be written.
+        BuildError: there is no compiler, it fails, or the cache cannot be used.
     """
     command, version = _compiler()
     source = FOLDER / f"{name}.cc"

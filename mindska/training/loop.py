@@ -110,7 +110,7 @@ class Trainer:
         Raises:
             RunError: the output folder belongs to another run or cannot be written, the loss stays non-finite, ranks
                 start unequal.
-            SystemExit: SIGTERM or SIGINT asked the run to stop; it did, after an update and with a checkpoint.
+            SystemExit: a signal asked the run to stop; it did, after an update and with a checkpoint.
         """
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopRequest())
@@ -123,8 +123,8 @@ class Trainer:
             self._check_equal_start()
             if rows:
                 self.folder.set_aside(after=self.progress.step)
-                self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
                 rows.begin(self.progress.step)
+                self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
             if resumed:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
             self.step.set_train(True)

@@ -66,19 +66,22 @@ class RunRecord:
         """Opens the files. What lies after the step from which a run is resumed is taken back: nothing is doubled.
 
         Raises:
-            WriteError, RunError: the folder cannot be written.
+            WriteError: metrics.csv cannot be written.
         """
         self.rows = [row for row in read_rows(self.folder) if int(row["step"]) <= resumed_step]
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
-        self._take_back_log(resumed_step)
-        with writing(self.log_path):
+        try:
+            self._take_back_log(resumed_step)
             self.log_file = logging.FileHandler(self.log_path, encoding="utf-8")
-        self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self.log_file.handleError = self._without_log
-        self.messages.setTarget(self.log_file)
+        except OSError:
+            self._without_log()
+        else:
+            self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self.log_file.handleError = self._without_log
+            self.messages.setTarget(self.log_file)
         self._open_events()
 
     def _take_back_log(self, resumed_step: int) -> None:
@@ -90,7 +93,7 @@ class RunRecord:
         with replacing(self.log_path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
-    def _without_log(self, record: logging.LogRecord) -> None:
+    def _without_log(self, record: Optional[logging.LogRecord] = None) -> None:
         log.removeHandler(self.messages)
         log.warning("%s cannot be written (%s): the run goes on without it", self.log_path, sys.exc_info()[1])
 

@@ -181,6 +181,7 @@ def fit(trainer, until=None, kill=None):
     return [saved.step for saved in trainer.folder.saved()]
 
 
+@pytest.mark.slow
 def test_checkpoints_and_stops_come_between_two_updates(images, tmp_path):
     """Two batches make an update: an epoch has four of its five, and a resumed run is the uninterrupted one."""
     settings = dict(gradient_accumulation_steps=2, ckpt_save_interval=100)
@@ -195,6 +196,7 @@ def test_checkpoints_and_stops_come_between_two_updates(images, tmp_path):
     assert_same_state(out / "tiny-3_12.ckpt", tmp_path / "whole" / "tiny-3_12.ckpt")
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_do_not_count_as_the_newest(images, tmp_path):
     fit(trainer(images, tmp_path), until=7)
     for name in ("tiny-2_10.ckpt", "tiny-3_15.ckpt"):
@@ -205,6 +207,7 @@ def test_damaged_checkpoints_do_not_count_as_the_newest(images, tmp_path):
     assert fit(again) == [15, 10] and again.progress.step == 15
 
 
+@pytest.mark.slow
 def test_whether_a_checkpoint_was_due_is_the_earlier_starts_business(images, tmp_path):
     """How often a run is saved may change: a lost checkpoint is noticed, and none is missed that never was."""
     fit(trainer(images, tmp_path / "never", ckpt_save_interval=2), until=8)

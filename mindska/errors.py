@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,3 +22,9 @@ def clear_errors() -> Iterator[None]:
         yield
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def end_with_the_reader() -> None:
+    """Has a command end quietly when nobody reads on, as in `... | head`; not for runs that have something to save."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 from pathlib import Path
 from typing import Optional
 
 import yaml
 
-from mindska.errors import clear_errors
+from mindska.errors import clear_errors, end_with_the_reader
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import open_source
 from mindska.weights.convert import models_that_fit
@@ -65,6 +64,5 @@ def main(arguments: Optional[list[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... --keys | head` ends quietly
+    end_with_the_reader()
     main()

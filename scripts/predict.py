@@ -18,7 +18,7 @@ from typing import Optional
 
 from tqdm import tqdm
 
-from mindska.errors import clear_errors
+from mindska.errors import clear_errors, end_with_the_reader
 from mindska.models.factory import OUR_MODELS
 from mindska.prediction import Prediction, as_dict, find_images, open_predictor
 
@@ -87,4 +87,5 @@ def main(arguments: Optional[list[str]] = None) -> None:
 
 
 if __name__ == "__main__":
+    end_with_the_reader()
     main()

@@ -1,4 +1,4 @@
-"""Injects the faults and prints the table of outcomes: `python tests/faults/report.py` (seven minutes on two cores)."""
+"""Injects the faults and prints the table of outcomes: `python tests/faults/report.py` (ten minutes on two cores)."""
 
 from __future__ import annotations
 

@@ -5,9 +5,10 @@ Pillow is the definition of an image's pixels: whatever it reads, converted to R
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 from PIL import Image
@@ -37,7 +38,7 @@ class ImageFolder:
 
     def __init__(self, data_dir: Union[str, Path], split: str) -> None:
         data_dir = Path(data_dir)
-        root = data_dir / split
+        root = self.root = data_dir / split
         if not root.is_dir():
             found = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "none"
             raise DataError(f"No split {split!r} in {data_dir}; its folders: {found}")
@@ -71,6 +72,18 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this set of images from another: their number, the classes' number, and a digest of the images'
+        names (below the split's folder), sizes in bytes and labels, and of the classes' names."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for path, label in zip(self.paths, self.labels):
+            digest.update(
+                f"{os.path.relpath(path, self.root)}\0{os.stat(path).st_size}\0{label}\0".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )  # noqa: PTH116
+        return dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
 
     def describe(self, index: int) -> str:
         """What to call image `index` in a message."""
@@ -156,6 +169,13 @@ class Cifar:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def identity(self) -> dict[str, Any]:
+        """As of `ImageFolder`; the digest is of pixels, labels and class names."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        digest.update(self.labels.tobytes())
+        digest.update(np.ascontiguousarray(self.pixels).tobytes())
+        return dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
 
     def describe(self, index: int) -> str:
         """What to call image `index` in a message."""

@@ -8,6 +8,7 @@ the environment variable MINDSKA_KERNELS is "off". With "require" not to have th
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import os
 import sys
@@ -76,6 +77,15 @@ def available() -> bool:
 def libraries() -> list[Path]:
     """The libraries of the operators that layers made now use; none where these are the plain ones."""
     return [library(name) for name in FILES] if available() else []
+
+
+def fingerprint() -> str:
+    """Which operators layers made now use: "plain", or "C++" and a digest of sources, compiler and processor.
+
+    Where it is the same, so are a run's numbers, to the bit.
+    """
+    names = " ".join(path.name for path in libraries())
+    return f"C++ {hashlib.sha256(names.encode()).hexdigest()[:16]}" if names else "plain"
 
 
 @cache

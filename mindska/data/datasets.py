@@ -78,11 +78,9 @@ class ImageFolder:
         names (below the split's folder), sizes in bytes and labels, and of the classes' names."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for path, label in zip(self.paths, self.labels):
-            digest.update(
-                f"{os.path.relpath(path, self.root)}\0{os.stat(path).st_size}\0{label}\0".encode(
-                    "utf-8", "surrogateescape"
-                )
-            )  # noqa: PTH116
+            size = os.path.getsize(path)  # noqa: PTH202 - as text, as the paths are
+            entry = f"{os.path.relpath(path, self.root)}\0{size}\0{label}\0"
+            digest.update(entry.encode("utf-8", "surrogateescape"))
         return dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
 
     def describe(self, index: int) -> str:

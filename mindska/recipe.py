@@ -17,6 +17,7 @@ from .config import Config, ConfigError
 from .data import Augmentation, Preprocessing, natural_order
 from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
+from .training.record import before_run
 from .training.step import StepOptions
 from .weights import describe, load_into, read_weights, unusual_options
 
@@ -45,7 +46,8 @@ def set_up(config: Config, world: World) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.INFO)
-    logging.getLogger("mindska").setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
+    log.setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
+    log.addHandler(before_run)
 
 
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:

@@ -77,8 +77,8 @@ class Preprocessing:
             raise SettingError(f"crop_pct is {self.crop_pct}; expected a share in (0, 1]")
         if len(self.mean) not in MODES or len(self.std) != len(self.mean):
             raise SettingError(
-                f"mean {self.mean} and std {self.std}: expected three numbers each (RGB), or one each (grey); images of 1 "
-                f"and 3 channels are handled, no others"
+                f"mean {self.mean} and std {self.std}: expected three numbers each (RGB), or one each (grey); images "
+                f"of 1 and 3 channels are handled, no others"
             )
         if not all(_is_number(value) for value in self.mean + self.std) or min(self.std) <= 0:
             raise SettingError(f"mean {self.mean} and std {self.std}: expected finite numbers, std above 0")
@@ -91,7 +91,7 @@ class Preprocessing:
         if min(self.mean) <= 1 or min(self.std) < 1 or max(self.mean + self.std) > 255:
             raise SettingError(
                 f"{given} are neither both on a scale of 0 to 1 (nothing above 1) nor both on one of 0 to 255 (every "
-                f"mean above 1, every std at least 1). Give both on a scale of 0 to 1: divide by 255 what is on the other"
+                f"mean above 1, every std at least 1). Give both on the first: divide by 255 what is on the other"
             )
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(value / 255 for value in getattr(self, name)))

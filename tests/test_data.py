@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import rows, run, train
 from PIL import Image, ImageOps
 
 from mindska import distributed, recipe
@@ -425,6 +427,28 @@ def test_an_order_that_nobody_knows_is_refused():
     assert recipe.evaluated_classes(Config(dataset="cifar100"), {}, ["b2", "b10"]) == 2  # its labels are numbers
     with pytest.raises(ConfigError, match="in another order than --class_map map.txt"):
         recipe.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12, class_names=text), numbers)
+
+
+@pytest.mark.slow
+def test_commands_say_which_data_and_keep_the_order_of_classes(images, tmp_path):
+    """A run with a class map records its order; validation takes it from the checkpoint, whatever the folders' is."""
+    (tmp_path / "map.txt").write_text("class2\nclass0\nclass1\n")
+    (images / "val" / "@eaDir").mkdir(exist_ok=True)
+    scale = ",".join(["127.5"] * 3)
+    said = train(images, tmp_path / "run", class_map=tmp_path / "map.txt", ema="false", mean=scale, std=scale)
+    log = (tmp_path / "run" / "train.log").read_text()
+    for text in (said, log):
+        assert f"train: 36 images of 3 classes in {images / 'train'}\n" in text
+        assert f"val: 36 images of 3 classes in {images / 'val'}; passed over: 1 system folders (@eaDir)\n" in text
+        assert "are on a scale of 0 to 255: taken as mean (0.5, 0.5, 0.5)" in text
+    result = dict(ckpt_path=tmp_path / "run" / "tiny_bn_best.ckpt", result_json=tmp_path / "r.json")
+    said = run("validate.py", images, **result)
+    assert f"val: 36 images of 3 classes in {images / 'val'}; passed over: 1 system folders" in said
+    scores = [float(row["top1"]) for row in rows(tmp_path / "run") if row["top1"]]
+    assert json.loads((tmp_path / "r.json").read_text())["top1"] == pytest.approx(max(scores), abs=0.01)
+    (tmp_path / "other.txt").write_text("class0\nclass1\nclass2\n")
+    said = run("validate.py", images, expect=1, class_map=tmp_path / "other.txt", **result)
+    assert "in another order than --class_map" in said and "Traceback" not in said
 
 
 def on_ranks(monkeypatch, datasets):

@@ -145,18 +145,18 @@ def entries(folder: Union[str, Path]) -> Iterator[tuple[str, int, str, str]]:
 def _look(entry: os.DirEntry) -> tuple[str, int]:
     """What an entry is and its size. Asks the system for images and links only, right where they are listed: a network
     file system has brought the answers with the listing."""
-    if entry.name.lower() in SYSTEM_FOLDERS:
-        return f"system folders ({entry.name})", 0
-    if entry.name.startswith("."):
+    name = entry.name
+    if name.startswith("."):
         return "hidden", 0
-    ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+    ending = name[name.rfind(".") :].lower()
     image = ending in EXTENSIONS
+    if not image and name.lower() in SYSTEM_FOLDERS:
+        return f"system folders ({name})", 0
     try:
         if entry.is_dir(follow_symlinks=False):
             return FOLDER, 0
-        other = f"{ending} files" if ending[1:].isalnum() and len(ending) < 8 else "other files"
         if not image and not entry.is_symlink():
-            return other, 0
+            return _kind(ending), 0
         status = entry.stat()
     except OSError as error:
         if image and error.errno in (errno.ENOENT, errno.ELOOP):
@@ -165,8 +165,12 @@ def _look(entry: os.DirEntry) -> tuple[str, int]:
     if stat.S_ISDIR(status.st_mode):
         return LINK, 0
     if not image:
-        return other, 0
+        return _kind(ending), 0
     return (IMAGE, status.st_size) if stat.S_ISREG(status.st_mode) else ("pipes, devices or sockets", 0)
+
+
+def _kind(ending: str) -> str:
+    return f"{ending} files" if ending.startswith(".") and ending[1:].isalnum() and len(ending) < 8 else "other files"
 
 
 def subfolders(folder: Union[str, Path]) -> tuple[list[str], Found]:

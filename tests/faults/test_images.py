@@ -109,6 +109,7 @@ def test_an_interrupt_while_decoding_is_no_damage(images, monkeypatch):
         read_image(images / "train" / "class0" / "000.png")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_decoders_see_no_file(images, tmp_path, monkeypatch):
     """EPS would start Ghostscript; DDS and others raise what nobody expects; AVIF is not in every Pillow."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))

@@ -248,14 +248,15 @@ def test_links_to_other_places_are_followed(tmp_path, caplog):
     write_folder(tmp_path / "elsewhere", {"more": 2, "c": 1}, "png")
     (tmp_path / "elsewhere" / "more" / "back").symlink_to("..")  # above what the link has brought
     more = tmp_path / "elsewhere" / "more"
-    links = ("c", "../elsewhere/c"), ("d", "b"), ("a/more", more), ("a/2.png", "00.png")
+    links = ("c", "../elsewhere/c"), ("d", "b"), ("a/more", more), ("a/2.png", "00.png"), ("b/all", more.parent)
     dataset = open_dataset("", links_of(tmp_path, *links), "train")
     assert names(dataset) == [
         ("a/00.png", 0), ("a/01.png", 0), ("a/2.png", 0), ("a/more/00.png", 0), ("a/more/01.png", 0),
         ("b/00.png", 1), ("b/01.png", 1), ("c/00.png", 2), ("d/00.png", 3), ("d/01.png", 3),
     ]  # fmt: skip
     assert "d are the same folder: its images are in both classes" in caplog.text
-    assert "more/back is passed over" in caplog.text
+    assert "more/back is passed over: it leads to a folder above" in caplog.text
+    assert "b/all is passed over: it leads to a folder above" in caplog.text  # above class c
 
 
 def test_system_folders_and_what_is_no_image_are_counted(tmp_path, caplog):
@@ -366,6 +367,7 @@ def test_the_identity_of_a_folder(folder, tmp_path):
 def test_the_natural_order_is_timms():
     assert natural_order(["10", "2", "1"]) == ["1", "2", "10"]
     assert natural_order(["b", "A", "a10x2", "a9", "a10x1"]) == ["A", "a9", "a10x1", "a10x2", "b"]
+    assert natural_order(["B", "a"]) == ["a", "B"]
     assert natural_order(["x²", "x3"]) == ["x3", "x²"]  # a power is no number
 
 

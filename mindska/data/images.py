@@ -128,11 +128,11 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         ValueError: the file does not say which number is white.
     """
     tags = getattr(image, "tag_v2", {})  # TIFF's
-    bits, signed = tags.get(BITS_PER_SAMPLE, (16,))[0], SIGNED in tags.get(SAMPLE_FORMAT, ())
+    signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     if not deep and not signed:
         return image
-    pixels = np.asarray(image)
+    bits, pixels = tags.get(BITS_PER_SAMPLE, (16,))[0], np.asarray(image)
     low, high, white = pixels.min(), pixels.max(), 2.0**bits - 1
     if image.mode == "F":
         known, white = bool(low >= 0 and high <= 1), 1.0

@@ -74,7 +74,7 @@ class Preprocessing:
         if self.interpolation not in FILTERS:
             raise SettingError(f"interpolation is {self.interpolation!r}; expected one of {', '.join(FILTERS)}")
         if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
-            raise SettingError(f"crop_pct is {self.crop_pct}; expected a share in (0, 1]")
+            raise SettingError(f"crop_pct is {self.crop_pct}; expected a share in (0, 1], such as 0.875 for 87.5 %")
         if len(self.mean) not in MODES or len(self.std) != len(self.mean):
             raise SettingError(
                 f"mean {self.mean} and std {self.std}: expected three numbers each (RGB), or one each (grey); images "

@@ -81,7 +81,7 @@ class RunRecord:
             writer.writerows(self.rows)
         try:
             self._take_back_log(resumed_step)
-            self.log_file = logging.FileHandler(self.log_path, encoding="utf-8")
+            self.log_file = logging.FileHandler(self.log_path, encoding="utf-8", errors="backslashreplace")
         except OSError:
             self._without_log()
         else:

@@ -31,7 +31,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 EXTENSIONS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 MAX_BYTES = 1 << 30  # of a file: more than an image within Pillow's limit of pixels needs; WebP files are read whole
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
-SIGNED, WHITE_IS_ZERO = 2, 0  # of the last two
+TILE_WIDTH, TILE_LENGTH = 322, 323
+SIGNED, WHITE_IS_ZERO = 2, 0  # sample format, photometric interpretation
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # what Pillow converts to RGB by way of the other only
 
 # From an image's (width, height) in pixels to the size that is enough for its user.
@@ -65,11 +66,13 @@ def read_image(path: Union[str, Path], enough: Optional[Enough] = None, exif_ori
             wanted = min(wanted[0], size[0] // 2), min(wanted[1], size[1] // 2)
         if wanted != size:
             image.draft(None, wanted[::-1] if turned else wanted)
-        if limit and image.width * image.height > limit:
-            raise ValueError(
-                f"its {image.width}x{image.height} pixels are more than the {limit:,} that an image may have "
-                f"(PIL.Image.MAX_IMAGE_PIXELS)"
-            )
+        tags = getattr(image, "tag_v2", {})  # TIFF's: a tile, which is decoded as a whole, may be larger than the image
+        for width, height in (image.size, (tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0))):
+            if limit and width * height > limit:
+                raise ValueError(
+                    f"its {width}x{height} pixels are more than the {limit:,} that an image may have "
+                    f"(PIL.Image.MAX_IMAGE_PIXELS)"
+                )
         image.load()
         result = _in_8_bits(image)
         if result.mode in PREMULTIPLIED:

@@ -172,6 +172,20 @@ def test_the_number_of_pixels_has_a_limit(tmp_path, monkeypatch):
             read_image(path)
 
 
+def test_a_tile_of_a_tiff_has_the_limit_as_well(tmp_path):
+    """It is decoded as a whole, however small the image."""
+    data = zlib.compress(bytes(64))
+    tags = {256: 10, 257: 10, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60000, 323: 60000, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    path = tmp_path / "a.tif"
+    path.write_bytes(header + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    with Image.open(path) as image:
+        assert image.size == (10, 10)
+    with pytest.raises(DataError, match="its 60000x60000 pixels are more than"):
+        read_image(path)
+
+
 def png_strip(path, width: int, height: int) -> None:
     """A PNG of so many grey pixels in a few KB."""
 

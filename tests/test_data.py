@@ -22,7 +22,7 @@ import pytest
 from commands import rows, run, train
 from PIL import Image, ImageOps
 
-from mindska import distributed, recipe
+from mindska import recipe
 from mindska.config import Config, ConfigError
 from mindska.data import (
     Augmentation,
@@ -34,6 +34,7 @@ from mindska.data import (
     TrainTransform,
     check_same_classes,
     check_same_on_all_ranks,
+    comparison,
     natural_order,
     open_dataset,
 )
@@ -470,7 +471,7 @@ def on_ranks(monkeypatch, datasets):
         except DataError as error:
             return str(error)
 
-    monkeypatch.setattr(distributed, "_all_gather", gather)
+    monkeypatch.setattr(comparison, "_gather", gather)
     with ThreadPoolExecutor(len(datasets)) as pool:
         return list(pool.map(compare, range(len(datasets))))
 

@@ -27,25 +27,28 @@ def check_same_on_all_ranks(dataset: Dataset) -> None:
     Raises:
         DataError: on all ranks, when one has other images (by names, sizes, classes); the message shows the difference.
     """
-    found = distributed._all_gather((str(dataset), dataset.identity()))
+    found = _gather((str(dataset), dataset.identity()))
     other = next((rank for rank, (_, identity) in enumerate(found) if identity != found[0][1]), None)
     if other is None:
         return
-    classes = distributed._all_gather(dataset.class_names)
+    classes = _gather(dataset.class_names)
     difference = _first_difference(dict.fromkeys(classes[0]), dict.fromkeys(classes[other]), other)
     if not difference and classes[0] == classes[other]:
-        checksums = distributed._all_gather(
-            [zlib.crc32(repr(dataset.members(i)).encode()) for i in range(len(dataset.class_names))]
-        )
+        members = (dataset.members(label) for label in range(len(dataset.class_names)))
+        checksums = _gather([zlib.crc32(repr(each).encode()) for each in members])
         pairs = enumerate(zip(checksums[0], checksums[other]))
         label = next((label for label, (ours, theirs) in pairs if ours != theirs), 0)
-        images = distributed._all_gather(dict(dataset.members(label)))
+        images = _gather(dict(dataset.members(label)))
         difference = _first_difference(images[0], images[other], other)
     raise DataError(
         f"The ranks see different data.\n  rank 0: {found[0][0]}\n  rank {other}: {found[other][0]}\n"
         f"The first difference: {difference or 'the order of the classes'}. Give all ranks the same folder, or equal "
         f"copies of it."
     )
+
+
+def _gather(value: Any) -> list[Any]:
+    return distributed._all_gather(value)
 
 
 def _first_difference(ours: dict[str, Any], theirs: dict[str, Any], other: int) -> str:

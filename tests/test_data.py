@@ -353,13 +353,16 @@ def test_without_permission_nothing_vanishes(tmp_path):
         open_dataset("", tmp_path, "train")
 
 
-def test_the_identity_of_a_folder(folder, tmp_path):
+def test_the_identity_of_a_folder(folder, tmp_path, monkeypatch):
     dataset = open_dataset("", folder, "train")
     digest = hashlib.sha256(repr(["ant", "bee", "cat"]).encode())
     for path, label in zip(dataset.paths, dataset.labels):
         digest.update(f"{os.path.relpath(path, dataset.root)}\0{Path(path).stat().st_size}\0{label}\0".encode())
     expected = dict(images=21, classes=3, digest=digest.hexdigest()[:32])
     assert dataset.identity() == expected == dataset.identity()
+    monkeypatch.chdir(folder / "train")
+    for place, split in ((".", "."), ("..", "train"), (folder / "train", ""), (f"{folder}/", "train/")):
+        assert open_dataset("", place, split).identity() == expected
 
 
 # ------------------------------------------------------------------------------------------------- order of classes

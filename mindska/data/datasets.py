@@ -108,7 +108,7 @@ class ImageFolder:
     def members(self, label: int) -> list[tuple[str, int]]:
         """(name below the split's folder, size in bytes) of each image of a class."""
         start, end = np.searchsorted(self.labels, (label, label + 1))
-        below = len(str(self.root)) + 1
+        below = len(str(self.root / "_")) - 1  # "./a" is "a"
         return [(path[below:], size) for path, size in zip(self.paths[start:end], self.found.sizes[start:end])]
 
     def describe(self, index: int) -> str:

@@ -7,7 +7,15 @@ msrun --worker_num=8 --local_worker_num=8 --join=True train.py --config configs/
 
 from mindska import recipe
 from mindska.config import parse_args
-from mindska.data import EvalLoader, EvalTransform, TrainLoader, TrainTransform, check_same_classes, open_dataset
+from mindska.data import (
+    EvalLoader,
+    EvalTransform,
+    TrainLoader,
+    TrainTransform,
+    check_same_classes,
+    check_same_on_all_ranks,
+    open_dataset,
+)
 from mindska.distributed import distributed
 from mindska.errors import clear_errors
 from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
@@ -20,9 +28,12 @@ def main() -> None:
         recipe.set_up(config, world)
 
         # Data
-        train_set = open_dataset(config.dataset, config.data_dir, config.train_split)
-        val_set = open_dataset(config.dataset, config.data_dir, config.val_split) if config.val_while_train else None
+        place, reading = (config.dataset, config.data_dir), recipe.reading(config)
+        train_set = open_dataset(*place, config.train_split, **reading)
+        val_set = open_dataset(*place, config.val_split, **reading) if config.val_while_train else None
+        check_same_on_all_ranks(train_set)
         if val_set is not None:
+            check_same_on_all_ranks(val_set)
             check_same_classes(train_set, val_set)
         num_classes = recipe.num_classes(config, train_set.class_names)
         pixels = recipe.preprocessing(config, recipe.weights_record(config).get("preprocessing"))

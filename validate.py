@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mindska import recipe
 from mindska.config import parse_args
-from mindska.data import EvalLoader, EvalTransform, open_dataset
+from mindska.data import EvalLoader, EvalTransform, check_same_on_all_ranks, open_dataset
 from mindska.distributed import all_reduce_sum, distributed
 from mindska.errors import clear_errors
 from mindska.evaluation import EvalStep, evaluate
@@ -32,7 +32,10 @@ def main() -> None:
         record = recipe.weights_record(config)
         config = recipe.with_recorded_model(config, record)
 
-        dataset = open_dataset(config.dataset, config.data_dir, config.val_split)
+        trained_on = record.get("class_names")
+        reading = recipe.reading(config)
+        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, trained_on=trained_on, **reading)
+        check_same_on_all_ranks(dataset)
         num_classes = recipe.evaluated_classes(config, record, dataset.class_names)
         pixels = recipe.preprocessing(config, record.get("preprocessing"))
         loader = EvalLoader(

@@ -65,6 +65,13 @@ class Config:
     data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)")
     train_split: str = _option("train", "subfolder with the training images")
     val_split: str = _option("val", "subfolder with the validation images")
+    class_map: str = _option(
+        "",
+        "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted",
+    )
+    exif_orientation: bool = _option(
+        False, "turn photos as their EXIF tag says; the original training and evaluation did not"
+    )
     batch_size: int = _option(128, "images per device and step")
     num_parallel_workers: Optional[int] = _option(
         None, "data worker threads per process; default: its share of the cores, at least two"

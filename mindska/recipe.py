@@ -14,9 +14,10 @@ from mindcv.loss import create_loss
 from mindspore import nn
 
 from .config import Config, ConfigError
-from .data import Augmentation, Preprocessing
+from .data import Augmentation, Preprocessing, natural_order
 from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
+from .training.record import before_run
 from .training.step import StepOptions
 from .weights import describe, load_into, read_weights, unusual_options
 
@@ -45,7 +46,8 @@ def set_up(config: Config, world: World) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.INFO)
-    logging.getLogger("mindska").setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
+    log.setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
+    log.addHandler(before_run)
 
 
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
@@ -66,6 +68,11 @@ def loading(config: Config) -> dict[str, float]:
     """The configuration's options of `TrainLoader` that are no business of a single image."""
     names = ("max_damaged", "aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
     return {name: getattr(config, name) for name in names}
+
+
+def reading(config: Config) -> dict[str, Any]:
+    """The configuration's options of `open_dataset` on the order of classes and on reading images."""
+    return dict(class_map=config.class_map, exif_orientation=config.exif_orientation)
 
 
 def share(config: Config, world: World) -> dict[str, int]:
@@ -99,7 +106,8 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
     """The number of classes of the network to evaluate: that of the checkpoint, the configured one, or the data's.
 
     Raises:
-        ConfigError: the first two differ, or the data's class folders are not the classes that it was trained on.
+        ConfigError: the first two differ, the data's class folders are not the classes that it was trained on, or it is
+            not known which folder is which class.
     """
     recorded, number = record.get("class_names"), record.get("num_classes") or config.num_classes
     if config.num_classes not in (None, number):
@@ -112,6 +120,21 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
             f"The network has {number} classes and its checkpoint does not say which, the data has {len(class_names)}: "
             f"the order of the folders would not be that of the classes. Evaluate on all of them"
             + (", or record what they are called (scripts/convert.py --class_names)." if record else ".")
+        )
+    if recorded is None and not config.class_map and config.dataset == "imagenet":
+        natural = natural_order(class_names)
+        if natural != class_names:
+            first = next(i for i, pair in enumerate(zip(class_names, natural)) if pair[0] != pair[1])
+            raise ConfigError(
+                f"The checkpoint does not say what its classes are called, and the order of the folders is ambiguous: "
+                f"class {first} is {class_names[first]!r} in the order of text (torchvision, MindCV) and "
+                f"{natural[first]!r} in the natural order (timm). Give --class_map FILE: the folders' names, one a "
+                f"line, in the order of the network's outputs"
+            )
+    if recorded is not None and sorted(recorded) == sorted(class_names) and recorded != class_names:
+        raise ConfigError(
+            f"The checkpoint has its classes in another order than --class_map {config.class_map}: it was trained with "
+            f"{', '.join(recorded[:5])}, ... Leave the class map out: folders of the same names take the checkpoint's"
         )
     if recorded is not None and recorded != class_names:
         missing, unknown = sorted(set(recorded) - set(class_names)), sorted(set(class_names) - set(recorded))

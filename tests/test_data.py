@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import logging
+import os
 import pickle
 import random
+import socket
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from commands import rows, run, train
+from PIL import Image, ImageOps
 
+from mindska import recipe
+from mindska.config import Config, ConfigError
 from mindska.data import (
     Augmentation,
     DataError,
@@ -21,9 +33,15 @@ from mindska.data import (
     TrainLoader,
     TrainTransform,
     check_same_classes,
+    check_same_on_all_ranks,
+    comparison,
+    natural_order,
     open_dataset,
 )
-from mindska.data.augment import AutoAugment, Operation
+from mindska.data.augment import APPLY, STRENGTHS, AutoAugment, Look, Operation
+from mindska.data.class_order import read_class_map
+from mindska.data.datasets import image_files
+from mindska.data.images import read_image
 from mindska.data.mixing import Mixing
 
 PIXELS = Preprocessing((24, 24), 0.9, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -177,6 +195,451 @@ def test_what_is_wrong_with_cifar_is_said(tmp_path):
     (folder / "test.bin").write_bytes(bytes(3000))
     with pytest.raises(DataError, match="3000 bytes; expected a multiple of 3074"):
         open_dataset("cifar100", tmp_path, "val")
+
+
+# ------------------------------------------------------------------------------------------------- folders
+
+
+def links_of(folder, *links):
+    """Two classes of two images, with links in the folder of the first."""
+    train = write_folder(folder / "train", {"a": 2, "b": 2}, "png")
+    for name, target in links:
+        (train / name).symlink_to(target)
+    return folder
+
+
+def names(dataset):
+    return [(path[len(str(dataset.root)) + 1 :], int(label)) for path, label in zip(dataset.paths, dataset.labels)]
+
+
+PLAIN = [("a/00.png", 0), ("a/01.png", 0), ("b/00.png", 1), ("b/01.png", 1)]
+
+
+@pytest.mark.parametrize(
+    "links, said",
+    [
+        ([("a/self", ".")], "a/self is passed over: it leads to a folder above"),
+        ([("a/one", "."), ("a/two", ".")], "a/two is passed over: it leads to a folder above"),
+        ([("a/up", "..")], "a/up is passed over: it leads to a folder above"),
+        ([("a/top", "../../..")], "a/top is passed over: it leads to a folder above"),
+        ([("a/b", "../b")], "a/b is passed over: it leads into class b, whose images keep their class"),
+        ([("a/x", "../b"), ("b/x", "../a")], "b/x is passed over: it leads into class a"),
+    ],
+    ids=str,
+)
+def test_links_neither_multiply_images_nor_change_their_class(tmp_path, caplog, links, said):
+    dataset = open_dataset("", links_of(tmp_path, *links), "train")
+    assert names(dataset) == PLAIN
+    assert said in caplog.text and f"{len(links)} links to folders" in str(dataset)
+
+
+def test_a_folder_counts_once_by_its_real_name(tmp_path, caplog):
+    train = write_folder(tmp_path / "train", {"a": 1, "b": 1}, "png")
+    for i in range(2):
+        (train / "a" / f"zz{i}").mkdir()
+        noise_image(i).save(train / "a" / f"zz{i}" / "x.png")
+        (train / "a" / f"link{i}").symlink_to(f"zz{i}")
+    dataset = open_dataset("", tmp_path, "train")
+    assert names(dataset) == [("a/00.png", 0), ("a/zz0/x.png", 0), ("a/zz1/x.png", 0), ("b/00.png", 1)]
+    assert "a/link0 is passed over: it leads to a folder that is listed already" in caplog.text
+
+
+def test_links_to_other_places_are_followed(tmp_path, caplog):
+    """A class folder that is a link is that class, whatever it leads to; so are folders and files that links bring."""
+    write_folder(tmp_path / "elsewhere", {"more": 2, "c": 1}, "png")
+    (tmp_path / "elsewhere" / "more" / "back").symlink_to("..")  # above what the link has brought
+    more = tmp_path / "elsewhere" / "more"
+    links = ("c", "../elsewhere/c"), ("d", "b"), ("a/more", more), ("a/2.png", "00.png"), ("b/all", more.parent)
+    dataset = open_dataset("", links_of(tmp_path, *links), "train")
+    assert names(dataset) == [
+        ("a/00.png", 0), ("a/01.png", 0), ("a/2.png", 0), ("a/more/00.png", 0), ("a/more/01.png", 0),
+        ("b/00.png", 1), ("b/01.png", 1), ("c/00.png", 2), ("d/00.png", 3), ("d/01.png", 3),
+    ]  # fmt: skip
+    assert "d are the same folder: its images are in both classes" in caplog.text
+    assert "more/back is passed over: it leads to a folder above" in caplog.text
+    assert "b/all is passed over: it leads to a folder above" in caplog.text  # above class c
+
+
+def test_system_folders_and_what_is_no_image_are_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train = write_folder(tmp_path / "train", {"a": 2, "b": 2}, "png")
+    for place in (train, train / "a"):
+        for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found", ".x"):
+            (place / name).mkdir()
+            noise_image(0).save(place / name / "0.png")
+    (train / "a" / "notes.txt").write_text("")
+    (train / "b" / "photo.avif").write_text("")
+    (train / "b" / "Thumbs.db").write_text("")
+    (train / "b" / "._00.png").write_text("")
+    noise_image(0).save(train / "stray.png")
+    noise_image(0).save(train / "b" / "more.JFIF", "JPEG")
+    os.mkfifo(train / "b" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(train / "b" / "s.png"))
+    dataset = open_dataset("", tmp_path, "train")
+    assert names(dataset) == [*PLAIN, ("b/more.JFIF", 1)]
+    said = caplog.messages[-1]
+    assert said.startswith(f"train: 5 images of 2 classes in {train}; passed over: ")
+    for part in (
+        "2 system folders (@eaDir)",
+        "2 system folders (lost+found)",
+        "3 hidden",
+        "2 pipes, devices or sockets",
+    ):
+        assert part in said
+    assert sum(dataset.found.passed_over.values()) == 2 * 7 + 3 + 1 + 1 + 2  # the strays, ._00.png, stray.png, pipes
+    assert image_files(train / "b") == [str(train / "b" / name) for name in ("00.png", "01.png", "more.JFIF")]
+    assert f"3 images in {train / 'b'}; passed over: " in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("where", ["train", "train/a", "train/a/more"])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, code, where, late):
+    train = write_folder(tmp_path / "train", {"a": 2, "b": 2}, "png")
+    write_folder(train / "a", {"more": 2}, "png")
+    scandir = os.scandir
+
+    class Flaky:
+        def __init__(self, path):
+            if os.fspath(path) != str(tmp_path / where):
+                self.entries = scandir(path)
+            elif late:
+                self.entries = self.failing(scandir(path))
+            else:
+                raise OSError(code, os.strerror(code), path)
+
+        def failing(self, listing):
+            yield next(listing)
+            raise OSError(code, os.strerror(code))
+
+        def __enter__(self):
+            return self.entries
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Flaky)
+    with pytest.raises(DataError, match=f"{tmp_path / where} cannot be listed: {os.strerror(code)}"):
+        open_dataset("", tmp_path, "train")
+    with pytest.raises(DataError, match=f"{tmp_path / where} cannot be listed: {os.strerror(code)}"):
+        image_files(train)
+
+
+@pytest.mark.parametrize("place, split", [("train/c", "train"), ("train/a/more", "train"), ("val", "val")])
+def test_a_folder_that_is_not_mounted_is_an_error(tmp_path, place, split):
+    links_of(
+        tmp_path,
+    )
+    (tmp_path / place).symlink_to("/nowhere/share")
+    with pytest.raises(DataError, match=rf"{place} \(a link to /nowhere/share\) cannot be listed: No such file"):
+        open_dataset("", tmp_path, split)
+
+
+def test_an_image_that_a_link_does_not_reach_is_an_unreadable_image(tmp_path):
+    """As in a repository of git-annex without its contents: counted, named, and limited by max_damaged."""
+    dataset = open_dataset("", links_of(tmp_path, ("a/away.png", "/nowhere/1.png"), ("a/x.png", "x.png")), "train")
+    assert len(dataset) == 6 and dataset.found.sizes.count(-1) == 2
+    for index in (2, 3):
+        with pytest.raises(DataError, match=r"(away|x)\.png cannot be read: (No such file|Too many levels)"):
+            dataset.load(index)
+    assert len(dataset.identity()["digest"]) == 32
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may list everything")
+def test_without_permission_nothing_vanishes(tmp_path):
+    (links_of(tmp_path) / "train" / "b").chmod(0)
+    with pytest.raises(DataError, match="b cannot be listed: Permission denied"):
+        open_dataset("", tmp_path, "train")
+
+
+def test_the_identity_of_a_folder(folder, tmp_path, monkeypatch):
+    dataset = open_dataset("", folder, "train")
+    digest = hashlib.sha256(repr(["ant", "bee", "cat"]).encode())
+    for path, label in zip(dataset.paths, dataset.labels):
+        digest.update(f"{os.path.relpath(path, dataset.root)}\0{Path(path).stat().st_size}\0{label}\0".encode())
+    expected = dict(images=21, classes=3, digest=digest.hexdigest()[:32])
+    assert dataset.identity() == expected == dataset.identity()
+    monkeypatch.chdir(folder / "train")
+    for place, split in ((".", "."), ("..", "train"), (folder / "train", ""), (f"{folder}/", "train/")):
+        assert open_dataset("", place, split).identity() == expected
+
+
+# ------------------------------------------------------------------------------------------------- order of classes
+
+
+def test_the_natural_order_is_timms():
+    assert natural_order(["10", "2", "1"]) == ["1", "2", "10"]
+    assert natural_order(["b", "A", "a10x2", "a9", "a10x1"]) == ["A", "a9", "a10x1", "a10x2", "b"]
+    assert natural_order(["B", "a"]) == ["a", "B"]
+    assert natural_order(["x²", "x3"]) == ["x3", "x²"]  # a power is no number
+
+
+@pytest.mark.parametrize("name", ["imagenet", "cifar10"])
+def test_a_class_map_numbers_the_classes(tmp_path, name):
+    if name == "imagenet":
+        write_folder(tmp_path / "train", {"cat": 1, "dog": 2, "frog": 1})
+    else:
+        files = {f"data_batch_{i}.bin": [0, 1, 2] for i in range(1, 6)}
+        write_cifar(tmp_path / "cifar-10-batches-bin", "cat\ndog\nfrog", files, 1, "batches.meta.txt")
+    (tmp_path / "map.txt").write_bytes("\ufeff# of the network\r\nfrog\r\n\r\ncat\r\ndog".encode())
+    plain = open_dataset(name, tmp_path, "train")
+    mapped = open_dataset(name, tmp_path, "train", tmp_path / "map.txt")
+    assert plain.class_names == ["cat", "dog", "frog"] and mapped.class_names == ["frog", "cat", "dog"]
+    counts = np.bincount(plain.labels), np.bincount(mapped.labels)
+    assert counts[1].tolist() == counts[0][[2, 0, 1]].tolist()
+    for index in range(len(mapped)):
+        if name == "imagenet":
+            assert f"/{mapped.class_names[mapped.labels[index]]}/" in mapped.describe(index)
+        else:
+            assert mapped.class_names[mapped.labels[index]] == plain.class_names[plain.labels[index]]
+    assert mapped.identity() != plain.identity()
+    # A network's own order is taken where the classes are the same, and no other.
+    assert open_dataset(name, tmp_path, "train", trained_on=["dog", "frog", "cat"]).class_names[0] == "dog"
+    assert open_dataset(name, tmp_path, "train", trained_on=["dog", "frog"]).class_names[0] == "cat"
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"a\nb\nwasp", r"no class there: \['wasp'\]"),
+        (b"a", r"lacks classes: \['b'\]"),
+        (b"a\nb\na", r"names classes twice: \['a'\]"),
+        (b"# a\n\n", "names no class"),
+        ("a\nb".encode("utf-16"), "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_class_map_that_does_not_fit_is_refused(tmp_path, content, said):
+    write_folder(tmp_path / "train", {"a": 1, "b": 1})
+    if content is not None:
+        (tmp_path / "map.txt").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        open_dataset("imagenet", tmp_path, "train", tmp_path / "map.txt")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_class_map(tmp_path)
+
+
+def test_an_order_that_nobody_knows_is_refused():
+    numbers = [str(i) for i in range(12)]
+    config, text = Config(), sorted(numbers)
+    with pytest.raises(ConfigError, match="class 2 is '10' in the order of text .* '2' in the natural .*--class_map"):
+        recipe.evaluated_classes(config, dict(num_classes=12), text)
+    with pytest.raises(ConfigError, match="ambiguous"):
+        recipe.evaluated_classes(config, {}, ["B", "a"])
+    assert recipe.evaluated_classes(config, dict(num_classes=12, class_names=text), text) == 12
+    assert recipe.evaluated_classes(config, dict(num_classes=10), numbers[:10]) == 10
+    assert recipe.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12), numbers) == 12
+    assert recipe.evaluated_classes(Config(dataset="cifar100"), {}, ["b2", "b10"]) == 2  # its labels are numbers
+    with pytest.raises(ConfigError, match="in another order than --class_map map.txt"):
+        recipe.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12, class_names=text), numbers)
+
+
+@pytest.mark.slow
+def test_commands_say_which_data_and_keep_the_order_of_classes(images, tmp_path):
+    """A run with a class map records its order; validation takes it from the checkpoint, whatever the folders' is."""
+    (tmp_path / "map.txt").write_text("class2\nclass0\nclass1\n")
+    (images / "val" / "@eaDir").mkdir(exist_ok=True)
+    scale = ",".join(["127.5"] * 3)
+    said = train(images, tmp_path / "run", class_map=tmp_path / "map.txt", ema="false", mean=scale, std=scale)
+    log = (tmp_path / "run" / "train.log").read_text()
+    for text in (said, log):
+        assert f"train: 36 images of 3 classes in {images / 'train'}\n" in text
+        assert f"val: 36 images of 3 classes in {images / 'val'}; passed over: 1 system folders (@eaDir)\n" in text
+        assert "are on a scale of 0 to 255: taken as mean (0.5, 0.5, 0.5)" in text
+    result = dict(ckpt_path=tmp_path / "run" / "tiny_bn_best.ckpt", result_json=tmp_path / "r.json")
+    said = run("validate.py", images, **result)
+    assert f"val: 36 images of 3 classes in {images / 'val'}; passed over: 1 system folders" in said
+    scores = [float(row["top1"]) for row in rows(tmp_path / "run") if row["top1"]]
+    assert json.loads((tmp_path / "r.json").read_text())["top1"] == pytest.approx(max(scores), abs=0.01)
+    (tmp_path / "other.txt").write_text("class0\nclass1\nclass2\n")
+    said = run("validate.py", images, expect=1, class_map=tmp_path / "other.txt", **result)
+    assert "in another order than --class_map" in said and "Traceback" not in said
+
+
+def on_ranks(monkeypatch, datasets):
+    """What each rank's comparison raises, as text, with a gather between threads."""
+    here, shared, barrier = threading.local(), {}, threading.Barrier(len(datasets), timeout=20)
+
+    def gather(value):
+        barrier.wait()
+        shared[here.rank] = pickle.loads(pickle.dumps(value))
+        barrier.wait()
+        return [shared[rank] for rank in range(len(datasets))]
+
+    def compare(rank):
+        here.rank = rank
+        try:
+            return check_same_on_all_ranks(datasets[rank])
+        except DataError as error:
+            return str(error)
+
+    monkeypatch.setattr(comparison, "_gather", gather)
+    with ThreadPoolExecutor(len(datasets)) as pool:
+        return list(pool.map(compare, range(len(datasets))))
+
+
+def test_ranks_that_see_other_data_all_say_so(tmp_path, monkeypatch):
+    def other(rank):
+        root = tmp_path / str(rank)
+        write_folder(root / "val", {"a": 3, "b": 3}, "png")
+        return root / "val"
+
+    def said(rank):
+        texts = on_ranks(monkeypatch, [open_dataset("", tmp_path / str(r), "val") for r in (0, 1, rank)])
+        assert len(set(texts)) == 1
+        return texts[0]
+
+    for rank in (0, 1, 2, 3, 4):
+        other(rank)
+    assert said(1) is None
+    (tmp_path / "2" / "val" / "b" / "01.png").unlink()
+    assert "rank 0: val: 6 images of 2 classes in" in said(2) and "rank 2: val: 5 images of 2 classes in" in said(2)
+    assert "b/01.png is on rank 0 only" in said(2)
+    noise_image(9, 50).save(tmp_path / "3" / "val" / "a" / "01.png")
+    assert "a/01.png differs" in said(3)
+    (tmp_path / "4" / "val" / "c").mkdir()
+    noise_image(0).save(tmp_path / "4" / "val" / "c" / "0.png")
+    assert "c is on rank 2 only" in said(4)
+    (tmp_path / "map").write_text("b\na")
+    sets = [open_dataset("", tmp_path / "0", "val", class_map) for class_map in ("", tmp_path / "map")]
+    assert "the order of the classes" in on_ranks(monkeypatch, sets)[1]
+
+
+def test_ranks_compare_cifar_by_its_pixels(tmp_path, monkeypatch):
+    for rank in (0, 1):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        write_cifar(folder / "cifar-100-binary", "a\nb", {"test.bin": [0, 1]}, 2, "fine_label_names.txt")
+    file = tmp_path / "1" / "cifar-100-binary" / "test.bin"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    first, second = on_ranks(monkeypatch, [open_dataset("cifar100", tmp_path / str(rank), "val") for rank in (0, 1)])
+    assert first == second and "image 1 differs" in first
+
+
+# ------------------------------------------------------------------------------------------------- reading images
+
+
+def tiff(values: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1, order: str = "<") -> bytes:
+    """An uncompressed grey TIFF of one strip; `values` (H, W), of 12 bits packed."""
+    height, width = values.shape
+    if bits == 12:
+        pairs = values.reshape(-1, 2).astype(int)
+        data = b"".join(struct.pack(">I", a << 12 | b)[1:] for a, b in pairs)
+    else:
+        data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data),
+            339: sample_format}  # fmt: skip
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    return header + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+def png(rows: np.ndarray, colour: int, bits: int = 16) -> bytes:
+    """A PNG of (H, W * samples) big-endian rows; colour: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    size = struct.pack(">IIBBBBB", rows.shape[1] // samples, len(rows), bits, colour, 0, 0, 0)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+SCALED = np.round(RAMP / 257).astype(np.uint8)
+TWELVE = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def pnm(array: np.ndarray, magic: str, top: int) -> bytes:
+    return f"{magic} {array.shape[1]} {array.shape[0]} {top}\n".encode() + array.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (png(RAMP.astype(">u2"), 0), SCALED),
+        (tiff(RAMP, 16), SCALED),
+        (tiff(RAMP, 16, order=">"), SCALED),
+        (tiff(RAMP, 16, photometric=0), 255 - SCALED),
+        (tiff(TWELVE, 12), np.round(TWELVE * (255 / 4095))),
+        (tiff(RAMP.astype(np.int32), 32, 2), SCALED),
+        (tiff(RAMP.astype(np.uint32), 32, 1), SCALED),
+        (tiff((RAMP / 65535).astype(np.float32), 32, 3), SCALED),
+        (tiff((RAMP / 65535).astype(np.float32), 32, 3, photometric=0, order=">"), 255 - SCALED),
+        (tiff(RAMP[:1].astype(np.uint8), 8), RAMP[:1]),
+        (tiff(RAMP[:1].astype(np.uint8), 8, photometric=0), 255 - RAMP[:1]),
+        (pnm(RAMP, "P5", 65535), SCALED),
+        (pnm(TWELVE, "P5", 4095), np.round(TWELVE * (255 / 4095))),
+        (png(np.repeat(RAMP, 3, 1).astype(">u2"), 2), RAMP >> 8),  # Pillow's, of colours
+    ],
+    ids=["png", "tiff", "tiff >", "white is 0", "12 bits", "int32", "uint32", "float", "float, white is 0", "8 bits",
+         "8 bits, white is 0", "pgm", "pgm 12", "rgb"],
+)  # fmt: skip
+def test_the_range_of_a_type_becomes_black_to_white(tmp_path, content, expected):
+    (tmp_path / "a.png").write_bytes(content)
+    image = read_image(tmp_path / "a.png")
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, 2))
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (tiff(RAMP.astype(np.int32) * 2, 32, 2), "32-bit integers from 0 to 131070"),
+        (tiff(RAMP.astype(np.int32) - 1000, 32, 2), "32-bit integers from -1000 to 64535"),
+        (tiff(RAMP[:1].astype(np.int32), 32, 2), "32-bit integers from 0 to 255"),  # of 8 bits, or dark ones of 16
+        (tiff(RAMP[:64].astype(np.int16), 16, 2), "signed 16-bit integers from 0 to 16383"),
+        (tiff(RAMP[:1].astype(np.uint8), 8, 2), "signed 8-bit integers"),
+        (tiff(RAMP[:1].astype(np.float32), 32, 3), "floating-point numbers from 0 to 255"),
+        (tiff(RAMP[:1].astype(np.float32) / 255 - 0.1, 32, 3), "floating-point numbers from -0.1 to 0.9"),
+        (tiff(np.full((4, 4), np.nan, np.float32), 32, 3), "floating-point numbers from nan"),
+    ],
+)
+def test_numbers_of_unknown_range_are_refused(tmp_path, content, said):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.tif cannot be read: its pixels are {said}.*Convert it to 8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "LAB", "transparent palette", "rgba16"])
+def test_unusual_images_are_as_pillow_converts_them(tmp_path, mode, recwarn):
+    image, path, options = noise_image(0), tmp_path / "a.png", {}
+    if mode == "transparent palette":
+        image, options = image.convert("P"), dict(transparency=bytes(range(256)))
+    elif mode == "rgba16":
+        path.write_bytes(png(np.tile(RAMP[:, :64], (1, 4)).astype(">u2"), 6))
+    else:
+        image = image.convert(mode) if mode != "LAB" else Image.merge("LAB", image.split())
+    if mode != "rgba16":
+        image.save(path, "TIFF" if mode in ("CMYK", "YCbCr", "LAB") else "PNG", **options)
+    with Image.open(path) as opened:
+        expected = opened.convert("RGB")
+    assert read_image(path).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_photos_are_turned_only_when_asked(tmp_path, format):
+    root = tmp_path / "val" / "a"
+    root.mkdir(parents=True)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = orientation
+        noise_image(0, 160, 120).save(root / f"{orientation}.png", format, exif=exif)
+    plain, turned = (open_dataset("", tmp_path, "val", exif_orientation=value) for value in (False, True))
+    for index in range(8):
+        with Image.open(plain.paths[index]) as image:
+            expected = ImageOps.exif_transpose(image).convert("RGB")
+        assert turned.load(index).tobytes() == expected.tobytes() and turned.load(index).size == expected.size
+        if format != "TIFF":  # Pillow turns these itself
+            assert plain.load(index).size == (160, 120)
+        sizes = []
+        small = turned.load(index, lambda size: sizes.append(size) or (size[0] // 4, size[1] // 4))  # noqa: B023
+        assert sizes == [expected.size]
+        times = 4 if format == "JPEG" else 1
+        assert small.size == (expected.width // times, expected.height // times)
+        assert np.abs(np.float32(small.resize((8, 8))) - np.float32(expected.resize((8, 8)))).mean() < 8
 
 
 # ------------------------------------------------------------------------------------------------- transforms
@@ -400,6 +863,132 @@ def test_a_meaningless_preprocessing_is_refused():
     for wrong in (dict(crop_pct=1.1), dict(interpolation="cubic"), dict(std=(1, 1, 0)), dict(mean=(0,))):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Preprocessing(**{**good, **wrong})
+
+
+def test_preprocessing_from_strangers_is_checked():
+    good = dict(image_size=(8, 8), crop_pct=0.9, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+    nan, inf = float("nan"), float("inf")
+    for name, value in [
+        ("image_size", 8), ("image_size", (8,)), ("image_size", (8, 0)), ("image_size", (8.5, 8)),
+        ("image_size", (1 << 20, 1 << 20)), ("image_size", ("8", "8")), ("crop_pct", "0.9"), ("crop_pct", nan),
+        ("mean", 0.5), ("mean", (0, 0, nan)), ("mean", ("a", 0, 0)), ("std", (inf, 1, 1)), ("std", (-1, 1, 1)),
+        ("mean", (0, 0)), ("mean", (0,) * 4), ("std", (1,)), ("mean", None), ("crop_pct", None),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            Preprocessing(**{**good, name: value})
+    with pytest.raises(ValueError, match="images of 1 and 3 channels are handled"):
+        Preprocessing(**{**good, "mean": (0,) * 4, "std": (1,) * 4})
+
+
+@pytest.mark.parametrize(
+    "mean, std, expected",
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ((104, 117, 123), (1, 1, 1), ((104 / 255, 117 / 255, 123 / 255), (1 / 255,) * 3)),  # Caffe's
+        ((127.5,) * 3, (127.5,) * 3, ((0.5,) * 3, (0.5,) * 3)),
+        ((33.3184,), (78.5675,), ((0.13066,), (0.30811,))),
+    ],
+)
+def test_the_scale_of_255_is_recognised_and_said(caplog, mean, std, expected):
+    pixels = Preprocessing((24, 24), 0.9, "bicubic", mean, std)
+    np.testing.assert_allclose((pixels.mean, pixels.std), expected, rtol=1e-4)
+    assert "are on a scale of 0 to 255: taken as mean" in caplog.text
+    caplog.clear()
+    Preprocessing(**vars(pixels))  # as from a record
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "mean, std",
+    [
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375)),
+        ((123.675, 116.28, 103.53), (0.229, 0.224, 0.225)),
+        ((0, 0, 0), (255, 255, 255)),
+        ((0.5, 0.5, 104), (0.5, 0.5, 0.5)),
+        ((123.675, 0.4, 103.53), (58.395, 57.12, 57.375)),
+        ((1000, 1000, 1000), (58, 57, 57)),
+    ],
+)
+def test_mixed_scales_are_refused(mean, std):
+    with pytest.raises(ValueError, match="Give both on the first: divide by 255"):
+        Preprocessing((24, 24), 0.9, "bicubic", mean, std)
+
+
+@pytest.mark.parametrize("mean, std", [((123 / 255,) * 3, (1 / 255,) * 3), ((0,) * 3, (1,) * 3), ((1,), (0.5,))])
+def test_small_numbers_stay_as_they_are(caplog, mean, std):
+    pixels = Preprocessing((24, 24), 0.9, "bicubic", mean, std)
+    assert (pixels.mean, pixels.std) == (mean, std) and not caplog.text
+
+
+def test_preprocessing_for_another_number_of_channels():
+    grey = PIXELS.for_channels(1)
+    np.testing.assert_allclose((grey.mean[0], grey.std[0]), (0.449, 0.226))
+    assert grey.in_channels == 1 and PIXELS.in_channels == 3 and PIXELS.for_channels(3) is PIXELS
+    assert grey.for_channels(3).mean == grey.mean * 3 and grey.for_channels(3).crop_pct == PIXELS.crop_pct
+    with pytest.raises(ValueError, match="4 channels are not handled"):
+        PIXELS.for_channels(4)
+
+
+GREY = PIXELS.for_channels(1)
+RAW_GREY = RAW.for_channels(1)
+
+
+def test_grey_evaluation_is_that_of_the_grey_image():
+    image = noise_image(0, 50, 37)
+    (ours,) = EvalTransform(GREY)(image)
+    grey = image.convert("L").convert("RGB")
+    expected = EvalTransform(GREY.for_channels(3))(grey)
+    assert all(np.array_equal(ours, channel) for channel in expected)
+    assert np.array_equal(EvalTransform(GREY)(image.convert("L"))[0], ours)
+    assert np.array_equal(EvalTransform(PIXELS)(image.convert("L")), EvalTransform(PIXELS)(grey))
+
+
+@pytest.mark.parametrize("name", sorted({*APPLY, *STRENGTHS} - {"Identity"}))
+def test_operations_take_grey_images(name):
+    """A grey image is changed as its RGB form is (whose saturation has nothing to change)."""
+    grey = noise_image(0, 50, 37).convert("L")
+    for level in (0.1, 0.9):
+        draws = (np.random.default_rng(0) for _ in range(2))
+        result = Operation(name, 1.0, 9).apply(grey, level, Look(Image.BICUBIC, (120,)), next(draws))
+        expected = Operation(name, 1.0, 9).apply(
+            grey.convert("RGB"), level, Look(Image.BICUBIC, (120,) * 3), next(draws)
+        )
+        assert result.mode == "L"
+        assert np.abs(np.float32(result) - np.float32(expected.convert("L"))).max() <= 1, name
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(color_jitter=(0.4,), re_prob=1, re_value="const"),
+        Augmentation(pad_crop=4, re_prob=1),
+        *(
+            Augmentation(auto_augment=name)
+            for name in (
+                "randaug-m9-mstd0.5-inc1",
+                "randaug-m9-n9",
+                "autoaug",
+                "autoaugr-mstd1",
+                "3a",
+                "trivialaugwide",
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_grey_training_images(augmentation):
+    transform, image = TrainTransform(GREY, augmentation), noise_image(0, 50, 37)
+    results = [transform(image, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(result.shape == (1, 24, 24) and result.dtype == np.float32 for result in results)
+    assert len({result.tobytes() for result in results}) > 20
+
+
+def test_grey_batches(train_set):
+    images, labels, _ = next(TrainLoader(train_set, TrainTransform(GREY, EVERYTHING), 4, cutmix=1.0).batches())
+    assert images.shape == (4, 1, 24, 24) and labels.shape == (4, 3)
+    shards = [list(EvalLoader(train_set, EvalTransform(GREY), 4, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert all(images.shape == (4, 1, 24, 24) for shard in shards for images, _ in shard)
+    assert sum(int((labels >= 0).sum()) for shard in shards for _, labels in shard) == 21
 
 
 # ------------------------------------------------------------------------------------------------- mixing

@@ -1,6 +1,8 @@
 """Images in folders or CIFAR files -> batches, with the authors' pixels."""
 
-from .datasets import DataError, check_same_classes, open_dataset
+from .class_order import natural_order
+from .comparison import check_same_classes, check_same_on_all_ranks
+from .datasets import DataError, open_dataset
 from .loader import EvalLoader, TrainLoader
 from .transforms import Augmentation, EvalTransform, Preprocessing, TrainTransform
 
@@ -13,5 +15,7 @@ __all__ = [
     "TrainLoader",
     "TrainTransform",
     "check_same_classes",
+    "check_same_on_all_ranks",
+    "natural_order",
     "open_dataset",
 ]

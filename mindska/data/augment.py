@@ -18,6 +18,8 @@ import numpy as np
 from mindcv.data.auto_augment import auto_augment_policy
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from ..errors import SettingError
+
 MAX_MAGNITUDE = 10.0
 TRIVIAL_MAX_MAGNITUDE = 31.0
 DEFAULT_DEVIATION = 0.5  # MindCV's
@@ -32,7 +34,6 @@ TRIVIAL_OPERATIONS = (
     "Identity", "AutoContrast", "Equalize", "RotateWide", "PosterizeWide", "Solarize", "ColorWide", "ContrastWide",
     "BrightnessWide", "SharpnessWide", "ShearXWide", "ShearYWide", "TranslateXWide", "TranslateYWide",
 )  # fmt: skip
-from ..errors import SettingError
 
 OPTIONS = {
     "randaug": ("m", "n", "mstd", "mmax", "inc"),
@@ -48,7 +49,7 @@ Apply = Callable[[Image.Image, Any, "Look"], Image.Image]
 
 
 class Look(NamedTuple):
-    """Pillow's filter for what is moved, and the colour (three channels, 0 to 255) of what moves in."""
+    """Pillow's filter for what is moved, and the colour (RGB or grey, 0 to 255) of what moves in."""
 
     resample: int
     fill: tuple[int, ...]
@@ -73,7 +74,11 @@ def _enhance(name: str) -> Apply:
 def _posterize(image: Image.Image, bits: int, look: Look) -> Image.Image:
     # Not ImageOps.posterize: newer Pillows refuse 0 bits (black), which timm's strongest level asks for.
     mask = 256 - (1 << (8 - min(max(bits, 0), 8)))
-    return image.point([v & mask for v in range(256)] * 3)
+    return _by_value(image, lambda v: v & mask)
+
+
+def _by_value(image: Image.Image, change: Callable[[int], int]) -> Image.Image:
+    return image.point([change(v) for v in range(256)] * len(image.getbands()))
 
 
 def _move(matrix: Callable[[float, int, int], tuple]) -> Apply:
@@ -117,7 +122,7 @@ APPLY: dict[str, Apply] = {
     "Invert": lambda image, _, look: ImageOps.invert(image),
     "Posterize": _posterize,
     "Solarize": lambda image, threshold, look: ImageOps.solarize(image, threshold),
-    "SolarizeAdd": lambda image, add, look: image.point([min(v + add, 255) if v < 128 else v for v in range(256)] * 3),
+    "SolarizeAdd": lambda image, add, look: _by_value(image, lambda v: min(v + add, 255) if v < 128 else v),
     **{name: _enhance(name) for name in ENHANCERS},
     "Desaturate": _enhance("Color"),
     "GaussianBlurRand": lambda image, radius, look: image.filter(ImageFilter.GaussianBlur(radius)),
@@ -141,7 +146,7 @@ class Operation(NamedTuple):
     magnitude: float
 
     def apply(self, image: Image.Image, level: float, look: Look, rng: np.random.Generator) -> Image.Image:
-        """The operation, at a level of 0 to 1, on an RGB image."""
+        """The operation, at a level of 0 to 1, on an RGB or grey image (whose saturation stays)."""
         strength = STRENGTHS.get(self.name)
         value = strength(level, rng) if strength else None
         return APPLY[re.sub("(Increasing|Original|Wide)$", "", self.name)](image, value, look)
@@ -160,7 +165,7 @@ class AutoAugment:
 
     Args:
         policy: the string.
-        fill: colour (three channels, 0 to 255) of what moves into the image.
+        fill: colour (one number a channel, 0 to 255) of what moves into the image.
         resample: Pillow's filter for rotation, shear and translation: nearest, bilinear or bicubic.
 
     Raises:
@@ -200,7 +205,7 @@ class AutoAugment:
             ]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Augments an RGB image; the same state of `rng` gives the same image."""
+        """Augments an RGB or grey image; the same state of `rng` gives the same image."""
         for choice in rng.integers(len(self.choices), size=self.draws):
             for operation in self.choices[choice]:
                 if rng.random() < operation.probability:

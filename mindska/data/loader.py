@@ -203,7 +203,7 @@ class TrainLoader:
         """Batches of the steps `start_step`, ... of the run (`steps` of them; None: without end).
 
         Yields:
-            images (B, 3, H, W) float32; labels (B,) int32, or (B, num_classes) float32 when samples are mixed; noise
+            images (B, C, H, W) float32; labels (B,) int32, or (B, num_classes) float32 when samples are mixed; noise
             (B, noise_size) float32 in [0, 1).
 
         Raises:
@@ -265,10 +265,11 @@ class EvalLoader:
                 if not self.skip_damaged:
                     raise
                 self.damaged.note(self.dataset.describe(index), error)
-        return np.zeros((3, *self.transform.preprocessing.image_size), np.float32), np.int32(-1)
+        pixels = self.transform.preprocessing
+        return np.zeros((pixels.in_channels, *pixels.image_size), np.float32), np.int32(-1)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields images (B, 3, H, W) float32 and labels (B,) int32, -1 for padding."""
+        """Yields images (B, C, H, W) float32 and labels (B,) int32, -1 for padding."""
         ids = [self.rank + i * self.world_size for i in range(len(self) * self.batch_size)]
         batches = (ids[i : i + self.batch_size] for i in range(0, len(ids), self.batch_size))
 

@@ -31,6 +31,10 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
+# Keeps the messages from before a run's record is open (which data, which pixels) for its train.log.
+before_run = MemoryHandler(1)
+
+
 class RunRecord:
     """One continuous record of a run, over any number of restarts: metrics.csv, train.log, TensorBoard, curves.png.
 
@@ -47,6 +51,8 @@ class RunRecord:
         self.messages = MemoryHandler(1)  # passes each message on to train.log, once it is open
 
     def __enter__(self) -> RunRecord:
+        log.removeHandler(before_run)
+        self.messages.buffer, before_run.buffer = before_run.buffer, []
         log.addHandler(self.messages)
         return self
 
@@ -75,7 +81,7 @@ class RunRecord:
             writer.writerows(self.rows)
         try:
             self._take_back_log(resumed_step)
-            self.log_file = logging.FileHandler(self.log_path, encoding="utf-8")
+            self.log_file = logging.FileHandler(self.log_path, encoding="utf-8", errors="backslashreplace")
         except OSError:
             self._without_log()
         else:

@@ -9,7 +9,7 @@ from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance, ImageOps
 
-from mindska.data import EvalTransform, Preprocessing
+from mindska.data import EvalTransform, Preprocessing, transforms
 from mindska.data.augment import Look, Operation
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -65,6 +65,20 @@ def test_a_rectangular_input_is_resized_on_both_sides_and_cropped(jpeg):
     # Margins are 19 and 10: 9.5 pixels on the left are rounded to the even 10.
     expected = (resized[5:102, 10:185] / 255 - IMAGENET["mean"]) / IMAGENET["std"]
     np.testing.assert_allclose(transform(jpeg), expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size, crop_pct", [((97, 97), 0.9), ((224, 224), 1.0), ((40, 64), 0.5), ((97, 97), 0.03)])
+def test_what_is_cropped_before_it_is_resized_has_the_same_pixels(jpeg, interpolation, size, crop_pct, monkeypatch):
+    """As it is done with strips that would become too large; 0.03: all images are strips then."""
+    pixels = Preprocessing(size, crop_pct, interpolation, (0, 0, 0), (1 / 255,) * 3)
+    expected = EvalTransform(pixels)(jpeg)
+    monkeypatch.setattr(transforms, "MAX_RESIZED_PIXELS", 0)
+    differences = np.abs(EvalTransform(pixels)(jpeg) - expected)
+    if interpolation == "nearest":  # on a border between two pixels rounding decides
+        assert np.mean(differences > 0) < 0.05
+    else:
+        assert differences.max() < 1.01 and np.mean(differences > 0.01) < 0.02
 
 
 def resized_by_mindspore(image: Image.Image, size: tuple[int, int], filter: Inter) -> np.ndarray:

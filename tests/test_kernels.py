@@ -20,6 +20,7 @@ from scipy.special import ndtr
 from mindska import kernels
 from mindska.errors import SettingError
 from mindska.kernels import build, operators
+from mindska.kernels.signatures import signatures
 from mindska.models.layers.blocks import GELU, ConvMlp, DepthwiseConv, PointwiseConv, SpatialConv, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
 
@@ -558,7 +559,7 @@ def test_batch_norms_may_be_in_training_alone(name):
 
 
 def test_fewer_nodes_than_neighbours_are_an_error():
-    with pytest.raises(Exception, match="max_relative|Custom"):
+    with pytest.raises(ValueError, match="max_relative: not k <= h . w with k = 5, h = 2, w = 2"):
         MaxRelativeConv(8, 5, 1, 1)._fused(Tensor(random(1, 8, 2, 2)))[0].asnumpy()
 
 
@@ -606,11 +607,6 @@ def test_operators_of_the_same_inputs_and_other_options_have_their_own_shapes():
         assert kernels.strided(stride, 1)(x, weight, bias).shape == (1, 4, 8 // stride, 8 // stride)
     for k in (4, 5):
         assert kernels.max_relative(k, 1)(x, x, Tensor(random(64, 64)))[1].shape == (1, 64, k)
-
-
-def test_an_operator_refuses_other_types():
-    with pytest.raises(RuntimeError, match="mindska_gelu.* is 2"):
-        operators.Gelu()(Tensor(random(100), ms.float16)).asnumpy()
 
 
 def test_they_can_be_had():
@@ -718,7 +714,10 @@ without_avx512 = pytest.mark.skipif(not has_avx512, reason="no processor that co
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], pytest.param(["-mno-avx512f"], marks=without_avx512)])
 def test_memory_is_not_touched_outside(tmp_path, options):
-    """Built with AddressSanitizer and UndefinedBehaviorSanitizer; with one thread and with three."""
+    """Built with AddressSanitizer and UndefinedBehaviorSanitizer; with one thread and with three.
+
+    Each operator is also called with every size, rank, type and number wrong: it refuses, and writes nothing.
+    """
     source, program = ROOT / "tests" / "programs" / "sanitize.cc", tmp_path / "sanitize"
     flags = ["-std=c++17", "-O1", "-g", "-march=native", "-fopenmp", "-Wno-psabi", "-fsanitize=address,undefined"]
     words = ["g++", *flags, *options, "-fno-sanitize-recover=all", f"-I{build.FOLDER}", str(source), "-o", str(program)]
@@ -726,7 +725,9 @@ def test_memory_is_not_touched_outside(tmp_path, options):
     for threads in ("1", "3"):
         environment = dict(os.environ, OMP_NUM_THREADS=threads)
         done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr[:3000]
+        assert done.returncode == 0, "".join(line for line in done.stderr.splitlines(True) if "did not run" not in line)
+        names = {f"mindska_{name}" for name in signatures()}
+        assert set(done.stdout.split()) == {*names, "clean"}  # an operator without a case is missing here
 
 
 @pytest.mark.slow

@@ -128,28 +128,25 @@ def _checksum(path: Path, content: bytes) -> bytes:
     return hashlib.sha256(path.name.encode() + content).hexdigest().encode()
 
 
-def _read(path: Path) -> Optional[bytes]:
-    """What is in a library's file; None where there is none, or one that must not be loaded, which is said."""
+def _read(path: Path) -> tuple[Optional[bytes], str]:
+    """What is in a library's file; nothing where there is none, or one that must not be loaded, and why not."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None
+        return None, ""
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        reason = "it is a link"
-    else:
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            reason = why_untrusted(status)
-            if not reason and stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST:
-                content = file.read()
-                library, _, checksum = content.rpartition(MARK)
-                if checksum == _checksum(path, library):
-                    return content
-            reason = reason or "its checksum is wrong"
-    log.warning("%s is not loaded (%s): it is built anew", path, reason)
-    return None
+        return None, "it is a link"
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        reason = why_untrusted(status)
+        if not reason and stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST:
+            content = file.read()
+            library, _, checksum = content.rpartition(MARK)
+            if checksum == _checksum(path, library):
+                return content, ""
+        return None, reason or "its checksum is wrong"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -194,10 +191,12 @@ def library(name: str) -> Path:
         raise BuildError(f"the cache's path has a colon ({folder}); MINDSKA_CACHE can name another folder")
     try:
         path = trusted_folder(folder) / f"{name}-{key.hexdigest()[:16]}.so"
-        content = _read(path)
+        content, reason = _read(path)
+        if reason:
+            log.warning("%s is not loaded (%s): it is built anew", path, reason)
         if content is None:
             with _alone(name):
-                content = _read(path)  # built meanwhile?
+                content, _ = _read(path)  # built meanwhile?
                 if content is None:
                     content = _build(source, path, command)
                     _write(path, content)

@@ -778,6 +778,15 @@ def test_a_cache_that_others_can_write_is_not_used(filled, caplog, mode):
         build.library("gelu")
 
 
+def test_a_cache_that_all_can_replace_is_not_used(filled, caplog, tmp_path):
+    tmp_path.chmod(0o777)
+    assert kernels.gelu() is None and not filled[1] and f"all can write {tmp_path} (mode 777)" in caplog.text
+    caplog.clear()
+    kernels._why_not.cache_clear()
+    tmp_path.chmod(0o1777)  # as /tmp: nobody else can rename what is in it
+    assert build.library("gelu") == filled[0] and not caplog.records
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_another_user_is_not_used(filled, caplog):
     os.chown(filled[0].parent, 12345, -1)

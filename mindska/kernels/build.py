@@ -89,6 +89,10 @@ def trusted_folder(path: Path) -> Path:
         path.chmod(stat.S_IMODE(status.st_mode) & 0o755)  # ours, from a time when only the umask counted
         status = path.stat()
     reason = why_untrusted(status)
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            reason = reason or f"all can write {parent} (mode {stat.S_IMODE(mode):o})"
     if reason:
         raise BuildError(f"{path} is not used: {reason}; MINDSKA_CACHE can name a folder of your own (chmod go-w)")
     return path

@@ -9,7 +9,7 @@
 // such tensors. A tensor has at least one element. signatures.py reads the same texts: shapes are refused there first.
 #pragma once
 
-#include <cctype>
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -81,18 +81,19 @@ class Signature {
   std::string name() {
     spaces();
     std::string word;
-    const auto is_letter = [](char c) { return c == '_' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
-    while (is_letter(*at_)) word += *at_++;
+    const auto is = [this](char first, char last) { return *at_ >= first && *at_ <= last; };
+    while (is('0', '9') || is('a', 'z') || is('A', 'Z') || is('_', '_')) word += *at_++;
     return word;
   }
 
-  void bind(const std::string &word, int64_t value) {
+  // Learns a size; what is wrong, if it is another one already.
+  std::string bind(const std::string &word, int64_t value) {
     for (const auto &[known, size] : sizes_) {
       if (known != word) continue;
-      if (size != value) throw Refused(word + " is " + std::to_string(size) + " and " + std::to_string(value));
-      return;
+      return size == value ? "" : word + " is " + std::to_string(size) + " and " + std::to_string(value);
     }
     sizes_.emplace_back(word, value);
+    return "";
   }
 
   void elements(int index) const {
@@ -120,8 +121,8 @@ class Signature {
       int64_t i = 0;
       do {
         if (i == shapes_[index][0]) throw Refused(called + " is too short");
-        const std::string word = name();
-        bind(word, static_cast<const int32_t *>(data_[index])[i++]);
+        const std::string why = bind(name(), static_cast<const int32_t *>(data_[index])[i++]);
+        if (!why.empty()) throw Refused(why);
       } while (take(","));
       expect("}");
       if (i != shapes_[index][0]) throw Refused(called + " is too long");
@@ -140,71 +141,63 @@ class Signature {
     throw Refused(called + " is " + (types_[index] ? types_[index] : "of no type") + ", not " + expected, kWrongType);
   }
 
-  // The alternatives of a shape: the first that fits, or what was wrong with the first.
+  // The alternatives of a shape: the first that fits.
   void choose(const std::string &called, int index) {
-    std::string why;
-    bool chosen = false;
-    int64_t choice = 0;
+    std::string first_reason;
+    int64_t choice = 0, chosen = -1;
     do {
-      const Sizes before = sizes_;
-      const size_t expressions = later_.size();
+      const size_t sizes = sizes_.size(), expressions = later_.size();
       const char *start = at_;
-      try {
-        if (!chosen) {
-          shape(called, index);
-          if (choice) bind(called, choice);
-          chosen = true;
-        }
-      } catch (const Refused &refused) {
-        if (why.empty()) why = refused.what();
-        sizes_ = before;
+      const std::string why = chosen < 0 ? shape(called, index) : "";
+      if (!why.empty()) {
+        sizes_.resize(sizes);
         later_.resize(expressions);
+        if (first_reason.empty()) first_reason = why;
+      } else if (chosen < 0) {
+        chosen = choice;
       }
       at_ = start;
-      for (int open = 0;;) {  // behind the shape
-        open += *at_ == '(', open -= *at_ == ')';
-        if (!*at_) throw Refused("the signature has no )");
-        if (*at_++ == ')' && !open) break;
-      }
+      behind_shape();
       ++choice;
     } while (take("or "));
-    if (!chosen) throw Refused(why);
-    if (choice > 1 && !has(called)) sizes_.emplace_back(called, 0);
+    if (chosen < 0) throw Refused(first_reason);
+    if (choice > 1) sizes_.emplace_back(called, chosen);
   }
 
-  bool has(const std::string &word) const {
-    for (const auto &[known, size] : sizes_) {
-      if (known == word) return true;
-    }
-    return false;
+  void behind_shape() {
+    int open = 0;
+    do {
+      if (!*at_) throw Refused("the signature lacks )");
+      open += (*at_ == '(') - (*at_ == ')');
+    } while (*at_++ != ')' || open);
   }
 
-  void shape(const std::string &called, int index) {
+  // What is wrong with a tensor's shape; empty where it fits. Expressions are left for later, when all sizes are known.
+  std::string shape(const std::string &called, int index) {
     expect("(");
     const int64_t *sizes = shapes_[index];
-    if (take("*")) return;
+    if (take("*")) return "";
     if (take("...")) {
       if (same_ < 0) same_ = index;
-      bool equal = ranks_[same_] == ranks_[index];
-      for (int i = 0; equal && i < ranks_[index]; ++i) equal = shapes_[same_][i] == sizes[i];
-      if (!equal) throw Refused(called + " has another shape");
-      return;
+      const bool equal = ranks_[same_] == ranks_[index] && std::equal(sizes, sizes + ranks_[index], shapes_[same_]);
+      return equal ? "" : called + " has another shape";
     }
     int i = 0;
     do {
-      if (i == ranks_[index]) throw Refused(called + " has " + std::to_string(i) + " dimensions only");
+      if (i == ranks_[index]) return called + " has " + std::to_string(i) + " dimensions only";
       spaces();
       const char *start = at_;
       const std::string word = name();
       spaces();
-      if (!word.empty() && (*at_ == ',' || *at_ == ')') && (word[0] < '0' || word[0] > '9')) {
-        bind(word, sizes[i++]);
-      } else {
-        later_.emplace_back(start, sizes[i++]);
-        for (int open = 0; *at_ && (open || (*at_ != ',' && *at_ != ')')); ++at_) open += (*at_ == '(') - (*at_ == ')');
+      if ((*at_ == ',' || *at_ == ')') && !word.empty() && (word[0] < '0' || word[0] > '9')) {
+        const std::string why = bind(word, sizes[i++]);
+        if (!why.empty()) return why;
+        continue;
       }
+      later_.emplace_back(start, sizes[i++]);
+      for (int open = 0; *at_ && (open || (*at_ != ',' && *at_ != ')')); ++at_) open += (*at_ == '(') - (*at_ == ')');
     } while (take(","));
-    if (i != ranks_[index]) throw Refused(called + " has " + std::to_string(ranks_[index]) + " dimensions");
+    return i == ranks_[index] ? "" : called + " has " + std::to_string(ranks_[index]) + " dimensions";
   }
 
   int64_t factor() {

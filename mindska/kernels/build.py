@@ -67,7 +67,12 @@ def _compiler() -> tuple[list[str], str]:
 
 
 def why_untrusted(status: os.stat_result) -> str:
-    """Why what is in a file or folder may be somebody else's; empty where only the user and root can write it."""
+    """Why what is in a file or folder may be somebody else's; empty where only the user and root can write it.
+
+    Windows has other rules, and no C++ operators.
+    """
+    if os.name != "posix":
+        return ""
     if status.st_uid not in (0, os.geteuid()):
         return f"it belongs to user {status.st_uid}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -85,11 +90,11 @@ def trusted_folder(path: Path) -> Path:
     path.mkdir(mode=0o755, parents=True, exist_ok=True)
     path = path.resolve()
     status = path.stat()
-    if not os.environ.get("MINDSKA_CACHE") and status.st_uid == os.geteuid() and why_untrusted(status):
+    if not os.environ.get("MINDSKA_CACHE") and why_untrusted(status) and status.st_uid == os.geteuid():
         path.chmod(stat.S_IMODE(status.st_mode) & 0o755)  # ours, from a time when only the umask counted
         status = path.stat()
     reason = why_untrusted(status)
-    for parent in path.parents:
+    for parent in path.parents if os.name == "posix" else ():
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             reason = reason or f"all can write {parent} (mode {stat.S_IMODE(mode):o})"

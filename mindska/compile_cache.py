@@ -6,6 +6,10 @@ evaluated), in a folder whose name is a digest of all that the graph depends on:
 operators, the network's parameters, the inputs' shapes and the options. Another of any of them is another graph. A
 folder is complete or absent, whenever a process was killed.
 
+MindSpore loads the libraries that a graph names. So a folder counts only if it belongs to the user or to root, nobody
+else can write it, and its checksum is right; what does not count is deleted, compiled anew, and said. MindSpore gets a
+private copy: the cache may be deleted meanwhile.
+
 MINDSKA_COMPILE_CACHE=off switches it off; the folder is `graphs` in the cache of the C++ operators (MINDSKA_CACHE).
 """
 
@@ -16,6 +20,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -31,11 +36,12 @@ from mindspore import Tensor, nn
 from . import kernels
 from .distributed import world
 from .errors import SettingError
-from .kernels.build import BuildError, cache_folder
+from .kernels.build import BuildError, cache_folder, keep_libraries, trusted_folder, why_untrusted
 
 log = logging.getLogger("mindska")
 
 KEPT = 20  # graphs, each of all its ranks; the oldest go
+CHECKSUM = "checksum"  # the file of a graph's folder that has its checksum
 UNFINISHED = 24 * 3600  # seconds after which a folder with half a graph is taken for a killed process's
 _taken = False  # whether this process has cached a graph
 
@@ -59,34 +65,111 @@ def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
     global _taken
     has_file = hasattr(sys.modules["__main__"], "__file__")  # MindSpore reads it to see whether it has changed
     if wanted == "off" or _taken or not has_file:
-        cell.compile(*inputs)
+        _compile(cell, inputs)
         return
     _taken = True
     try:
-        graphs = cache_folder() / "graphs"
-        graphs.mkdir(parents=True, exist_ok=True)
+        trusted_folder(cache_folder())
+        graphs = trusted_folder(cache_folder() / "graphs")
         folder = graphs / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
-        known = folder.is_dir()
-        place = folder if known else Path(tempfile.mkdtemp(dir=graphs, prefix="."))
+        place = tempfile.TemporaryDirectory(prefix="mindska-graph-")
     except (BuildError, OSError) as error:
         log.warning(
             "Compiled graphs are not kept (%s): the next start takes as long. MINDSKA_COMPILE_CACHE=off says no more.",
             error,
         )
+        _compile(cell, inputs)
+        return
+    with place:
+        known = _take(folder, Path(place.name))
+        with _mindspores_cache(Path(place.name)):
+            _compile(cell, inputs)
+        if not known:
+            _keep(Path(place.name), folder)
+    _prune(graphs)
+
+
+def _compile(cell: nn.Cell, inputs: tuple[Tensor, ...]) -> None:
+    keep_libraries()
+    try:
         cell.compile(*inputs)
+    except RuntimeError:
+        if not keep_libraries():
+            raise
+        cell.compile(*inputs)  # the operators' libraries were deleted in the middle
+
+
+def _take(folder: Path, place: Path) -> bool:
+    """Copies a graph that is kept to `place`; whether there is one that may be loaded."""
+    try:
+        files = _files(folder)
+        os.utime(folder)  # the latest to go
+        for name, content in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+    except FileNotFoundError:
+        return False  # or deleted just now
+    except (OSError, ValueError) as error:
+        log.warning("%s is not loaded (%s): the graph is compiled anew", folder, error)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(exist_ok=True)
+        _delete(folder)
+        return False
+    return True
+
+
+def _keep(place: Path, folder: Path) -> None:
+    """Copies a graph to its folder, whole or not at all."""
+    files = {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+    if not any(name.endswith(".mindir") for name in files):
         return
     try:
-        with contextlib.suppress(OSError):
-            os.utime(place)  # the latest to go
-        with _mindspores_cache(place):
-            cell.compile(*inputs)
-        if not known and list(place.rglob("*.mindir")):
+        trusted_folder(folder.parent)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as unfinished:
+            new = Path(unfinished) / folder.name
+            for name, content in {**files, CHECKSUM: _checksum(folder, files)}.items():
+                (new / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                (new / name).write_bytes(content)
+                (new / name).chmod(0o644)
             with contextlib.suppress(OSError):  # another process was faster
-                place.rename(folder)
-    finally:
-        if not known:
-            shutil.rmtree(place, ignore_errors=True)
-    _prune(graphs)
+                new.rename(folder)
+    except (BuildError, OSError) as error:
+        log.warning("The compiled graph is not kept (%s): the next start takes as long", error)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """The files of a graph that is kept, by name.
+
+    Raises:
+        ValueError: others can write them, they are no plain files, or they are not what was written.
+    """
+    files = {}
+    for path in (folder, *sorted(folder.rglob("*"))):
+        status = path.lstat()
+        reason = why_untrusted(status)
+        if reason or not (stat.S_ISDIR(status.st_mode) or (path != folder and stat.S_ISREG(status.st_mode))):
+            raise ValueError(f"{path.name}: {reason or 'neither a file nor a folder'}")
+        if stat.S_ISREG(status.st_mode):
+            files[str(path.relative_to(folder))] = path.read_bytes()
+    found = files.pop(CHECKSUM, None)
+    if found != _checksum(folder, files):
+        raise ValueError("its checksum is wrong")
+    return files
+
+
+def _checksum(folder: Path, files: dict[str, bytes]) -> bytes:
+    key = hashlib.sha256(folder.name.encode())
+    for name, content in sorted(files.items()):
+        key.update(f"\0{name}\0{len(content)}\0".encode() + content)
+    return key.hexdigest().encode()
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _prune(graphs: Path) -> None:

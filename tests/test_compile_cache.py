@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_a_cache_that_cannot_be_written_is_said_once(graph, tmp_path, monkeypatc
         for cell in (nn.ReLU(), nn.ReLU()):
             compile_cache.compile_cached(cell, x)
             assert cell(x).asnumpy().tolist() == [0, 2]
-    assert [record.getMessage().count("Not a directory") for record in caplog.records] == [1]
+    assert [record.getMessage().count("File exists") for record in caplog.records] == [1]
 
 
 def test_what_killed_processes_left_is_deleted(tmp_path):
@@ -100,3 +101,133 @@ def test_what_killed_processes_left_is_deleted(tmp_path):
         os.utime(tmp_path / name, (when, when))
     compile_cache._prune(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".compiling", "kept-0of1"]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A graph's folder as it is kept."""
+    place = tmp_path / "place"
+    (place / "rank_0").mkdir(parents=True)
+    for name, content in (("rank_0/graph.mindir", b"a graph"), ("rank_0/dependency.hash", b"0")):
+        (place / name).write_bytes(content)
+        (place / name).chmod(0o400)  # MindSpore's
+    (tmp_path / "graphs").mkdir()
+    folder = tmp_path / "graphs" / "0123-0of1"
+    compile_cache._keep(place, folder)
+    return folder
+
+
+def test_a_graph_that_is_kept_is_copied_whole(kept, tmp_path):
+    (tmp_path / "copy").mkdir()
+    assert compile_cache._take(kept, tmp_path / "copy")
+    assert (tmp_path / "copy" / "rank_0" / "graph.mindir").read_bytes() == b"a graph"
+    assert not (tmp_path / "copy" / "checksum").exists()
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert not compile_cache._take(kept.with_name("none"), tmp_path / "copy")
+
+
+def replaced_by_a_link(folder):
+    folder.rename(folder.with_name("moved"))
+    folder.symlink_to(folder.with_name("moved"))
+
+
+DAMAGES = {
+    "cut": lambda folder: os.truncate(folder / "rank_0" / "graph.mindir", 3),
+    "changed": lambda folder: (folder / "rank_0" / "graph.mindir").write_bytes(b"A graph"),
+    "less": lambda folder: (folder / "rank_0" / "dependency.hash").unlink(),
+    "more": lambda folder: (folder / "rank_0" / "library.so").write_bytes(b"x"),
+    "no checksum": lambda folder: (folder / "checksum").unlink(),
+    "link inside": lambda folder: (folder / "rank_0" / "more.mindir").symlink_to("graph.mindir"),
+    "link": replaced_by_a_link,
+    "file": lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"x")),
+    "file's mode": lambda folder: (folder / "rank_0" / "graph.mindir").chmod(0o666),
+    "folder's mode": lambda folder: (folder / "rank_0").chmod(0o777),
+    "owner": lambda folder: os.chown(folder / "rank_0" / "graph.mindir", 12345, -1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_graph_that_is_damaged_or_not_ours_is_deleted(kept, tmp_path, caplog, damage):
+    if damage == "owner" and os.geteuid():
+        pytest.skip("only root can give a file away")
+    DAMAGES[damage](kept)
+    (tmp_path / "copy").mkdir()
+    assert not compile_cache._take(kept, tmp_path / "copy")
+    assert not os.path.lexists(kept) and not list((tmp_path / "copy").iterdir())
+    assert "the graph is compiled anew" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_graph_under_the_name_of_another_is_deleted(kept, tmp_path, caplog):
+    kept.rename(kept.with_name("4567-0of1"))
+    (tmp_path / "copy").mkdir()
+    assert not compile_cache._take(kept.with_name("4567-0of1"), tmp_path / "copy")
+    assert "its checksum is wrong" in caplog.text
+
+
+@pytest.fixture
+def relu(graph, tmp_path, monkeypatch):
+    """Compiles a cell of this process with a cache of its own."""
+    monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MINDSKA_KERNELS", "off")
+    monkeypatch.setattr(compile_cache, "_taken", False)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
+    return nn.ReLU(), Tensor(np.float32([-1, 2])), tmp_path / "cache"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+@pytest.mark.parametrize("place", ["", "graphs"])
+def test_graphs_are_not_kept_where_others_can_write(relu, caplog, place, mode):
+    cell, x, cache = relu
+    (cache / "graphs").mkdir(parents=True)
+    (cache / place).chmod(mode)
+    compile_cache.compile_cached(cell, x)
+    assert f"(mode {mode:o})" in caplog.text and not list((cache / "graphs").iterdir())
+    assert cell(x).asnumpy().tolist() == [0, 2]
+
+
+def test_the_cache_may_be_deleted_while_a_graph_is_compiled(relu, monkeypatch, caplog):
+    cell, x, cache = relu
+    compiling = type(cell).compile
+
+    def delete(cell, *inputs):
+        compiling(cell, *inputs)
+        if places[0].exists():  # it is called again later
+            (places[0] / "graph.mindir").write_bytes(b"a graph")
+            shutil.rmtree(cache)
+
+    places = []
+    monkeypatch.setattr(compile_cache, "_mindspores_cache", lambda place: places.append(place) or nullcontext())
+    monkeypatch.setattr(nn.ReLU, "compile", delete, raising=False)
+    compile_cache.compile_cached(cell, x)
+    assert len(list((cache / "graphs").iterdir())) == 1  # kept all the same
+    assert cell(x).asnumpy().tolist() == [0, 2]
+
+
+def test_libraries_that_are_deleted_while_a_graph_is_compiled_are_put_back(monkeypatch):
+    calls = []
+
+    class Cell:
+        def compile(self):
+            calls.append(1)
+            if len(calls) == 1:
+                raise RuntimeError("couldn't find the AOT binary file")
+
+    missing = iter((False, True))
+    monkeypatch.setattr(compile_cache, "keep_libraries", lambda: next(missing))
+    compile_cache._compile(Cell(), ())
+    assert len(calls) == 2
+    calls.clear()
+    missing = iter((False, False))
+    with pytest.raises(RuntimeError, match="AOT"):
+        compile_cache._compile(Cell(), ())
+
+
+@pytest.mark.slow
+def test_a_damaged_graph_is_compiled_anew(run, tmp_path):
+    first, kept = run()
+    (graph,) = (tmp_path / "graphs").rglob("*.mindir")
+    sound = graph.stat().st_size
+    os.truncate(graph, sound // 2)
+    assert run() == (first, kept)
+    (graph,) = (tmp_path / "graphs").rglob("*.mindir")
+    assert graph.stat().st_size == sound

@@ -7,7 +7,6 @@ the environment variable MINDSKA_KERNELS is "off". With "require" not to have th
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
 import os
@@ -25,13 +24,11 @@ from mindspore import nn
 from ..errors import SettingError
 from . import operators
 from .build import BuildError, library
+from .signatures import signatures
 
 log = logging.getLogger("mindska")
 
-FILES = (
-    "gelu", "depthwise", "pointwise", "mlp", "max_relative", "layer_norm", "batch_norm", "grouped", "strided",
-    "select", "square_sum", "residual", "gate", "fold",
-)  # fmt: skip
+FILES = tuple(dict.fromkeys(signature.file for signature in signatures().values()))
 MODES = ("auto", "off", "require")
 _plain_only = 0
 
@@ -95,9 +92,8 @@ def _why_not() -> str:
         if sys.platform != "linux":
             raise BuildError("MindSpore takes them on Linux only")
         with ThreadPoolExecutor() as pool:
-            for path in pool.map(library, FILES):
-                ctypes.CDLL(str(path))  # a cache on a file system that does not execute, a runtime that is not found
-    except (BuildError, OSError) as error:
+            list(pool.map(library, FILES))
+    except BuildError as error:
         log.warning(
             "C++ operators are not used (%s): the same results, slower. MINDSKA_KERNELS=off says no more.", error
         )

@@ -35,9 +35,11 @@ struct Channel {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), gamma, beta, running mean, running variance (C,), options (3,): epsilon, momentum (the share
-// that the running values keep), 1 for a ReLU; outputs y, mean, one over the standard deviation, new running values.
-MINDSKA_OPERATOR(mindska_batch_norm) {
+// mean, variance: the running ones. options: epsilon, momentum (the share that the running values keep), 1 for a ReLU.
+// inverse: one over the standard deviation.
+MINDSKA_OPERATOR(mindska_batch_norm,
+                 "x (B, C, H, W), gamma (C), beta (C), mean (C), variance (C), options (3) "
+                 "-> y (B, C, H, W), batch_mean (C), inverse (C), new_mean (C), new_variance (C)") {
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const auto output = [&](int i) { return static_cast<float *>(params[6 + i]); };
@@ -72,8 +74,9 @@ MINDSKA_OPERATOR(mindska_batch_norm) {
   return 0;
 }
 
-// Inputs x, gamma, mean, one over the standard deviation, y, options as above, dy; outputs dx, dgamma, dbeta.
-MINDSKA_OPERATOR(mindska_batch_norm_grad) {
+MINDSKA_OPERATOR(mindska_batch_norm_grad,
+                 "x (B, C, H, W), gamma (C), batch_mean (C), inverse (C), y (B, C, H, W), options (3), dy (B, C, H, W) "
+                 "-> dx (B, C, H, W), dgamma (C), dbeta (C)") {
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const auto output = [&](int i) { return static_cast<float *>(params[7 + i]); };

@@ -209,8 +209,9 @@ static void add_identity(const Split &s, const float *from, float *to) {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), weight (C, 1, KH, KW), bias (C,), dilation (1,) int32; outputs y (B, C, H, W).
-MINDSKA_OPERATOR(mindska_depthwise) {
+MINDSKA_OPERATOR(mindska_depthwise,
+                 "x (B, C, H, W), weight (C, 1, K, L), bias (C), dilation {dilation} -> y (B, C, H, W) "
+                 "where K % 2 == 1, L % 2 == 1, dilation >= 1, dilation * K <= 4096, dilation * L <= 4096") {
   using namespace mindska;
   float *y = static_cast<float *>(params[4]);
   for_each_plane(params, shapes, [=](const Geometry &g, const float *padded, const float *w, float bias, int64_t at) {
@@ -219,8 +220,10 @@ MINDSKA_OPERATOR(mindska_depthwise) {
   return 0;
 }
 
-// Inputs as of mindska_depthwise; outputs GELU(y).
-MINDSKA_OPERATOR(mindska_depthwise_gelu) {
+// GELU of what mindska_depthwise gives.
+MINDSKA_OPERATOR(mindska_depthwise_gelu,
+                 "x (B, C, H, W), weight (C, 1, K, L), bias (C), dilation {dilation} -> activated (B, C, H, W) "
+                 "where K % 2 == 1, L % 2 == 1, dilation >= 1, dilation * K <= 4096, dilation * L <= 4096") {
   using namespace mindska;
   float *activated = static_cast<float *>(params[4]);
   for_each_plane(params, shapes, [=](const Geometry &g, const float *padded, const float *w, float bias, int64_t at) {
@@ -229,8 +232,11 @@ MINDSKA_OPERATOR(mindska_depthwise_gelu) {
   return 0;
 }
 
-// Inputs as of mindska_depthwise; outputs GELU(y), y.
-MINDSKA_OPERATOR(mindska_depthwise_gelu_keeping) {
+// GELU(y), and y.
+MINDSKA_OPERATOR(mindska_depthwise_gelu_keeping,
+                 "x (B, C, H, W), weight (C, 1, K, L), bias (C), dilation {dilation} "
+                 "-> activated (B, C, H, W), y (B, C, H, W) "
+                 "where K % 2 == 1, L % 2 == 1, dilation >= 1, dilation * K <= 4096, dilation * L <= 4096") {
   using namespace mindska;
   float *activated = static_cast<float *>(params[4]), *y = static_cast<float *>(params[5]);
   for_each_plane(params, shapes, [=](const Geometry &g, const float *padded, const float *w, float bias, int64_t at) {
@@ -242,16 +248,20 @@ MINDSKA_OPERATOR(mindska_depthwise_gelu_keeping) {
   return 0;
 }
 
-// Inputs x, weight, dilation, dy; outputs dx, dweight, dbias.
-MINDSKA_OPERATOR(mindska_depthwise_grad) {
+MINDSKA_OPERATOR(mindska_depthwise_grad,
+                 "x (B, C, H, W), weight (C, 1, K, L), dilation {dilation}, dy (B, C, H, W) "
+                 "-> dx (B, C, H, W), dweight (C, 1, K, L), dbias (C) "
+                 "where K % 2 == 1, L % 2 == 1, dilation >= 1, dilation * K <= 4096, dilation * L <= 4096") {
   using namespace mindska;
   gradients(static_cast<float *>(params[0]), shapes[0], static_cast<float *>(params[1]), shapes[1],
             *static_cast<int32_t *>(params[2]), static_cast<float *>(params[3]), nullptr, params + 4);
   return 0;
 }
 
-// Inputs x, weight, dilation, dactivated, y; outputs dx, dweight, dbias.
-MINDSKA_OPERATOR(mindska_depthwise_gelu_grad) {
+MINDSKA_OPERATOR(mindska_depthwise_gelu_grad,
+                 "x (B, C, H, W), weight (C, 1, K, L), dilation {dilation}, dactivated (B, C, H, W), y (B, C, H, W) "
+                 "-> dx (B, C, H, W), dweight (C, 1, K, L), dbias (C) "
+                 "where K % 2 == 1, L % 2 == 1, dilation >= 1, dilation * K <= 4096, dilation * L <= 4096") {
   using namespace mindska;
   gradients(static_cast<float *>(params[0]), shapes[0], static_cast<float *>(params[1]), shapes[1],
             *static_cast<int32_t *>(params[2]), static_cast<float *>(params[3]), static_cast<float *>(params[4]),
@@ -259,10 +269,13 @@ MINDSKA_OPERATOR(mindska_depthwise_gelu_grad) {
   return 0;
 }
 
-// Inputs x (B, C, H, W), weight1 (C1, 1, K1, K1), bias1 (C1,), weight2 (C2, 1, K2, K2), bias2 (C2,), options (3,) int32:
-// the two dilations, and how often x is added; outputs y (B, C, H, W), whose last C2 channels are the second
-// convolution's, the C1 before them the first's, and the rest is x, each plus so many times x.
-MINDSKA_OPERATOR(mindska_split_depthwise) {
+// The last Q channels of y are the second convolution's, the P before them the first's, and the rest is x; each plus
+// `identity` times x.
+MINDSKA_OPERATOR(mindska_split_depthwise,
+                 "x (B, C, H, W), weight1 (P, 1, K, K), bias1 (P), weight2 (Q, 1, L, L), bias2 (Q), "
+                 "options {dilation1, dilation2, identity} -> y (B, C, H, W) "
+                 "where P + Q <= C, K % 2 == 1, L % 2 == 1, dilation1 >= 1, dilation2 >= 1, "
+                 "dilation1 * K <= 4096, dilation2 * L <= 4096") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]);
   const float *weights[] = {static_cast<float *>(params[1]), static_cast<float *>(params[3])};
@@ -293,8 +306,11 @@ MINDSKA_OPERATOR(mindska_split_depthwise) {
   return 0;
 }
 
-// Inputs x, weight1, weight2, options, dy; outputs dx, dweight1, dbias1, dweight2, dbias2.
-MINDSKA_OPERATOR(mindska_split_depthwise_grad) {
+MINDSKA_OPERATOR(mindska_split_depthwise_grad,
+                 "x (B, C, H, W), weight1 (P, 1, K, K), weight2 (Q, 1, L, L), options {dilation1, dilation2, identity}, "
+                 "dy (B, C, H, W) -> dx (B, C, H, W), dweight1 (P, 1, K, K), dbias1 (P), dweight2 (Q, 1, L, L), dbias2 (Q) "
+                 "where P + Q <= C, K % 2 == 1, L % 2 == 1, dilation1 >= 1, dilation2 >= 1, "
+                 "dilation1 * K <= 4096, dilation2 * L <= 4096") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]), *dy = static_cast<float *>(params[4]);
   const float *weights[] = {static_cast<float *>(params[1]), static_cast<float *>(params[2])};

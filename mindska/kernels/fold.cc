@@ -2,8 +2,7 @@
 // they are a dozen of very small ones, each of which takes longer to start than to run.
 #include "simd.h"
 
-// Inputs gamma, beta, mean, variance (C,), eps (1,); outputs scale, shift (C,).
-MINDSKA_OPERATOR(mindska_affine) {
+MINDSKA_OPERATOR(mindska_affine, "gamma (C), beta (C), mean (C), variance (C), eps (1) -> scale (C), shift (C)") {
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   float *scale = static_cast<float *>(params[5]), *shift = static_cast<float *>(params[6]);
   for (int64_t c = 0; c < shapes[0][0]; ++c) {
@@ -13,8 +12,9 @@ MINDSKA_OPERATOR(mindska_affine) {
   return 0;
 }
 
-// Inputs weight (O, C, 1, 1), bias (O,), scale, shift (C,); outputs weight and bias of the convolution of scale * x + shift.
-MINDSKA_OPERATOR(mindska_behind) {
+// Weight and bias of the convolution of scale * x + shift.
+MINDSKA_OPERATOR(mindska_behind,
+                 "weight (O, C, 1, 1), bias (O), scale (C), shift (C) -> new_weight (O, C, 1, 1), new_bias (O)") {
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const int64_t outputs = shapes[0][0], channels = shapes[0][1];

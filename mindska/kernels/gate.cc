@@ -1,8 +1,8 @@
 // A gate: SiLU of one map times another.
 #include "activation.h"
 
-// Inputs gate, x; outputs y = SiLU(gate) * x.
-MINDSKA_OPERATOR(mindska_gate) {
+// y = SiLU(gate) * x
+MINDSKA_OPERATOR(mindska_gate, "gate (...), x (...) -> y (...)") {
   using namespace mindska;
   const float *gate = static_cast<float *>(params[0]), *x = static_cast<float *>(params[1]);
   float *y = static_cast<float *>(params[2]);
@@ -12,8 +12,7 @@ MINDSKA_OPERATOR(mindska_gate) {
   return 0;
 }
 
-// Inputs gate, x, dy; outputs dgate, dx.
-MINDSKA_OPERATOR(mindska_gate_grad) {
+MINDSKA_OPERATOR(mindska_gate_grad, "gate (...), x (...), dy (...) -> dgate (...), dx (...)") {
   using namespace mindska;
   const float *gate = static_cast<float *>(params[0]), *x = static_cast<float *>(params[1]);
   const float *dy = static_cast<float *>(params[2]);

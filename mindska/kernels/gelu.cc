@@ -1,8 +1,7 @@
 // GELU and its gradient.
 #include "activation.h"
 
-// Inputs x; outputs y.
-MINDSKA_OPERATOR(mindska_gelu) {
+MINDSKA_OPERATOR(mindska_gelu, "x (...) -> y (...)") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]);
   float *y = static_cast<float *>(params[1]);
@@ -12,8 +11,7 @@ MINDSKA_OPERATOR(mindska_gelu) {
   return 0;
 }
 
-// Inputs x, dy; outputs dx.
-MINDSKA_OPERATOR(mindska_gelu_grad) {
+MINDSKA_OPERATOR(mindska_gelu_grad, "x (...), dy (...) -> dx (...)") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]), *dout = static_cast<float *>(params[1]);
   float *dx = static_cast<float *>(params[2]);

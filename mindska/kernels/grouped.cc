@@ -111,9 +111,10 @@ struct Grouped {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), weight (O, C / groups, K, K), bias (O,), options (2,) int32: the dilation, and 1 for a ReLU;
-// outputs y (B, O, H, W).
-MINDSKA_OPERATOR(mindska_grouped) {
+// relu: 1 for a ReLU.
+MINDSKA_OPERATOR(mindska_grouped,
+                 "x (B, C, H, W), weight (O, D, K, K), bias (O), options {dilation, relu} -> y (B, O, H, W) "
+                 "where C % D == 0, O % (C / D) == 0, K % 2 == 1, dilation >= 1, dilation * K <= 4096") {
   using namespace mindska;
   const int64_t batch = shapes[0][0], channels = shapes[0][1], outputs = shapes[1][0], depth = shapes[1][1];
   const int64_t groups = channels / depth, count = outputs / groups;
@@ -135,8 +136,11 @@ MINDSKA_OPERATOR(mindska_grouped) {
   return 0;
 }
 
-// Inputs x, weight, options, dy (behind the ReLU); outputs dx, dweight, dbias.
-MINDSKA_OPERATOR(mindska_grouped_grad) {
+// dy: behind the ReLU.
+MINDSKA_OPERATOR(mindska_grouped_grad,
+                 "x (B, C, H, W), weight (O, D, K, K), options {dilation, relu}, dy (B, O, H, W) "
+                 "-> dx (B, C, H, W), dweight (O, D, K, K), dbias (O) "
+                 "where C % D == 0, O % (C / D) == 0, K % 2 == 1, dilation >= 1, dilation * K <= 4096") {
   using namespace mindska;
   const int64_t batch = shapes[0][0], channels = shapes[0][1], outputs = shapes[1][0], depth = shapes[1][1];
   const int64_t groups = channels / depth, count = outputs / groups;

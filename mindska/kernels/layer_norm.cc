@@ -42,8 +42,7 @@ struct Pixels {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), gamma (C,), beta (C,), eps (1,); outputs y.
-MINDSKA_OPERATOR(mindska_layer_norm) {
+MINDSKA_OPERATOR(mindska_layer_norm, "x (B, C, H, W), gamma (C), beta (C), eps (1) -> y (B, C, H, W)") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]), *gamma = static_cast<float *>(params[1]);
   const float *beta = static_cast<float *>(params[2]), eps = *static_cast<float *>(params[3]);
@@ -64,8 +63,8 @@ MINDSKA_OPERATOR(mindska_layer_norm) {
   return 0;
 }
 
-// Inputs x, gamma, eps, dy; outputs dx, dgamma, dbeta.
-MINDSKA_OPERATOR(mindska_layer_norm_grad) {
+MINDSKA_OPERATOR(mindska_layer_norm_grad,
+                 "x (B, C, H, W), gamma (C), eps (1), dy (B, C, H, W) -> dx (B, C, H, W), dgamma (C), dbeta (C)") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]), *gamma = static_cast<float *>(params[1]);
   const float eps = *static_cast<float *>(params[2]), *dy = static_cast<float *>(params[3]);

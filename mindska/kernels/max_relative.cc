@@ -98,8 +98,6 @@ static void transpose_keys(const float *y, int64_t channels, int64_t keys, int64
   }
 }
 
-constexpr int kTooFewNodes = 3;  // MindSpore reports it
-
 struct Sizes {
   int64_t batch, channels, queries, keys, neighbours, step, stride, width;
 
@@ -111,16 +109,18 @@ struct Sizes {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), y (B, C, h, w), position (h w, H W), options (2,) int32: k and dilation (at most what fits).
-// Outputs z (B, 2 C, H, W): x_0, d_0, x_1, d_1, ... with d the maximum of the neighbours minus x; index (B, H W, k) int32.
-MINDSKA_OPERATOR(mindska_max_relative) {
+// The dilation shrinks to what fits. z: x_0, d_0, x_1, d_1, ... with d the maximum of the neighbours minus x. index: the
+// neighbours.
+MINDSKA_OPERATOR(mindska_max_relative,
+                 "x (B, C, H, W), y (B, C, h, w), position (h * w, H * W), options {k, dilation} "
+                 "-> z (B, 2 * C, H, W), index (B, H * W, k) int32 "
+                 "where k >= 1, dilation >= 1, k <= h * w, h * w <= 2147483647") {
   using namespace mindska;
   const float *x = static_cast<float *>(params[0]), *y = static_cast<float *>(params[1]);
   const float *position = static_cast<float *>(params[2]);
   float *z = static_cast<float *>(params[4]);
   int32_t *index = static_cast<int32_t *>(params[5]);
   const Sizes s(shapes[0], ndims[0], shapes[1], ndims[1], static_cast<int32_t *>(params[3]));
-  if (s.keys < s.neighbours) return kTooFewNodes;
   const int64_t blocks = (s.queries + kQueries - 1) / kQueries;
   std::vector<float> directions(s.batch * s.channels * s.stride), offsets(s.batch * s.stride);
   std::vector<float> rows(s.batch * s.keys * s.width);
@@ -174,14 +174,20 @@ MINDSKA_OPERATOR(mindska_max_relative) {
   return 0;
 }
 
-// Inputs y, index, dz, options; outputs dx (B, C, H, W), dy (B, C, h, w). Of equal neighbours the first gets the gradient.
-MINDSKA_OPERATOR(mindska_max_relative_grad) {
+// Of equal neighbours the first gets the gradient.
+MINDSKA_OPERATOR(mindska_max_relative_grad,
+                 "y (B, C, h, w), index (B, N, k) int32, dz (B, 2 * C, H, W), options {k, dilation} "
+                 "-> dx (B, C, H, W), dy (B, C, h, w) "
+                 "where N == H * W, k >= 1, dilation >= 1, k <= h * w, h * w <= 2147483647") {
   using namespace mindska;
   const float *y = static_cast<float *>(params[0]), *dz = static_cast<float *>(params[2]);
   const int32_t *index = static_cast<int32_t *>(params[1]);
   float *dx = static_cast<float *>(params[4]), *dy = static_cast<float *>(params[5]);
   const Sizes s(shapes[4], ndims[4], shapes[0], ndims[0], static_cast<int32_t *>(params[3]));
   const int64_t groups = s.width / kLanes;
+  const bool known = std::all_of(index, index + s.batch * s.queries * s.neighbours,
+                                 [&](int32_t i) { return i >= 0 && i < s.keys; });
+  if (!known) throw Refused("an index is not that of a node", kWrongValue);
 #pragma omp parallel
   {
     std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kNodes * kLanes);

@@ -254,8 +254,7 @@ static void gradients(const Mlp &m, const Weights &turned, const Strip &s, const
   }
 }
 
-// The network of inputs x (B, C, H, W), weight1 (N, C, 1, 1), bias1 (N,), taps (N, 1, 3, 3), bias (N,), weight2 (C, N, 1,
-// 1) and bias2 (C,).
+// The network of an operator's inputs.
 static Mlp mlp_of(void **params, int64_t **shapes, bool for_gradients) {
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const int64_t hidden = shapes[1][0], channels = shapes[0][1];
@@ -271,9 +270,9 @@ static Mlp mlp_of(void **params, int64_t **shapes, bool for_gradients) {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), weight1 (N, C, 1, 1), bias1 (N,), taps (N, 1, 3, 3), bias (N,), weight2 (C, N, 1, 1), bias2 (C,);
-// outputs y (B, C, H, W).
-MINDSKA_OPERATOR(mindska_mlp) {
+MINDSKA_OPERATOR(mindska_mlp,
+                 "x (B, C, H, W), weight1 (N, C, 1, 1), bias1 (N), taps (N, 1, 3, 3), bias (N), weight2 (C, N, 1, 1), "
+                 "bias2 (C) -> y (B, C, H, W) where C <= 65536, N <= 65536") {
   using namespace mindska;
   const Mlp mlp = mlp_of(params, shapes, false);
   float *y = static_cast<float *>(params[7]);
@@ -283,8 +282,10 @@ MINDSKA_OPERATOR(mindska_mlp) {
   return 0;
 }
 
-// Inputs as of mindska_mlp, scale (C,), shortcut (B, C, H, W); outputs shortcut + scale * mlp(x).
-MINDSKA_OPERATOR(mindska_mlp_added) {
+// shortcut + scale * mlp(x)
+MINDSKA_OPERATOR(mindska_mlp_added,
+                 "x (B, C, H, W), weight1 (N, C, 1, 1), bias1 (N), taps (N, 1, 3, 3), bias (N), weight2 (C, N, 1, 1), "
+                 "bias2 (C), scale (C), shortcut (B, C, H, W) -> y (B, C, H, W) where C <= 65536, N <= 65536") {
   using namespace mindska;
   const Mlp mlp = mlp_of(params, shapes, false);
   const float *scale = static_cast<float *>(params[7]), *shortcut = static_cast<float *>(params[8]);
@@ -297,8 +298,11 @@ MINDSKA_OPERATOR(mindska_mlp_added) {
   return 0;
 }
 
-// Inputs x, weight1, bias1, taps, bias, weight2, dy; outputs dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2.
-MINDSKA_OPERATOR(mindska_mlp_grad) {
+MINDSKA_OPERATOR(mindska_mlp_grad,
+                 "x (B, C, H, W), weight1 (N, C, 1, 1), bias1 (N), taps (N, 1, 3, 3), bias (N), weight2 (C, N, 1, 1), "
+                 "dy (B, C, H, W) "
+                 "-> dx (B, C, H, W), dweight1 (N, C, 1, 1), dbias1 (N), dtaps (N, 1, 3, 3), dbias (N), dweight2 (C, N, 1, 1), "
+                 "dbias2 (C) where C <= 65536, N <= 65536") {
   using namespace mindska;
   const Mlp mlp = mlp_of(params, shapes, true);
   const float *dy = static_cast<float *>(params[6]), *weight1 = static_cast<float *>(params[1]);

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from inspect import getclosurevars
-from typing import Callable
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from .build import library
+from .build import keep_library, library
+from .signatures import signatures
+
+TYPES = {"float32": ms.float32, "int32": ms.int32}
 
 
-def operator(file: str, name: str, shapes: Callable, types: Callable) -> ops.Custom:
-    """The operator mindska_NAME of FILE.cc; its outputs' shapes and types from its inputs'."""
-    made = ops.Custom(f"{library(file)}:mindska_{name}", shapes, types, func_type="aot")
+def operator(name: str, **numbers: int) -> ops.Custom:
+    """The operator mindska_NAME. `numbers`: those that its signature names, in its order.
+
+    Called with tensors that its signature does not allow it raises a SettingError, before anything runs.
+    """
+    signature = signatures()[name]
+    if tuple(numbers) != signature.numbers:
+        raise TypeError(f"{name} takes the numbers {signature.numbers}, not {tuple(numbers)}")
+    numbers = {key: int(value) for key, value in numbers.items()}
+
+    def shapes(*found: list[int]) -> Any:
+        keep_library(signature.file)  # this is called when something is compiled, which then looks for the file
+        inferred = signature.infer(found, numbers)
+        return tuple(inferred) if len(inferred) > 1 else inferred[0]
+
+    def types(*found: ms.Type) -> Any:
+        inferred = signature.check_types([_name_of(kind) for kind in found])
+        return tuple(TYPES[kind] for kind in inferred) if len(inferred) > 1 else TYPES[inferred[0]]
+
+    made = ops.Custom(f"{library(signature.file)}:mindska_{name}", shapes, types, func_type="aot")
     # PyNative mode keeps the shapes of operators with the same attributes and inputs: what else they depend on, such as
     # a stride, has to be among the attributes.
-    for key, value in getclosurevars(shapes).nonlocals.items():
+    for key, value in numbers.items():
         made.add_prim_attr(key, value)
     return made
+
+
+def _name_of(kind: ms.Type) -> str:
+    return str(getattr(kind, "element_type", lambda: kind)()).lower()
+
+
+def array(**numbers: int) -> Tensor:
+    """The numbers of a signature as the operator takes them, in its order."""
+    return Tensor(np.int32(list(numbers.values())))
 
 
 class Operator(nn.Cell):
@@ -46,8 +74,8 @@ class Gelu(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("gelu", "gelu", lambda x: x, lambda x: x)
-        self.backward = operator("gelu", "gelu_grad", lambda x, dy: x, lambda x, dy: x)
+        self.forward = operator("gelu")
+        self.backward = operator("gelu_grad")
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(x)
@@ -61,11 +89,9 @@ class Depthwise(Operator):
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self.dilation = Tensor(np.int32([dilation]))
-        self.forward = operator("depthwise", "depthwise", lambda x, w, b, d: x, lambda x, w, b, d: x)
-        self.backward = operator(
-            "depthwise", "depthwise_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
-        )
+        self.dilation = array(dilation=dilation)
+        self.forward = operator("depthwise", dilation=dilation)
+        self.backward = operator("depthwise_grad", dilation=dilation)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias, self.dilation)
@@ -92,13 +118,9 @@ class KeepingDepthwiseGelu(Operator):
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self.dilation = Tensor(np.int32([dilation]))
-        self.forward = operator(
-            "depthwise", "depthwise_gelu_keeping", lambda x, w, b, d: (x, x), lambda x, w, b, d: (x, x)
-        )
-        self.backward = operator(
-            "depthwise", "depthwise_gelu_grad", lambda x, w, d, dz, y: (x, w, [w[0]]), lambda x, w, d, dz, y: (x, x, x)
-        )
+        self.dilation = array(dilation=dilation)
+        self.forward = operator("depthwise_gelu_keeping", dilation=dilation)
+        self.backward = operator("depthwise_gelu_grad", dilation=dilation)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(x, weight, bias, self.dilation)
@@ -112,7 +134,7 @@ class ForgettingDepthwiseGelu(KeepingDepthwiseGelu):
 
     def __init__(self, dilation: int) -> None:
         super().__init__(dilation)
-        self.lean = operator("depthwise", "depthwise_gelu", lambda x, w, b, d: x, lambda x, w, b, d: x)
+        self.lean = operator("depthwise_gelu", dilation=dilation)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.lean(x, weight, bias, self.dilation)
@@ -126,10 +148,8 @@ class Pointwise(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("pointwise", "pointwise", lambda x, w, b: [x[0], w[0], x[2], x[3]], lambda x, w, b: x)
-        self.backward = operator(
-            "pointwise", "pointwise_grad", lambda x, w, dy: (x, w, [w[0]]), lambda x, w, dy: (x, x, x)
-        )
+        self.forward = operator("pointwise")
+        self.backward = operator("pointwise_grad")
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias)
@@ -153,12 +173,9 @@ class PointwiseThen(Operator):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind, self.number = kind, Tensor(np.int32([THEN.index(kind)]))
+        self.kind, self.number = kind, array(kind=THEN.index(kind))
         self.pointwise, self.gelu = Pointwise(), Gelu()
-        self.forward = operator(
-            "pointwise", "pointwise_then",
-            lambda x, w, s, t, o, k: [x[0], w[0], x[2], x[3]], lambda x, w, s, t, o, k: x,
-        )  # fmt: skip
+        self.forward = operator("pointwise_then", kind=THEN.index(kind))
 
     def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, other: Tensor) -> Tensor:
         return self.forward(x, weight, scale, shift, other, self.number)
@@ -194,12 +211,8 @@ class Mlp(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("mlp", "mlp", lambda x, *others: x, lambda x, *others: x)
-        self.backward = operator(
-            "mlp", "mlp_grad",
-            lambda x, w1, b1, t, b, w2, dy: (x, w1, b1, t, b, w2, [w2[0]]),
-            lambda x, w1, b1, t, b, w2, dy: (x, x, x, x, x, x, x),
-        )  # fmt: skip
+        self.forward = operator("mlp")
+        self.backward = operator("mlp_grad")
 
     def construct(self, x, weight1, bias1, taps, bias, weight2, bias2) -> Tensor:
         return self.forward(x, weight1, bias1, taps, bias, weight2, bias2)
@@ -214,7 +227,7 @@ class MlpAdded(Operator):
     def __init__(self) -> None:
         super().__init__()
         self.mlp = Mlp()
-        self.forward = operator("mlp", "mlp_added", lambda x, *others: x, lambda x, *others: x)
+        self.forward = operator("mlp_added")
 
     def construct(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut) -> Tensor:
         return self.forward(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut)
@@ -232,10 +245,8 @@ class LayerNorm(Operator):
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = Tensor(np.float32([eps]))
-        self.forward = operator("layer_norm", "layer_norm", lambda x, g, b, e: x, lambda x, g, b, e: x)
-        self.backward = operator(
-            "layer_norm", "layer_norm_grad", lambda x, g, e, dy: (x, g, g), lambda x, g, e, dy: (x, x, x)
-        )
+        self.forward = operator("layer_norm")
+        self.backward = operator("layer_norm_grad")
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         return self.forward(x, gamma, beta, self.eps)
@@ -256,12 +267,8 @@ class BatchNorm(Operator):
     def __init__(self, eps: float, momentum: float, relu: bool = False) -> None:
         super().__init__()
         self.options = Tensor(np.float32([eps, momentum, relu]))
-        self.forward = operator(
-            "batch_norm", "batch_norm", lambda x, g, b, m, v, o: (x, g, g, g, g), lambda x, g, b, m, v, o: (x,) * 5
-        )
-        self.backward = operator(
-            "batch_norm", "batch_norm_grad", lambda x, g, m, i, y, o, d: (x, g, g), lambda x, g, m, i, y, o, d: (x,) * 3
-        )
+        self.forward = operator("batch_norm")
+        self.backward = operator("batch_norm_grad")
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
         return self.forward(x, gamma, beta, mean, variance, self.options)
@@ -277,7 +284,7 @@ class AffineOfNorm(Operator):
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = Tensor(np.float32([eps]))
-        self.forward = operator("fold", "affine", lambda g, b, m, v, e: (g, g), lambda g, b, m, v, e: (g, g))
+        self.forward = operator("affine")
 
     def construct(self, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(gamma, beta, mean, variance, self.eps)
@@ -296,7 +303,7 @@ class Behind(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("fold", "behind", lambda w, b, s, t: (w, b), lambda w, b, s, t: (w, b))
+        self.forward = operator("behind")
 
     def construct(self, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(weight, bias, scale, shift)
@@ -313,7 +320,7 @@ class SquareSum(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("square_sum", "square_sum", lambda *xs: [1], lambda *xs: xs[0])
+        self.forward = operator("square_sum")
 
     def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
         return self.forward(*tensors).reshape(())
@@ -324,11 +331,9 @@ class Grouped(Operator):
 
     def __init__(self, dilation: int, relu: bool = False) -> None:
         super().__init__()
-        self.relu, self.options = relu, Tensor(np.int32([dilation, relu]))
-        self.forward = operator("grouped", "grouped", lambda x, w, b, d: [x[0], w[0], x[2], x[3]], lambda x, w, b, d: x)
-        self.backward = operator(
-            "grouped", "grouped_grad", lambda x, w, d, dy: (x, w, [w[0]]), lambda x, w, d, dy: (x, x, x)
-        )
+        numbers = dict(dilation=dilation, relu=relu)
+        self.relu, self.options = relu, array(**numbers)
+        self.forward, self.backward = operator("grouped", **numbers), operator("grouped_grad", **numbers)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias, self.options)
@@ -345,16 +350,12 @@ class Strided(Operator):
 
     def __init__(self, stride: int, dilation: int, relu: bool = False) -> None:
         super().__init__()
-        self.relu, self.options = relu, Tensor(np.int32([stride, dilation, relu]))
-        self.forward = operator(
-            "strided", "strided",
-            lambda x, w, b, o: [x[0], w[0], -(-x[2] // stride), -(-x[3] // stride)], lambda x, w, b, o: x,
-        )  # fmt: skip
+        numbers = dict(stride=stride, dilation=dilation, relu=relu)
+        self.relu, self.options = relu, array(**numbers)
+        self.forward = operator("strided", **numbers)
         # Two operators: the first layer of a network needs the weight's gradient only.
-        self.input_gradient = operator("strided", "strided_input_grad", lambda x, w, o, dy: x, lambda x, w, o, dy: x)
-        self.weight_gradient = operator(
-            "strided", "strided_weight_grad", lambda x, w, o, dy: (w, [w[0]]), lambda x, w, o, dy: (x, x)
-        )
+        self.input_gradient = operator("strided_input_grad", **numbers)
+        self.weight_gradient = operator("strided_weight_grad", **numbers)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias, self.options)
@@ -370,7 +371,7 @@ class Fuse(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("select", "fuse", lambda x, y: [x[0], x[1], 1, 1], lambda x, y: x)
+        self.forward = operator("fuse")
 
     def construct(self, first: Tensor, second: Tensor) -> Tensor:
         return self.forward(first, second)
@@ -385,8 +386,8 @@ class Select(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("select", "select", lambda x, y, w: x, lambda x, y, w: x)
-        self.backward = operator("select", "select_grad", lambda x, y, w, dz: (x, y, w), lambda x, y, w, dz: (x, x, x))
+        self.forward = operator("select")
+        self.backward = operator("select_grad")
 
     def construct(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         return self.forward(first, second, weights)
@@ -403,13 +404,10 @@ class SplitDepthwise(Operator):
 
     def __init__(self, dilation1: int, dilation2: int, identity: int) -> None:
         super().__init__()
-        self.options = Tensor(np.int32([dilation1, dilation2, identity]))
-        self.forward = operator("depthwise", "split_depthwise", lambda x, v, a, w, b, o: x, lambda x, v, a, w, b, o: x)
-        self.backward = operator(
-            "depthwise", "split_depthwise_grad",
-            lambda x, v, w, o, dy: (x, v, [v[0]], w, [w[0]]),
-            lambda x, v, w, o, dy: (x, x, x, x, x),
-        )  # fmt: skip
+        numbers = dict(dilation1=dilation1, dilation2=dilation2, identity=identity)
+        self.options = array(**numbers)
+        self.forward = operator("split_depthwise", **numbers)
+        self.backward = operator("split_depthwise_grad", **numbers)
 
     def construct(self, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
         return self.forward(x, weight1, bias1, weight2, bias2, self.options)
@@ -427,10 +425,8 @@ class Residual(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("residual", "residual", lambda x, y, z, s, k: x, lambda x, y, z, s, k: x)
-        self.backward = operator(
-            "residual", "residual_grad", lambda x, y, s, k, d: (x, s), lambda x, y, s, k, d: (x, x)
-        )
+        self.forward = operator("residual")
+        self.backward = operator("residual_grad")
 
     def construct(self, first: Tensor, second: Tensor, shortcut: Tensor, scale: Tensor, keep: Tensor) -> Tensor:
         return self.forward(first, second, shortcut, scale, keep)
@@ -447,8 +443,8 @@ class Gate(Operator):
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("gate", "gate", lambda g, x: x, lambda g, x: x)
-        self.backward = operator("gate", "gate_grad", lambda g, x, dy: (g, x), lambda g, x, dy: (g, x))
+        self.forward = operator("gate")
+        self.backward = operator("gate_grad")
 
     def construct(self, gate: Tensor, x: Tensor) -> Tensor:
         return self.forward(gate, x)
@@ -467,17 +463,9 @@ class MaxRelative(Operator):
     def __init__(self, k: int, dilation: int) -> None:
         super().__init__()
         self.k = k
-        self.options = Tensor(np.int32([k, dilation]))
-        self.forward = operator(
-            "max_relative", "max_relative",
-            lambda x, y, p, o: ([x[0], 2 * x[1], x[2], x[3]], [x[0], x[2] * x[3], k]),
-            lambda x, y, p, o: (x, ms.int32),
-        )  # fmt: skip
-        self.backward = operator(
-            "max_relative", "max_relative_grad",
-            lambda y, i, dz, o: ([dz[0], dz[1] // 2, dz[2], dz[3]], y),
-            lambda y, i, dz, o: (y, y),
-        )  # fmt: skip
+        numbers = dict(k=k, dilation=dilation)
+        self.options = array(**numbers)
+        self.forward, self.backward = operator("max_relative", **numbers), operator("max_relative_grad", **numbers)
 
     def construct(self, x: Tensor, y: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(x, y, position, self.options)

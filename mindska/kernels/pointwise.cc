@@ -41,8 +41,8 @@ struct Pointwise {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,); outputs y (B, O, H, W).
-MINDSKA_OPERATOR(mindska_pointwise) {
+MINDSKA_OPERATOR(mindska_pointwise,
+                 "x (B, C, H, W), weight (O, D, 1, 1), bias (O) -> y (B, O, H, W) where C % D == 0, O % (C / D) == 0") {
   using namespace mindska;
   const Pointwise p(shapes[0], params[1], shapes[1]);
   const float *bias = static_cast<float *>(params[2]);
@@ -55,10 +55,11 @@ MINDSKA_OPERATOR(mindska_pointwise) {
   return 0;
 }
 
-// Inputs x, weight, scale (O,), shift (O,), other (of y's shape where it is used), kind (1,) int32; outputs y.
 // With v = scale * (weight x) + shift, y by kind: 0 v, 1 GELU(v), 2 ReLU(v), 3 v + other, 4 ReLU(v + other),
-// 5 SiLU(v) * other, 6 v * other.
-MINDSKA_OPERATOR(mindska_pointwise_then) {
+// 5 SiLU(v) * other, 6 v * other: those from 3 on use `other`, which has y's shape then.
+MINDSKA_OPERATOR(mindska_pointwise_then,
+                 "x (B, C, H, W), weight (O, D, 1, 1), scale (O), shift (O), other (B, O, H, W) or (O), kind {kind} "
+                 "-> y (B, O, H, W) where C % D == 0, O % (C / D) == 0, kind >= 0, kind <= 6, other * (kind / 3) == 0") {
   using namespace mindska;
   const Pointwise p(shapes[0], params[1], shapes[1]);
   const float *scale = static_cast<float *>(params[2]), *shift = static_cast<float *>(params[3]);
@@ -78,8 +79,9 @@ MINDSKA_OPERATOR(mindska_pointwise_then) {
   return 0;
 }
 
-// Inputs x, weight, dy; outputs dx, dweight, dbias.
-MINDSKA_OPERATOR(mindska_pointwise_grad) {
+MINDSKA_OPERATOR(mindska_pointwise_grad,
+                 "x (B, C, H, W), weight (O, D, 1, 1), dy (B, O, H, W) -> dx (B, C, H, W), dweight (O, D, 1, 1), dbias (O) "
+                 "where C % D == 0, O % (C / D) == 0") {
   using namespace mindska;
   const Pointwise p(shapes[0], params[1], shapes[1]);
   const Maps dx(params[3], shapes[0]);

@@ -29,9 +29,10 @@ struct Branch {
 
 }  // namespace mindska
 
-// Inputs first (B, C, H, W), second and shortcut (of the same shape, or one number), scale (C,), keep (B,) or (1,);
-// outputs y = shortcut + keep * (scale * (first + second)).
-MINDSKA_OPERATOR(mindska_residual) {
+// y = shortcut + keep * (scale * (first + second)); one number stands for a second or a shortcut that is not there.
+MINDSKA_OPERATOR(mindska_residual,
+                 "first (B, C, H, W), second (B, C, H, W) or (1), shortcut (B, C, H, W) or (1), scale (C), keep (B) or (1) "
+                 "-> y (B, C, H, W)") {
   using namespace mindska;
   const Branch branch(params, shapes, ndims, 3);
   const float *shortcut = ndims[2] == 4 ? static_cast<float *>(params[2]) : nullptr;
@@ -48,8 +49,10 @@ MINDSKA_OPERATOR(mindska_residual) {
   return 0;
 }
 
-// Inputs first, second, scale, keep, dy; outputs the slope of first and of second, and dscale.
-MINDSKA_OPERATOR(mindska_residual_grad) {
+// slope: of first and of second.
+MINDSKA_OPERATOR(mindska_residual_grad,
+                 "first (B, C, H, W), second (B, C, H, W) or (1), scale (C), keep (B) or (1), dy (B, C, H, W) "
+                 "-> slope (B, C, H, W), dscale (C)") {
   using namespace mindska;
   const Branch branch(params, shapes, ndims, 2);
   const float *dy = static_cast<float *>(params[4]);

@@ -18,8 +18,7 @@ static inline float dot(const float *a, const float *b, int64_t count) {
 
 }  // namespace mindska
 
-// Inputs first, second (B, C, H, W); outputs mean (B, C, 1, 1).
-MINDSKA_OPERATOR(mindska_fuse) {
+MINDSKA_OPERATOR(mindska_fuse, "first (B, C, H, W), second (B, C, H, W) -> mean (B, C, 1, 1)") {
   using namespace mindska;
   const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
   float *mean = static_cast<float *>(params[2]);
@@ -31,8 +30,8 @@ MINDSKA_OPERATOR(mindska_fuse) {
   return 0;
 }
 
-// Inputs first, second (B, C, H, W), weights (B, 2, C); outputs the sum of both times their weights.
-MINDSKA_OPERATOR(mindska_select) {
+// The sum of both times their weights.
+MINDSKA_OPERATOR(mindska_select, "first (B, C, H, W), second (B, C, H, W), weights (B, 2, C) -> y (B, C, H, W)") {
   using namespace mindska;
   const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
   const float *weights = static_cast<float *>(params[2]);
@@ -49,8 +48,9 @@ MINDSKA_OPERATOR(mindska_select) {
   return 0;
 }
 
-// Inputs first, second, weights, dy; outputs dfirst, dsecond, dweights.
-MINDSKA_OPERATOR(mindska_select_grad) {
+MINDSKA_OPERATOR(mindska_select_grad,
+                 "first (B, C, H, W), second (B, C, H, W), weights (B, 2, C), dy (B, C, H, W) "
+                 "-> dfirst (B, C, H, W), dsecond (B, C, H, W), dweights (B, 2, C)") {
   using namespace mindska;
   const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
   const float *weights = static_cast<float *>(params[2]), *dy = static_cast<float *>(params[3]);

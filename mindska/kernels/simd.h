@@ -15,6 +15,8 @@
 #include <omp.h>
 #endif
 
+#include "signature.h"
+
 namespace mindska {
 
 constexpr int kLanes = 16;
@@ -155,21 +157,13 @@ static inline Vec exp_negative(Vec x) {
   return x < splat(-80.0f) ? Vec{} : p * power;
 }
 
-constexpr int kWrongType = 2;  // MindSpore reports it: an operator never reads half of a number, or two
-
-static inline bool all_of_32_bits(int count, const char **dtypes) {
-  return std::all_of(dtypes, dtypes + count, [](const char *type) {
-    return std::strcmp(type, "float32") == 0 || std::strcmp(type, "int32") == 0;
-  });
-}
-
 }  // namespace mindska
 
-#define MINDSKA_OPERATOR(name)                                                                                     \
-  static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                              \
-  extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) { \
-    if (!mindska::all_of_32_bits(nparam, dtypes)) return mindska::kWrongType;                                      \
-    mindska::take_share_of_threads();                                                                              \
-    return name##_checked(nparam, params, ndims, shapes);                                                          \
-  }                                                                                                                \
-  static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes)
+// An operator, and what it takes and gives: see signature.h.
+#define MINDSKA_OPERATOR(name, signature)                                                                               \
+  static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                                   \
+  extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) {   \
+    mindska::take_share_of_threads();                                                                                   \
+    return mindska::run_checked(#name, signature, name##_checked, nparam, params, ndims, shapes, dtypes);               \
+  }                                                                                                                     \
+  static int name##_checked([[maybe_unused]] int nparam, void **params, [[maybe_unused]] int *ndims, int64_t **shapes)

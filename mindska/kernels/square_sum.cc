@@ -12,8 +12,7 @@ struct Part {
 
 }  // namespace mindska
 
-// Inputs: any number of arrays; outputs sum (1,).
-MINDSKA_OPERATOR(mindska_square_sum) {
+MINDSKA_OPERATOR(mindska_square_sum, "tensors+ (*) -> sum (1)") {
   using namespace mindska;
   std::vector<Part> parts;
   for (int i = 0; i + 1 < nparam; ++i) {

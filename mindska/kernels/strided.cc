@@ -143,9 +143,11 @@ struct StridedConvolution {
 
 }  // namespace mindska
 
-// Inputs x (B, C, H, W), weight (O, C, K, K), bias (O,), options (3,) int32: stride, dilation, and 1 for a ReLU;
-// outputs y (B, O, H / stride, W / stride), rounded up.
-MINDSKA_OPERATOR(mindska_strided) {
+// relu: 1 for a ReLU.
+MINDSKA_OPERATOR(mindska_strided,
+                 "x (B, C, H, W), weight (O, C, K, K), bias (O), options {stride, dilation, relu} "
+                 "-> y (B, O, (H + stride - 1) / stride, (W + stride - 1) / stride) "
+                 "where K % 2 == 1, stride >= 1, stride <= 64, dilation >= 1, dilation * K <= 4096") {
   using namespace mindska;
   const StridedConvolution c(shapes[0], shapes[1], params[3]);
   const float *weight = static_cast<float *>(params[1]), *bias = static_cast<float *>(params[2]);
@@ -162,8 +164,11 @@ MINDSKA_OPERATOR(mindska_strided) {
   return 0;
 }
 
-// Inputs x, weight, options, dy (behind the ReLU); outputs dx.
-MINDSKA_OPERATOR(mindska_strided_input_grad) {
+// dy: behind the ReLU.
+MINDSKA_OPERATOR(mindska_strided_input_grad,
+                 "x (B, C, H, W), weight (O, C, K, K), options {stride, dilation, relu}, "
+                 "dy (B, O, (H + stride - 1) / stride, (W + stride - 1) / stride) -> dx (B, C, H, W) "
+                 "where K % 2 == 1, stride >= 1, stride <= 64, dilation >= 1, dilation * K <= 4096") {
   using namespace mindska;
   const StridedConvolution c(shapes[0], shapes[1], params[2]);
   const int64_t margin = (c.stride - 1 + c.pad) / c.stride;
@@ -175,8 +180,11 @@ MINDSKA_OPERATOR(mindska_strided_input_grad) {
   return 0;
 }
 
-// Inputs x, weight, options, dy (behind the ReLU); outputs dweight, dbias.
-MINDSKA_OPERATOR(mindska_strided_weight_grad) {
+// dy: behind the ReLU.
+MINDSKA_OPERATOR(mindska_strided_weight_grad,
+                 "x (B, C, H, W), weight (O, C, K, K), options {stride, dilation, relu}, "
+                 "dy (B, O, (H + stride - 1) / stride, (W + stride - 1) / stride) -> dweight (O, C, K, K), dbias (O) "
+                 "where K % 2 == 1, stride >= 1, stride <= 64, dilation >= 1, dilation * K <= 4096") {
   using namespace mindska;
   const StridedConvolution c(shapes[0], shapes[1], params[2]);
   const Patches patches = c.seen(c.sorted(static_cast<float *>(params[0])));

@@ -206,9 +206,8 @@ class SKNet(Backbone):
         first = 1 if stem == "cifar" else 2  # stride of the stem; pooling doubles it
         strides = [first * (1 if stem == "cifar" else 2) * 2**i for i in range(len(depths))]
         names = ["stem"] + [f"stages.{i}" for i in range(len(depths))]
-        super().__init__(
-            (64, *channels), (first, *strides), names, sum(depths), drop_path_rate=drop_path_rate, **kwargs
-        )
+        own = dict(in_channels=in_channels, drop_path_rate=drop_path_rate)
+        super().__init__((64, *channels), (first, *strides), names, sum(depths), **own, **kwargs)
         self.stem = ConvNorm(in_channels, 64, momentum, kernel=3 if stem == "cifar" else 7, stride=first)
         self.pool = {
             "caffe": StemPool(padded=False),

@@ -1,8 +1,10 @@
-// Runs the operators on arrays of exactly their size, over shapes that leave remainders: to be built with
-// -fsanitize=address,undefined, which ends the program at the first access outside.
+// Runs the operators on arrays of exactly their size, over shapes that leave remainders, then with every size, rank, type
+// and number wrong, which they are to refuse: to be built with -fsanitize=address,undefined, which ends the program at the
+// first access outside. Prints the operators' names.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <set>
 
 #include "batch_norm.cc"
 #include "depthwise.cc"
@@ -22,27 +24,136 @@
 struct Array {
   std::vector<int64_t> shape;
   std::unique_ptr<float[]> data;
+  std::string type = "float32";
 
-  explicit Array(std::vector<int64_t> dims) : shape(dims) {
-    const int64_t size = mindska::size_of(shape.data(), static_cast<int>(shape.size()));
-    data.reset(new float[size]);
-    for (int64_t i = 0; i < size; ++i) data[i] = static_cast<float>(std::rand()) / RAND_MAX - 0.5f;
+  explicit Array(std::vector<int64_t> dims) : shape(dims), data(new float[size()]) {
+    for (int64_t i = 0; i < size(); ++i) data[i] = static_cast<float>(std::rand()) / RAND_MAX - 0.5f;
+  }
+
+  int64_t size() const { return mindska::size_of(shape.data(), static_cast<int>(shape.size())); }
+};
+
+using Entry = int (*)(int, void **, int *, int64_t **, const char **, void *, void *);
+
+static void fail(const std::string &why) {
+  std::fprintf(stderr, "FAILED: %s\n", why.c_str());
+  std::exit(2);
+}
+
+// A call of an operator, whose parts can be made wrong one by one.
+struct Call {
+  std::string name;
+  Entry function;
+  std::vector<void *> data;
+  std::vector<std::vector<int64_t>> shapes;
+  std::vector<std::string> types;
+
+  int run() const {
+    std::vector<void *> params = data;
+    std::vector<int> ranks;
+    std::vector<int64_t *> sizes;
+    std::vector<const char *> names;
+    for (const auto &shape : shapes) {
+      ranks.push_back(static_cast<int>(shape.size()));
+      sizes.push_back(const_cast<int64_t *>(shape.data()));
+    }
+    for (const auto &type : types) names.push_back(type.c_str());
+    const int count = static_cast<int>(shapes.size());
+    return function(count, params.data(), ranks.data(), sizes.data(), names.data(), nullptr, nullptr);
+  }
+
+  void refused(const std::string &why) const {
+    if (run() == 0) fail(name + " took " + why);
+  }
+
+  // Every size, rank, type and number of a call that is right, made wrong.
+  void check() const {
+    const bool any = name == "mindska_square_sum";  // takes all sizes
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const std::string where = " for tensor " + std::to_string(i);
+      const bool free = any && i + 1 < shapes.size();
+      for (size_t j = 0; j < shapes[i].size(); ++j) {
+        const int64_t size = shapes[i][j];
+        for (int64_t wrong : {size - 1, size + 1, int64_t{0}, int64_t{-1}, INT64_MIN, INT64_MAX, int64_t{1} << 40}) {
+          if (wrong > 0 && wrong < INT32_MAX && (free || may_be(i, j, wrong))) continue;
+          Call call = *this;
+          call.shapes[i][j] = wrong;
+          call.refused(std::to_string(wrong) + " in place of " + std::to_string(size) + where);
+        }
+      }
+      Call call = *this;
+      call.shapes[i].push_back(1);
+      if (!free) call.refused("one more dimension" + where);
+      call.shapes[i].resize(shapes[i].size() - 1);
+      if (!free && !(any && call.shapes[i].empty())) call.refused("one dimension less" + where);
+      for (const char *type : {"float16", "float64", "int64", "bfloat16", "", types[i] == "int32" ? "float32" : "int32"}) {
+        call = *this;
+        call.types[i] = type;
+        call.refused(std::string(type) + where);
+      }
+      call = *this;
+      call.data[i] = nullptr;
+      call.refused("no memory" + where);
+    }
+    Call call = *this;
+    call.shapes.pop_back();
+    if (!any) call.refused("a tensor less");
+    call = *this;
+    call.data.push_back(data[0]), call.shapes.push_back(shapes[0]), call.types.push_back(types[0]);
+    if (!any) call.refused("a tensor more");
+    call.shapes.clear();
+    call.refused("no tensors");
+  }
+
+  // Other sizes that fit as well: an operator does not know how large the memory is.
+  bool may_be(size_t tensor, size_t dimension, int64_t size) const {
+    const auto is = [&](const char *other) { return name == std::string("mindska_") + other; };
+    if ((is("residual") && tensor == 4) || (is("residual_grad") && tensor == 3)) {  // keep
+      return size == 1 || size == shapes[0][0];
+    }
+    if (!(is("strided") || is("strided_weight_grad")) || tensor != 0 || dimension < 2) return false;
+    const int32_t stride = *static_cast<int32_t *>(data[is("strided") ? 3 : 2]);
+    return (size + stride - 1) / stride == (shapes[0][dimension] + stride - 1) / stride;
+  }
+
+  // Numbers that make no sense: refused, or taken without harm.
+  void check_numbers() const {
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      if (types[i] != "int32") continue;
+      int32_t *numbers = static_cast<int32_t *>(data[i]);
+      for (int64_t j = 0; j < std::min<int64_t>(shapes[i][0], 4); ++j) {
+        const int32_t right = numbers[j];
+        for (int32_t wrong : {0, -1, INT32_MIN, INT32_MAX}) {
+          numbers[j] = wrong;
+          run();
+        }
+        numbers[j] = right;
+      }
+    }
   }
 };
 
-using Operator = int (*)(int, void **, int *, int64_t **, const char **, void *, void *);
-
 template <typename... Arrays>
-static void run(Operator function, Arrays &...arrays) {
-  void *params[] = {arrays.data.get()...};
-  int64_t *shapes[] = {arrays.shape.data()...};
-  int ndims[] = {static_cast<int>(arrays.shape.size())...};
-  std::vector<const char *> types(sizeof...(arrays), "float32");
-  if (function(sizeof...(arrays), params, ndims, shapes, types.data(), nullptr, nullptr)) std::exit(2);
+static void run(const char *name, Entry function, Arrays &...arrays) {
+  Call call{name, function, {arrays.data.get()...}, {arrays.shape...}, {arrays.type...}};
+  if (call.run()) fail(std::string(name) + " did not run");
+  std::vector<std::vector<float>> before;
+  for (Array *array : {&arrays...}) before.emplace_back(array->data.get(), array->data.get() + array->size());
+  call.check();
+  size_t i = 0;
+  for (Array *array : {&arrays...}) {
+    if (std::memcmp(before[i++].data(), array->data.get(), array->size() * sizeof(float))) fail(name + std::string(" wrote"));
+  }
+  call.check_numbers();
+  static std::set<std::string> names;
+  if (names.insert(name).second) std::puts(name);
 }
+
+#define RUN(operator, ...) run(#operator, operator, __VA_ARGS__)
 
 static Array integers(std::initializer_list<int32_t> values) {
   Array array({static_cast<int64_t>(values.size())});
+  array.type = "int32";
   std::memcpy(array.data.get(), values.begin(), values.size() * sizeof(int32_t));
   return array;
 }
@@ -51,12 +162,12 @@ int main() {
   for (int64_t size : {1, 15, 16, 17, 16384, 16385}) {
     Array x({size}), dy({size}), y({size});
     Array total({1});
-    run(mindska_gelu, x, y);
-    run(mindska_square_sum, x, total, x, total);
-    run(mindska_gelu_grad, x, dy, y);
+    RUN(mindska_gelu, x, y);
+    RUN(mindska_square_sum, x, total, x, total);
+    RUN(mindska_gelu_grad, x, dy, y);
     Array dx({size});
-    run(mindska_gate, x, dy, y);
-    run(mindska_gate_grad, x, dy, y, dx, y);
+    RUN(mindska_gate, x, dy, y);
+    RUN(mindska_gate_grad, x, dy, y, dx, y);
   }
   const int64_t planes[][4] = {{1, 1, 1, 1}, {2, 3, 7, 7}, {1, 2, 1, 70}, {1, 2, 70, 1}, {1, 3, 33, 129}};
   const int64_t kernels[][3] = {{3, 3, 1}, {7, 7, 3}, {1, 17, 3}, {17, 1, 3}, {5, 5, 2}, {1, 3, 1}};
@@ -64,22 +175,22 @@ int main() {
     for (auto &k : kernels) {
       Array x({p[0], p[1], p[2], p[3]}), y(x.shape), dx(x.shape), weight({p[1], 1, k[0], k[1]}), bias({p[1]});
       Array dweight(weight.shape), dbias(bias.shape), dilation = integers({static_cast<int32_t>(k[2])});
-      run(mindska_depthwise, x, weight, bias, dilation, y);
-      run(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
+      RUN(mindska_depthwise, x, weight, bias, dilation, y);
+      RUN(mindska_depthwise_grad, x, weight, dilation, y, dx, dweight, dbias);
       Array before(x.shape), gamma({p[1]}), dgamma({p[1]}), eps({1});
       Array options({3}), mean({p[1]}), inverse({p[1]}), running({p[1]}), other({p[1]});
-      run(mindska_batch_norm, x, gamma, bias, dbias, dgamma, options, y, mean, inverse, running, other);
-      run(mindska_batch_norm_grad, x, gamma, mean, inverse, y, options, before, dx, dgamma, dbias);
-      run(mindska_layer_norm, x, gamma, bias, eps, y);
-      run(mindska_layer_norm_grad, x, gamma, eps, y, dx, dgamma, dbias);
+      RUN(mindska_batch_norm, x, gamma, bias, dbias, dgamma, options, y, mean, inverse, running, other);
+      RUN(mindska_batch_norm_grad, x, gamma, mean, inverse, y, options, before, dx, dgamma, dbias);
+      RUN(mindska_layer_norm, x, gamma, bias, eps, y);
+      RUN(mindska_layer_norm_grad, x, gamma, eps, y, dx, dgamma, dbias);
       Array one({1}), keep({p[0]});
-      run(mindska_residual, x, dx, y, gamma, keep, before);
-      run(mindska_residual, x, one, one, gamma, one, before);
-      run(mindska_residual_grad, x, dx, gamma, keep, y, before, dgamma);
-      run(mindska_residual_grad, x, one, gamma, one, y, before, dgamma);
-      run(mindska_depthwise_gelu, x, weight, bias, dilation, y);
-      run(mindska_depthwise_gelu_keeping, x, weight, bias, dilation, y, before);
-      run(mindska_depthwise_gelu_grad, x, weight, dilation, y, before, dx, dweight, dbias);
+      RUN(mindska_residual, x, dx, y, gamma, keep, before);
+      RUN(mindska_residual, x, one, one, gamma, one, before);
+      RUN(mindska_residual_grad, x, dx, gamma, keep, y, before, dgamma);
+      RUN(mindska_residual_grad, x, one, gamma, one, y, before, dgamma);
+      RUN(mindska_depthwise_gelu, x, weight, bias, dilation, y);
+      RUN(mindska_depthwise_gelu_keeping, x, weight, bias, dilation, y, before);
+      RUN(mindska_depthwise_gelu_grad, x, weight, dilation, y, before, dx, dweight, dbias);
     }
   }
   const int64_t products[][6] = {  // batch, channels in and out, height, width, groups
@@ -88,13 +199,13 @@ int main() {
     Array x({p[0], p[1], p[3], p[4]}), y({p[0], p[2], p[3], p[4]}), dx(x.shape), weight({p[2], p[1] / p[5], 1, 1});
     Array bias({p[2]}), dweight(weight.shape), dbias(bias.shape), other(y.shape);
     Array scale({p[1] / p[5]}), shift(scale.shape), mean(scale.shape), variance(scale.shape), eps({1});
-    run(mindska_affine, scale, shift, mean, variance, eps, mean, variance);
-    run(mindska_behind, weight, bias, scale, shift, dweight, dbias);
-    run(mindska_pointwise, x, weight, bias, y);
-    run(mindska_pointwise_grad, x, weight, y, dx, dweight, dbias);
+    RUN(mindska_affine, scale, shift, mean, variance, eps, mean, variance);
+    RUN(mindska_behind, weight, bias, scale, shift, dweight, dbias);
+    RUN(mindska_pointwise, x, weight, bias, y);
+    RUN(mindska_pointwise_grad, x, weight, y, dx, dweight, dbias);
     for (int32_t kind = 0; kind < 7; ++kind) {
       Array number = integers({kind});
-      run(mindska_pointwise_then, x, weight, bias, dbias, other, number, y);
+      RUN(mindska_pointwise_then, x, weight, bias, dbias, other, number, y);
     }
   }
   const int64_t strides[][8] = {  // batch, channels in and out, height, width, kernel, stride, dilation
@@ -104,21 +215,21 @@ int main() {
     Array x({c[0], c[1], c[3], c[4]}), y({c[0], c[2], (c[3] + c[6] - 1) / c[6], (c[4] + c[6] - 1) / c[6]}), dx(x.shape);
     Array weight({c[2], c[1], c[5], c[5]}), bias({c[2]}), dweight(weight.shape), dbias(bias.shape);
     Array options = integers({static_cast<int32_t>(c[6]), static_cast<int32_t>(c[7]), 1});
-    run(mindska_strided, x, weight, bias, options, y);
-    run(mindska_strided_input_grad, x, weight, options, y, dx);
-    run(mindska_strided_weight_grad, x, weight, options, y, dweight, dbias);
+    RUN(mindska_strided, x, weight, bias, options, y);
+    RUN(mindska_strided_input_grad, x, weight, options, y, dx);
+    RUN(mindska_strided_weight_grad, x, weight, options, y, dweight, dbias);
   }
   const int64_t convolutions[][8] = {  // batch, channels in and out, height, width, groups, kernel, dilation
       {1, 4, 6, 1, 1, 2, 3, 2}, {2, 8, 8, 7, 7, 2, 3, 1}, {1, 15, 9, 5, 30, 3, 5, 2}};
   for (auto &c : convolutions) {
     Array x({c[0], c[1], c[3], c[4]}), y({c[0], c[2], c[3], c[4]}), dx(x.shape), weight({c[2], c[1] / c[5], c[6], c[6]});
     Array bias({c[2]}), dweight(weight.shape), dbias(bias.shape), options = integers({static_cast<int32_t>(c[7]), 1});
-    run(mindska_grouped, x, weight, bias, options, y);
-    run(mindska_grouped_grad, x, weight, options, y, dx, dweight, dbias);
+    RUN(mindska_grouped, x, weight, bias, options, y);
+    RUN(mindska_grouped_grad, x, weight, options, y, dx, dweight, dbias);
     Array second(x.shape), mean({c[0], c[1], 1, 1}), weights({c[0], 2, c[1]}), dsecond(x.shape), dweights(weights.shape);
-    run(mindska_fuse, x, second, mean);
-    run(mindska_select, x, second, weights, dx);
-    run(mindska_select_grad, x, second, weights, dsecond, dx, second, dweights);
+    RUN(mindska_fuse, x, second, mean);
+    RUN(mindska_select, x, second, weights, dx);
+    RUN(mindska_select_grad, x, second, weights, dsecond, dx, second, dweights);
   }
   const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}, {1, 9, 33, 130, 33}};
   for (auto &m : mlps) {
@@ -126,16 +237,16 @@ int main() {
     Array taps({m[2], 1, 3, 3}), bias({m[2]}), weight2({m[1], m[2], 1, 1}), bias2({m[1]}), scale({m[1]});
     Array dx(x.shape), dweight1(weight1.shape), dbias1(bias1.shape), dtaps(taps.shape), dbias(bias.shape);
     Array dweight2(weight2.shape), dbias2(bias2.shape);
-    run(mindska_mlp, x, weight1, bias1, taps, bias, weight2, bias2, y);
-    run(mindska_mlp_added, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, y);
-    run(mindska_mlp_grad, x, weight1, bias1, taps, bias, weight2, y, dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2);
+    RUN(mindska_mlp, x, weight1, bias1, taps, bias, weight2, bias2, y);
+    RUN(mindska_mlp_added, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, y);
+    RUN(mindska_mlp_grad, x, weight1, bias1, taps, bias, weight2, y, dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2);
   }
   for (int64_t channels : {8, 24}) {
     Array x({2, channels, 5, 7}), y(x.shape), dx(x.shape), options = integers({2, 3, 1});
     Array weight1({channels * 3 / 8, 1, 5, 5}), bias1({channels * 3 / 8}), weight2({channels / 2, 1, 7, 7});
     Array bias2({channels / 2}), dweight1(weight1.shape), dbias1(bias1.shape), dweight2(weight2.shape), dbias2(bias2.shape);
-    run(mindska_split_depthwise, x, weight1, bias1, weight2, bias2, options, y);
-    run(mindska_split_depthwise_grad, x, weight1, weight2, options, y, dx, dweight1, dbias1, dweight2, dbias2);
+    RUN(mindska_split_depthwise, x, weight1, bias1, weight2, bias2, options, y);
+    RUN(mindska_split_depthwise_grad, x, weight1, weight2, options, y, dx, dweight1, dbias1, dweight2, dbias2);
   }
   const int64_t graphs[][8] = {  // batch, channels, height, width, pooled height and width, k, dilation
       {1, 8, 1, 5, 1, 5, 5, 1}, {2, 24, 9, 7, 4, 3, 5, 2}, {1, 16, 8, 8, 8, 8, 4, 3}, {3, 40, 5, 13, 5, 13, 5, 13}};
@@ -143,8 +254,9 @@ int main() {
     Array x({g[0], g[1], g[2], g[3]}), y({g[0], g[1], g[4], g[5]}), position({g[4] * g[5], g[2] * g[3]});
     Array options = integers({static_cast<int32_t>(g[6]), static_cast<int32_t>(g[7])});
     Array z({g[0], 2 * g[1], g[2], g[3]}), index({g[0], g[2] * g[3], g[6]}), dx(x.shape), dy(y.shape);
-    run(mindska_max_relative, x, y, position, options, z, index);
-    run(mindska_max_relative_grad, y, index, z, options, dx, dy);
+    index.type = "int32";
+    RUN(mindska_max_relative, x, y, position, options, z, index);
+    RUN(mindska_max_relative_grad, y, index, z, options, dx, dy);
   }
   std::puts("clean");
 }

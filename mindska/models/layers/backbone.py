@@ -6,15 +6,26 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from mindspore import Tensor, nn, ops
+from mindspore.ops import constexpr
 
 from ...errors import SettingError
 from .blocks import Dropout
+
+
+@constexpr
+def check_inputs(images: tuple[int, ...], channels: int, noise: Optional[tuple[int, ...]], noise_size: int) -> None:
+    """SettingError where shapes are not (B, channels, H, W) and, if there is noise, (B, noise_size)."""
+    if len(images) != 4 or images[1] not in (channels, -1) or 0 in images:
+        raise SettingError(f"the network takes images (B, {channels}, H, W), at least one; found {images}")
+    if noise is not None and noise != (images[0], noise_size) and -1 not in (*images, *noise):
+        raise SettingError(f"the network takes noise {(images[0], noise_size)}; found {noise}")
 
 
 class Backbone(nn.Cell):
     """A network that gives logits or its stages' features.
 
     Args:
+        in_channels: of the images.
         channels, reductions: channels and stride of each feature, as `forward_features` returns them.
         depth: number of stochastic decisions that `forward_features` takes (columns of `noise`).
         drop_rate: dropout before the classifier.
@@ -26,6 +37,9 @@ class Backbone(nn.Cell):
 
     Returns:
         Logits (B, num_classes), or the list of features (B, C, H / stride, W / stride) when `features_only`.
+
+    Raises:
+        ValueError: the inputs have other shapes, or there are no images.
     """
 
     options: dict[str, Any] = {}  # what weights were trained with and no shape tells
@@ -38,11 +52,13 @@ class Backbone(nn.Cell):
         names: Sequence[str],
         depth: int,
         num_classes: int = 1000,
+        in_channels: int = 3,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         features_only: bool = False,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not 0 <= rate < 1:
                 raise SettingError(f"{name} is {rate}; expected a probability in [0, 1)")
@@ -66,6 +82,7 @@ class Backbone(nn.Cell):
         raise NotImplementedError
 
     def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        check_inputs(x.shape, self.in_channels, None if noise is None else noise.shape, self.noise_size)
         features = self.forward_features(x, noise)
         if self.features_only:
             return features

@@ -1,0 +1,308 @@
+"""What C++ operators take: every wrong shape, size and type is refused before anything runs, and is said."""
+
+import ctypes
+import inspect
+import re
+
+import mindcv
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from test_kernels import pytestmark  # noqa: F401  these need a compiler as well
+
+from mindska import kernels
+from mindska.errors import SettingError
+from mindska.kernels import build, operators
+from mindska.kernels.signatures import Signature, signatures
+
+SIZES = dict(
+    B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, h=3, w=4, k=3, dilation=1, dilation1=2, dilation2=3,
+    stride=1, relu=0, identity=1, kind=3,
+)  # fmt: skip
+# Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
+FREE = dict(split_depthwise="C", split_depthwise_grad="CPQ", max_relative_grad="hw")
+
+
+def sizes_of(name):
+    return {**SIZES, **(dict(N=35) if name.startswith("max_relative") else {})}
+
+
+def example(signature: Signature):
+    """Shapes of inputs that are right, and the numbers."""
+    sizes = sizes_of(signature.name)
+    shapes = []
+    for tensor in signature.inputs:
+        words = {"...": "4", "*": "4"}
+        shapes.append([eval(words.get(word, word), {}, sizes) for word in tensor.shapes[0]])
+    return shapes, {name: sizes[name] for name in signature.numbers}
+
+
+def wrong_shapes(signature: Signature):
+    """(inputs' shapes, of which one is wrong; which)"""
+    shapes, _ = example(signature)
+    text = signature.text.partition("->")[0] + signature.text.partition("where")[2]
+    for i, tensor in enumerate(signature.inputs):
+        if tensor.numbers:
+            continue
+        for j, word in enumerate(tensor.shapes[0]):
+            is_free = (
+                word in ("*", *FREE.get(signature.name, ""))
+                or len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text)) == 1
+            )
+            for size in (
+                0,
+                -3,
+                1 << 40,
+                *(() if is_free and not word.isdigit() else (shapes[i][j] - 1, shapes[i][j] + 1)),
+            ):
+                yield [*shapes[:i], [*shapes[i][:j], size, *shapes[i][j + 1 :]], *shapes[i + 1 :]], i
+        if tensor.shapes[0][0] not in ("*", "...") or (len(signature.inputs) > 1 and tensor.shapes[0] == ("...",)):
+            for shape in ([*shapes[i], 1], shapes[i][1:]):
+                yield [*shapes[:i], shape, *shapes[i + 1 :]], i
+
+
+@pytest.mark.parametrize("name", signatures())
+def test_shapes_that_do_not_fit_are_refused(name):
+    signature = signatures()[name]
+    shapes, numbers = example(signature)
+    assert len(signature.infer(shapes, numbers)) == len(signature.outputs)
+    count = 0
+    for count, (wrong, which) in enumerate(wrong_shapes(signature), 1):  # noqa: B007
+        with pytest.raises(SettingError, match=f"^{name}: ") as error:
+            signature.infer(wrong, numbers)
+        for shape in wrong[: 1 + which]:
+            if not signature.inputs[wrong.index(shape)].numbers:
+                assert str(tuple(shape)) in str(error.value)
+        assert signature.text in str(error.value)
+    assert count
+    for number in numbers:  # those of a convolution and of a graph have to be positive
+        if number not in ("relu", "identity", "kind"):
+            with pytest.raises(SettingError, match=f"{number} = 0"):
+                signature.infer(shapes, {**numbers, number: 0})
+
+
+@pytest.mark.parametrize("name", signatures())
+def test_types_that_do_not_fit_are_refused(name):
+    signature = signatures()[name]
+    types = [tensor.type for tensor in signature.inputs]
+    assert signature.check_types(types) == [tensor.type for tensor in signature.outputs]
+    for i, right in enumerate(types):
+        for wrong in ("float16", "float64", "int64", "int32" if right == "float32" else "float32"):
+            with pytest.raises(SettingError, match=f"{name}: {signature.inputs[i].name} is {wrong}; expected {right}"):
+                signature.check_types([*types[:i], wrong, *types[i + 1 :]])
+
+
+def test_sizes_that_are_not_known_yet_pass():
+    strided = signatures()["strided"]
+    numbers = dict(stride=2, dilation=1, relu=0)
+    assert strided.infer([[-1, 3, -1, 9], [4, 3, 3, 3], [4], [3]], numbers) == [[-1, 4, -1, 5]]
+    with pytest.raises(SettingError, match="C is 4 and, in weight, 3"):
+        strided.infer([[-1, 4, -1, 9], [4, 3, 3, 3], [4], [3]], numbers)
+
+
+def test_conditions_are_said():
+    def refused(name, change, **numbers):
+        shapes, right = example(signatures()[name])
+        shapes[change[0]] = change[1]
+        with pytest.raises(SettingError) as error:
+            signatures()[name].infer(shapes, {**right, **numbers})
+        return str(error.value)
+
+    assert "not C % D == 0 with C = 8, D = 3" in refused("pointwise", (1, [6, 3, 1, 1]))
+    assert "not K % 2 == 1 with K = 4" in refused("depthwise", (1, [8, 1, 4, 5]))
+    assert "not k <= h * w with k = 13, h = 3, w = 4" in refused("max_relative", (0, [3, 8, 5, 7]), k=13)
+    assert "not other * (kind / 3) == 0" in refused("pointwise_then", (4, [6]), kind=4)
+    assert "x is too large" in refused("gelu", (0, [1 << 20, 1 << 20]))
+
+
+CELLS = {  # how each operator is made, and its signature
+    operators.Gelu: ((), "gelu"),
+    operators.Gate: ((), "gate"),
+    operators.Depthwise: ((1,), "depthwise"),
+    operators.DepthwiseGelu: ((1,), "depthwise_gelu"),
+    operators.KeepingDepthwiseGelu: ((1,), "depthwise_gelu_keeping"),
+    operators.ForgettingDepthwiseGelu: ((1,), "depthwise_gelu"),
+    operators.SplitDepthwise: ((2, 3, 1), "split_depthwise"),
+    operators.Pointwise: ((), "pointwise"),
+    operators.PointwiseThen: (("add",), "pointwise_then"),
+    operators.Grouped: ((1,), "grouped"),
+    operators.Strided: ((1, 1), "strided"),
+    operators.Mlp: ((), "mlp"),
+    operators.MlpAdded: ((), "mlp_added"),
+    operators.LayerNorm: ((1e-5,), "layer_norm"),
+    operators.BatchNorm: ((1e-5, 0.9), "batch_norm"),
+    operators.AffineOfNorm: ((1e-5,), "affine"),
+    operators.Behind: ((), "behind"),
+    operators.SquareSum: ((), "square_sum"),
+    operators.Fuse: ((), "fuse"),
+    operators.Select: ((), "select"),
+    operators.Residual: ((), "residual"),
+    operators.MaxRelative: ((3, 1), "max_relative"),
+}
+
+
+def test_no_operator_is_left_out():
+    classes = {c for _, c in inspect.getmembers(operators, inspect.isclass) if issubclass(c, operators.Operator)}
+    assert set(CELLS) == classes - {operators.Operator}
+    made = {name for (arguments, _), cell in zip(CELLS.values(), CELLS) for name in signatures_of(cell(*arguments))}
+    assert made == set(signatures())
+
+
+def signatures_of(cell):
+    """Names of the operators that a cell and the cells in it have."""
+    found = set()
+    for _, inner in cell.cells_and_names():
+        values = [*vars(inner).values(), *getattr(inner, "_primitives", {}).values()]
+        found |= {v.func.rpartition("mindska_")[2] for v in values if isinstance(v, ms.ops.Custom)}
+    return found
+
+
+def is_own(tensor):
+    """Whether a cell has it itself."""
+    return tensor.numbers or tensor.name in ("eps", "options")
+
+
+def tensors(signature, shapes):
+    """Those that a cell takes; none where the shapes are too strange for a tensor."""
+    kept = [shape for tensor, shape in zip(signature.inputs, shapes) if not is_own(tensor)]
+    if any(size < 0 or size > 1 << 20 for shape in kept for size in shape):
+        return None
+    return [Tensor(np.ones(shape, np.float32)) for shape in kept]
+
+
+def call(cell, inputs):
+    return cell(inputs) if isinstance(cell, operators.SquareSum) else cell(*inputs)
+
+
+@pytest.mark.parametrize("operator", CELLS)
+def test_operators_refuse_what_does_not_fit(operator):
+    """In PyNative mode: all shapes that are wrong, forward; and a slope of another shape, backward."""
+    arguments, name = CELLS[operator]
+    cell, signature = operator(*arguments), signatures()[name]
+    inputs = tensors(signature, example(signature)[0])
+    out = call(cell, inputs)
+    for wrong, which in wrong_shapes(signature):
+        given = tensors(signature, wrong)
+        if given is not None and not is_own(signature.inputs[which]):
+            with pytest.raises(ValueError, match=f"^{'depthwise_gelu' if 'gelu' in name and name != 'gelu' else name}"):
+                call(cell, given)
+    for i, x in enumerate(inputs):
+        given = [*inputs[:i], x.astype(ms.float16), *inputs[i + 1 :]]
+        with pytest.raises(ValueError, match="is float16; expected float32"):
+            call(cell, given)
+    for number, slopes in enumerate(wrong_slopes(cell, out)):
+        with pytest.raises(ValueError, match=r"^\w+: .*; expected "):
+            ms.ops.stop_gradient(cell.bprop(*inputs, out, slopes))
+        assert number < 100
+
+
+def wrong_slopes(cell, out):
+    """Slopes of outputs, the first of another shape."""
+    if not any(hasattr(cell, name) for name in ("backward", "weight_gradient", "pointwise")):
+        return
+    outs = out if isinstance(out, tuple) else (out,)
+    for axis in range(outs[0].ndim):
+        for size in (outs[0].shape[axis] - 1, outs[0].shape[axis] + 1):
+            shape = [*outs[0].shape[:axis], size, *outs[0].shape[axis + 1 :]]
+            if isinstance(cell, (operators.PointwiseThen, operators.Gelu)) and size == 1:
+                continue
+            slope = (Tensor(np.ones(shape, np.float32)), *outs[1:])
+            yield slope if isinstance(out, tuple) else slope[0]
+
+
+class Backward(nn.Cell):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, *inputs):
+        return self.cell.bprop(*inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", CELLS)
+def test_operators_refuse_what_does_not_fit_in_graph_mode(operator, graph):
+    arguments, name = CELLS[operator]
+    cell, signature = operator(*arguments), signatures()[name]
+    inputs = tensors(signature, example(signature)[0])
+    out = call(cell, inputs)
+    seen = set()
+    for wrong, which in wrong_shapes(signature):
+        given = tensors(signature, wrong)
+        if (
+            given is not None and which not in seen and not is_own(signature.inputs[which])
+        ):  # one for each input: each is compiled
+            seen.add(which)
+            with pytest.raises(ValueError, match=r"\w+: .*; expected "):
+                call(operator(*arguments), given)
+    assert seen
+    for slopes in list(wrong_slopes(cell, out))[:1]:
+        with pytest.raises(ValueError, match=r"\w+: .*; expected "):
+            Backward(cell)(*inputs, out, slopes)
+
+
+SLOW_NETWORKS = [pytest.param(name, marks=pytest.mark.slow) for name in ("van_tiny", "sk_resnet18", "sknet50")]
+
+
+@pytest.mark.parametrize("name", ["skanet_nano", *SLOW_NETWORKS])
+def test_a_network_refuses_other_channels(name):
+    """And images the wrong way round, one without its batch, and no images; with C++ operators and without."""
+
+    def refused(net, *shapes):
+        for shape in shapes:
+            with pytest.raises(ValueError, match=re.escape(f"(B, 3, H, W), at least one; found {shape}")):
+                net(Tensor(np.ones(shape, np.float32)))
+
+    with kernels.plain():
+        plain = mindcv.create_model(name, num_classes=5).set_train(False)
+    ours = mindcv.create_model(name, num_classes=5).set_train(False)
+    for net in (plain, ours):
+        refused(net, *((1, channels, 64, 64) for channels in (1, 4, 12, 64)))
+        refused(net, (1, 64, 64, 3), (3, 64, 64), (1, 3, 64, 64, 1), (0, 3, 64, 64))
+    with pytest.raises(ValueError, match=re.escape(f"{(1, ours.noise_size)}; found (1, 7)")):
+        ours(Tensor(np.ones((1, 3, 64, 64), np.float32)), Tensor(np.ones((1, 7), np.float32)))
+    ms.set_context(mode=ms.GRAPH_MODE)
+    refused(ours, (1, 4, 64, 64), (1, 64, 64, 3), (3, 64, 64))
+
+
+def entry(name, arrays, types=None):
+    """What an entry of a library returns for arrays."""
+    function = getattr(ctypes.CDLL(str(build.library(signatures()[name].file))), f"mindska_{name}")
+    sizes = [(ctypes.c_int64 * max(1, a.ndim))(*a.shape) for a in arrays]
+    count = len(arrays)
+    return function(
+        count, (ctypes.c_void_p * count)(*[a.ctypes.data for a in arrays]),
+        (ctypes.c_int * count)(*[a.ndim for a in arrays]),
+        (ctypes.c_void_p * count)(*[ctypes.addressof(s) for s in sizes]),
+        (ctypes.c_char_p * count)(*(types or [str(a.dtype).encode() for a in arrays])), None, None,
+    )  # fmt: skip
+
+
+def test_an_entry_refuses_and_says_why(capfd):
+    x, y = np.ones((1, 4, 5, 5), np.float32), np.zeros((1, 2, 5, 5), np.float32)
+    weight, bias = np.ones((2, 3, 1, 1), np.float32), np.ones(2, np.float32)
+    assert entry("pointwise", [x, weight, bias, y]) == 3
+    said = capfd.readouterr().err
+    assert "mindska_pointwise did not run: not C % D == 0. Found (1, 4, 5, 5), (2, 3, 1, 1), (2), (1, 2, 5, 5)" in said
+    assert entry("pointwise", [x, weight.astype(np.float64), bias, y]) == 2
+    assert not y.any()
+    nodes, index, slopes = (
+        np.ones((1, 8, 2, 2), np.float32),
+        np.int32([[[0, 4]] * 4]),
+        np.ones((1, 16, 2, 2), np.float32),
+    )
+    outputs = [np.zeros((1, 8, 2, 2), np.float32) for _ in range(2)]
+    assert entry("max_relative_grad", [nodes, index, slopes, np.int32([2, 1]), *outputs]) == 4
+    assert "an index is not that of a node" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", [b"int32", b"Int32", b"\xfdnt32"])
+def test_names_of_types_are_those_of_any_locale(name):
+    """MindSpore makes them lower case by the locale: Turkish has another letter for the small I."""
+    x, weight, bias = (np.ones(shape, np.float32) for shape in ((1, 1, 3, 3), (1, 1, 3, 3), (1,)))
+    y = np.zeros_like(x)
+    types = [b"float32", b"float32", b"float32", name, b"float32"]
+    assert entry("depthwise", [x, weight, bias, np.int32([1]), y], types) == 0 and y[0, 0, 1, 1] == 10
+    types[3] = b"uint32"
+    assert entry("depthwise", [x, weight, bias, np.int32([1]), y], types) == 2

@@ -33,6 +33,7 @@ def main() -> None:
         config = recipe.with_recorded_model(config, record)
 
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split)
+        recipe.check_labels(dataset, training=False)
         num_classes = recipe.evaluated_classes(config, record, dataset.class_names)
         pixels = recipe.preprocessing(config, record.get("preprocessing"))
         loader = EvalLoader(
@@ -49,7 +50,7 @@ def main() -> None:
             print(f"{config.ckpt_path}: {result}")
             if config.result_json:
                 report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
-                report["preprocessing"] = dataclasses.asdict(pixels)
+                report.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
                 Path(config.result_json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -188,8 +188,8 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier
     single = [name for name, shape in seen.items() if np.prod(shape[2:]) == 1]
     if single:
         raise ConfigError(
-            f"batch_size is 1, but {len(single)} batch norms of {config.model} (first: {single[0]}) see maps of 1x1: of one "
-            f"value a channel they make a constant, and nothing before them learns. Raise batch_size"
+            f"batch_size is 1, but {len(single)} batch norms of {config.model} (first: {single[0]}) see maps of 1x1: "
+            f"of one value a channel they make a constant, and nothing before them learns. Raise batch_size"
             + ("" if len(single) == len(seen) else " or image_resize")
         )
 

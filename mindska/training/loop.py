@@ -25,7 +25,7 @@ from ..weights.files import EMA_PREFIX, write_checkpoint
 from . import resume
 from .folder import RunError, RunFolder
 from .interrupt import EXIT_CODE, StopRequest
-from .record import RunRecord, read_rows
+from .record import SCORES, RunRecord, read_rows
 from .state import Progress, check_finite, everything, restore, weight_parameters
 from .step import TrainStep
 
@@ -328,19 +328,17 @@ class Trainer:
         self.better = dict(weights=kind, top1=results[kind].top1, validation=self.progress.validation)
         best_before = self.progress.best
         self.progress.scores[self.progress.step] = results[kind].top1
-        first, *others = results
+        said, columns = str(results[kind]), dict(zip(SCORES, vars(results[kind]).values()))
+        if len(results) > 1:
+            (other,) = set(results) - {kind}
+            said += f" with the {kind} weights (the {other} ones: {results[other]})"
+            for each, result in results.items():
+                columns.update(zip((f"{score}_{each}" for score in SCORES), vars(result).values()))
         if self.main:
-            said = str(results[first]) + "".join(f"; {other} weights: {results[other]}" for other in others)
             with bar.external_write_mode():
                 log.info("epoch %d, step %d: %s", epoch, self.progress.step, said)
-                if kind in others:
-                    log.info("The %s weights of step %d are better than the %s", kind, self.progress.step, first)
             if self.progress.best != best_before:
                 self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
-        columns = {}
-        for other, result in results.items():
-            suffix = "" if other == first else f"_{other}"
-            columns.update(zip((f"top1{suffix}", f"top5{suffix}", f"val_loss{suffix}"), vars(result).values()))
         return columns
 
     def _due(self, step: int) -> bool:

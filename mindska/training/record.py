@@ -18,10 +18,12 @@ from .folder import set_aside, writing
 
 log = logging.getLogger("mindska")
 
+KINDS = ("averaged", "raw")  # of weights; where both are evaluated, plain top1, top5 and val_loss are of the better
+SCORES = ("top1", "top5", "val_loss")
 VALUES = (
-    "loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss",
-    "top1_raw", "top5_raw", "val_loss_raw",  # with an average, whose figures are then those without _raw
-)  # fmt: skip
+    *("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", *SCORES),
+    *(f"{score}_{kind}" for kind in KINDS for score in SCORES),
+)
 COLUMNS = ("step", "epoch", "time", *VALUES)  # time: in seconds since 1970
 
 
@@ -210,8 +212,9 @@ class RunRecord:
         left.plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
         middle.plot(*self.series("top1"), "o-", markersize=3, label="top-1")
         middle.plot(*self.series("top5"), "o-", markersize=3, label="top-5")
-        if any(row["top1_raw"] for row in self.rows):
-            middle.plot(*self.series("top1_raw"), "o--", markersize=3, label="top-1, raw weights")
+        for kind in KINDS:
+            if any(row[f"top1_{kind}"] for row in self.rows):
+                middle.plot(*self.series(f"top1_{kind}"), "--", label=f"top-1, {kind} weights")
         right.plot(*self.series("lr"), label="learning rate")
         for axes, unit in ((left, "cross entropy"), (middle, "validation accuracy in %"), (right, "")):
             axes.set(xlabel="epoch", ylabel=unit)

@@ -9,16 +9,12 @@ import torch
 from commands import assert_same_losses, assert_same_state, rows
 from mindcv.loss import create_loss
 from mindspore import Tensor, nn
-from tiny import Tiny
+from runs import fit, trainer
 
-from mindska import recipe
 from mindska.config import Config
-from mindska.data import Augmentation, Preprocessing, TrainLoader, TrainTransform, open_dataset
-from mindska.distributed import World
 from mindska.errors import SettingError
-from mindska.evaluation import EvalStep, evaluate
-from mindska.training import RunError, StepOptions, Trainer, TrainStep, build_optimizer, learning_rates
-from mindska.training.interrupt import EXIT_CODE
+from mindska.evaluation import EvalStep, evaluate, evaluate_each
+from mindska.training import RunError, StepOptions, TrainStep, build_optimizer, learning_rates
 
 
 def test_the_authors_schedule():
@@ -133,6 +129,35 @@ def test_evaluation_counts_what_it_should():
         evaluate(EvalStep(Fixed()), [(logits, np.full(6, -1, np.int32))], lambda total: total)
 
 
+def test_several_weights_are_evaluated_in_one_pass():
+    """Each with its own result, the images read once; weights are put in as rarely as may be."""
+    rng = np.random.default_rng(0)
+    net, filled, read = nn.Dense(5, 3), [], []
+    values = [Tensor(rng.standard_normal((3, 5), dtype=np.float32)) for _ in range(2)]
+    weights = [lambda i=i: (filled.append(i), net.weight.set_data(values[i])) for i in range(2)]
+    batches = [
+        (rng.standard_normal((4, 5), dtype=np.float32), rng.integers(0, 3, 4).astype(np.int32)) for _ in range(5)
+    ]
+    step = EvalStep(net)
+    for _ in range(2):
+        filled.clear()
+        results = evaluate_each(step, weights, (read.append(b) or b for b in batches), lambda total: total)
+        assert filled == [0, 1, 0, 1, 0, 1]
+    assert len(read) == 10
+    for put_in, result in zip(weights, results):
+        put_in()
+        assert evaluate(step, batches, lambda total: total) == result
+
+
+def test_a_learning_rate_that_float32_cannot_hold_is_refused():
+    falling = dict(scheduler="step_decay", epoch_size=50, warmup_epochs=0, decay_epochs=1)
+    with pytest.raises(SettingError, match="falls to 1e-38 in epoch 36, below what float32 holds"):
+        learning_rates(Config(decay_rate=0.1, **falling), 2)
+    assert min(learning_rates(Config(decay_rate=0.5, **falling), 2)) > 1e-19
+    with pytest.raises(SettingError, match="more than 2"):
+        learning_rates(Config(epoch_size=2**31 - 1), 2)
+
+
 def test_the_average_is_what_is_saved_beside_the_weights(whole_run):
     """And what validation takes: tests/test_commands.py finds the training's figure again."""
     loaded = ms.load_checkpoint(str(whole_run[0] / "tiny_bn_best.ckpt"))
@@ -141,44 +166,6 @@ def test_the_average_is_what_is_saved_beside_the_weights(whole_run):
 
 
 # ------------------------------------------------------------------------------------------------- the loop
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
-def trainer(images, out, **settings):
-    """Three epochs of five batches."""
-    ms.set_seed(0)
-    settings = {"epoch_size": 3, "warmup_epochs": 1, "log_interval": 1, "batch_size": 7, **settings}
-    config = Config(model="tiny", ckpt_save_dir=str(out), val_while_train=False, **settings)
-    pixels = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    transform = TrainTransform(pixels, Augmentation())
-    loader = TrainLoader(open_dataset("", images, "train"), transform, config.batch_size, noise_size=8)
-    rates, network = learning_rates(config, loader.steps_per_epoch), Tiny(3)
-    step = TrainStep(network, recipe.loss(config), build_optimizer(config, network, rates), recipe.step_options(config))
-    return Trainer(config, World(), step, loader, rates, None, None, {"model": "tiny"})
-
-
-def fit(trainer, until=None, kill=None):
-    """Trains; after `until` steps comes `kill`, by default an exception. Returns the steps of the checkpoints."""
-
-    def die():
-        raise Killed
-
-    def watched(start, steps):
-        for done, batch in enumerate(batches(start, steps), start):
-            if done == until:
-                (kill or die)()
-            yield batch
-
-    batches, trainer.loader.batches = trainer.loader.batches, watched
-    if until is None:
-        trainer.fit()
-    else:
-        with pytest.raises(SystemExit if kill else Killed, match=str(EXIT_CODE) if kill else None):
-            trainer.fit()
-    return [saved.step for saved in trainer.folder.saved()]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import assert_same_state, parameters, rows
+from commands import assert_same_state, parameters, rows, train
 from mindspore import Tensor
 from runs import fit, trainer
 
@@ -362,6 +362,28 @@ def test_what_a_run_needs_at_its_first_start_only(images, run, caplog):
     assert "--ckpt_path elsewhere.ckpt is not used: the run began with began/with.ckpt" in caplog.text
     assert json.loads((run / "settings.json").read_text())["ckpt_path"] == "began/with.ckpt"
     assert read_file(run / "tiny-2_10.ckpt")[1]["config"]["ckpt_path"] == "began/with.ckpt"
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_goes_on_without_the_weights_that_it_began_with(images, tmp_path, whole_run):
+    """r13: moved, written otherwise, left out. Its own checkpoints say what the network and its pixels are."""
+    start, out = tmp_path / "start.ckpt", tmp_path / "run"
+    shutil.copy(whole_run[0] / "tiny_bn_best.ckpt", start)
+    pixels = dict(image_size=(16, 16), crop_pct=0.9, interpolation="bicubic", mean=(0.4,) * 3, std=(0.2,) * 3)
+    rewrite(start, lambda record: record.update(preprocessing=pixels))
+    settings = dict(crop_pct="null", epoch_size=2)
+    train(images, out, ckpt_path=start, **settings)
+    shutil.move(out / "tiny_bn-2_8.ckpt", tmp_path / "whole.ckpt")
+    start.rename(tmp_path / "moved.ckpt")
+    for name in (start, tmp_path / "moved.ckpt", None):
+        printed = train(images, out, **({"ckpt_path": name} if name else {}), **settings)
+        assert "Resuming after step 4 of 8" in printed
+        assert ("moved.ckpt is not used" in printed) == (name is not None and name != start)
+        assert_same_state(out / "tiny_bn-2_8.ckpt", tmp_path / "whole.ckpt")
+        record = read_file(out / "tiny_bn-2_8.ckpt")[1]
+        assert record["config"]["ckpt_path"] == str(start) and record["preprocessing"]["mean"] == [0.4] * 3
+        (out / "tiny_bn-2_8.ckpt").unlink()
+    assert "crop_pct: 0.9 -> 0.8" in train(images, out, expect=1, **{**settings, "crop_pct": 0.8})
 
 
 def test_settings_that_come_to_the_same(stopped):

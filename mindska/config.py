@@ -398,13 +398,21 @@ def settings_that(rule: str) -> set[str]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings in which two configurations differ, one line each."""
+    """Settings in which two configurations differ, one line each, `NAME: OLD -> NEW`."""
     keys = sorted(set(old) | set(new))
-    return [
-        f"{key}: {reprlib.repr(old.get(key))} -> {reprlib.repr(new.get(key))}"
-        for key in keys
-        if old.get(key) != new.get(key)
-    ]
+    return [_difference(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    said = reprlib.Repr()
+    said.maxstring = said.maxother = 150
+    said.maxlist = 10
+    place = ""
+    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > said.maxlist:
+        first = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+        place = f" (of {len(old)} and {len(new)}, from number {first + 1} on)"
+        old, new = old[first:], new[first:]
+    return f"{name}: {said.repr(old)} -> {said.repr(new)}{place}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ class RunFolder:
     def __init__(self, folder: Path, model: str, keep_best: int) -> None:
         self.folder, self.model, self.keep_best = folder, model, keep_best
         self.run_id: Optional[str] = None
+        self.start = secrets.token_hex(4)  # this process's, where a host's name and a number do not tell it
         self.lock: Any = None
+        self.signature = b""
         self.owners: dict[tuple, Any] = {}  # of files that were read or written
         self.pattern = re.compile(rf"{re.escape(model)}-(\d+)_(\d+)\.ckpt")
         # What `replacing` leaves when it is killed.
@@ -118,6 +121,7 @@ class RunFolder:
         try:
             import fcntl
         except ImportError:  # Windows
+            self._sign(file)
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,8 +142,9 @@ class RunFolder:
 
     def _sign(self, file: Any) -> None:
         run = f", run {self.run_id}" if self.run_id else ""
+        self.signature = f"process {os.getpid()} on {socket.gethostname()}{run}, start {self.start}".encode()
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}{run}".encode())
+        file.write(self.signature)
 
     def begin(self, run_id: Optional[str], step: int) -> None:
         """Takes the folder for the run of this identity, from this step on.
@@ -147,6 +152,7 @@ class RunFolder:
         Later checkpoints cannot be used, and do not count as the newest: they are renamed, as is what is in the way of
         the best weights.
         """
+        self._check_lock()
         self.run_id = run_id
         with writing(self.folder):
             self._sign(self.lock)
@@ -166,23 +172,35 @@ class RunFolder:
             log.warning("%s is not used, and is now called %s", path, set_aside(path, reason).name)
 
     def check_own(self) -> None:
-        """Checks that this folder is still this run's.
+        """Checks that this folder is still this run's, and no other process has taken it.
 
         Raises:
             RunError: it was removed, or another run was begun in it; nothing may be written there.
         """
+        self._check_lock()
         try:
-            if not os.path.samestat(os.fstat(self.lock.fileno()), (self.folder / ".lock").stat()):
-                reason = "another run was begun in it"
-            elif not (settings := self.settings()):
-                reason = "settings.json is gone or damaged"
-            elif settings.get("run_id") == self.run_id:
-                return
-            else:
-                reason = f"settings.json is of another run, {str(settings.get('run_id'))[:40]!r}"
+            settings = self.settings()
         except OSError as error:
-            reason = f"{Path(error.filename or self.folder).name}: {error.strerror}"
-        raise RunError(
+            raise self._lost(f"settings.json: {error.strerror}") from error
+        if not settings:
+            raise self._lost("settings.json is gone or damaged")
+        if settings.get("run_id") != self.run_id:
+            raise self._lost(f"settings.json is of another run, {str(settings.get('run_id'))!r}")
+
+    def _check_lock(self) -> None:
+        try:
+            with (self.folder / ".lock").open("rb") as file:
+                if not os.path.samestat(os.fstat(self.lock.fileno()), os.fstat(file.fileno())):
+                    raise self._lost("it was removed, and another run was begun")
+                # Where files cannot be locked: the process that came last goes on.
+                if file.read(len(self.signature)) != self.signature:
+                    file.seek(0)
+                    raise self._lost(f"taken by another start: {self._holder(file)}")
+        except OSError as error:
+            raise self._lost(f".lock: {error.strerror}") from error
+
+    def _lost(self, reason: str) -> RunError:
+        return RunError(
             f"{self.folder} no longer belongs to this run ({reason}). It ends, and writes nothing more there. If that "
             f"was not meant, choose another --ckpt_save_dir for one of the two."
         )
@@ -244,7 +262,9 @@ class RunFolder:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             return {}
-        return settings if isinstance(settings, dict) else {}
+        if not isinstance(settings, dict) or not isinstance(settings.get("run_id"), (str, type(None))):
+            return {}
+        return settings
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Records what the run is started with. A damaged record of it is kept under another name."""

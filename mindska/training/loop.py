@@ -127,11 +127,13 @@ class Trainer:
                 bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{self._rate():.2e}", refresh=False)
             bar.update()
             if row_due:
+                if rows:
+                    self.folder.check_own()
                 row = self._summary(epoch, done / (time.perf_counter() - started), bar)
                 if end_of_epoch:
                     row.update(self._evaluate_epoch(round(epoch), bar))
                 if rows:
-                    self.folder.check_own()
+                    self.folder.check_own()  # again: an evaluation may take long
                     rows.add(step, epoch, **row)
                     if "top1" in row:
                         rows.draw()

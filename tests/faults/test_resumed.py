@@ -1,5 +1,6 @@
 """Resuming where something has changed: environment, records, the owner of the folder, data, the first weights."""
 
+import fcntl
 import json
 import shutil
 
@@ -58,6 +59,11 @@ def test_another_environment_is_refused_unless_it_is_asked_for(images, run, monk
     caplog.set_level("INFO", "mindska")
     found = resume.environment()
     assert {"operators", "mindspore", "pillow", "mode", "device_target", "processor"} <= set(found)
+    if found["operators"] != "plain":
+        monkeypatch.setenv("MINDSKA_KERNELS", "off")
+        with pytest.raises(RunError, match="operators: 'C.. [0-9a-f]+' -> 'plain'"):
+            fit(trainer(images, run))
+        monkeypatch.delenv("MINDSKA_KERNELS")
     monkeypatch.setattr(resume, "environment", lambda: {**found, "operators": "plain (other)", "mindspore": "2.7.0"})
     before = contents(run)
     with pytest.raises(
@@ -246,10 +252,12 @@ def begun_again(images, out, meanwhile):
 
 
 @pytest.mark.parametrize(
-    "how", ["removed", "begun again", "other settings", "no settings", "damaged settings", "no lock"]
+    "how", ["removed", "begun again", "other settings", "no settings", "damaged settings", "no lock", "no locks at all"]
 )
-def test_a_living_run_notices_that_the_folder_is_no_longer_its_own(images, tmp_path, how):
+def test_a_living_run_notices_that_the_folder_is_no_longer_its_own(images, tmp_path, how, monkeypatch):
     out = tmp_path / "run"
+    if how == "no locks at all":
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
 
     def meanwhile():
         if how in ("removed", "begun again"):
@@ -263,6 +271,9 @@ def test_a_living_run_notices_that_the_folder_is_no_longer_its_own(images, tmp_p
             (out / "settings.json").unlink()
         if how == "damaged settings":
             (out / "settings.json").write_text("{")
+        if how == "no locks at all":
+            with RunFolder(out, "tiny", 1).locked():
+                pass  # a second start, which adopts the run's identity
         if how == "no lock":
             (out / ".lock").unlink()
 

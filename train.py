@@ -18,7 +18,7 @@ from mindska.data import (
 )
 from mindska.distributed import distributed
 from mindska.errors import clear_errors
-from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
+from mindska.training import Trainer, TrainStep, build_optimizer, earlier_record, learning_rates
 
 
 def main() -> None:
@@ -35,12 +35,15 @@ def main() -> None:
         if val_set is not None:
             check_same_on_all_ranks(val_set)
             check_same_classes(train_set, val_set)
+        recipe.check_labels(train_set, training=True)
         num_classes = recipe.num_classes(config, train_set.class_names)
-        pixels = recipe.preprocessing(config, recipe.weights_record(config).get("preprocessing"))
+        earlier = earlier_record(config)  # of the checkpoint from which this run goes on, if it does
+        pixels = recipe.preprocessing(config, (earlier or recipe.weights_record(config)).get("preprocessing"))
         share = recipe.share(config, world)
 
         # Model
-        network = recipe.network(config, num_classes)
+        recipe.check_batch(config, num_classes, pixels, earlier)
+        network = recipe.network(config, num_classes, earlier)
         eval_network = val_set and recipe.evaluation_network(config, num_classes, network)
 
         # Batches

@@ -36,6 +36,7 @@ def main() -> None:
         reading = recipe.reading(config)
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split, trained_on=trained_on, **reading)
         check_same_on_all_ranks(dataset)
+        recipe.check_labels(dataset, training=False)
         num_classes = recipe.evaluated_classes(config, record, dataset.class_names)
         pixels = recipe.preprocessing(config, record.get("preprocessing"))
         loader = EvalLoader(
@@ -52,7 +53,7 @@ def main() -> None:
             print(f"{config.ckpt_path}: {result}")
             if config.result_json:
                 report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
-                report["preprocessing"] = dataclasses.asdict(pixels)
+                report.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
                 Path(config.result_json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -9,8 +9,10 @@ import argparse
 import dataclasses
 import difflib
 import math
+import reprlib
+import struct
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -20,15 +22,69 @@ import yaml
 from .errors import SettingError
 
 Numbers = tuple[float, ...]
+SIGNED = ("mean", "std")  # they have their own checks, with the pixels
 
 
 class ConfigError(SettingError):
     """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
 
 
-def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading: str = "") -> Any:
-    """A setting; in --help it stands under `heading`, as those after it do."""
-    return field(default=default, metadata={"help": help, "choices": choices, "heading": heading})
+def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading: str = "", **rules: Any) -> Any:
+    """A setting; in --help it stands under `heading`, as those after it do.
+
+    `rules` may hold, for what is not so by default:
+
+    - at_least, at_most, above, below: the range of the number, or of each of several. Numbers are at least 0, but for
+      those with an `above` or `at_least` of their own.
+    - share: of 1, so that a number from 2 on is taken for percent.
+    - hint: what to say to whoever is out of range, where other toolboxes have another unit.
+    - may_change: a run may go on with another value.
+    - first_start: a run needs it when it begins and never again, so that later starts need not have the same.
+    """
+    unknown = set(rules) - {"at_least", "at_most", "above", "below", "share", "hint", "may_change", "first_start"}
+    if unknown:
+        raise TypeError(f"a setting has no {unknown}")
+    return field(default=default, metadata={"help": help, "choices": choices, "heading": heading, **rules})
+
+
+def _expected(rules: Mapping[str, Any]) -> str:
+    """A setting's range in words."""
+    low, high = rules.get("at_least"), rules.get("at_most")
+    bottom, top = rules.get("above", low), rules.get("below", high)
+    if (low, high) == (0, 1):
+        return "a share between 0 and 1"
+    if top is not None:
+        return f"a number in {'(' if low is None else '['}{bottom:.9g}, {top:.9g}{')' if high is None else ']'}"
+    if low is None:
+        return f"a number above {bottom:g}" if bottom else "a positive number"
+    return f"at least {low:g}" if low else "0 or more"
+
+
+def _check_number(name: str, number: float, rules: Mapping[str, Any]) -> None:
+    """ConfigError when a number is out of its setting's range, or of that of the numbers in which training computes."""
+    if not math.isfinite(number):
+        raise ConfigError(f"{name} is {number}; expected a finite number")
+    whole = isinstance(number, int)
+    smallest, largest = (1, 2**32 - 1) if whole else (2.0**-126, (2 - 2.0**-23) * 2.0**127)
+    rules = {"at_least": 0, **rules} if "above" not in rules else rules
+    if name in SIGNED:
+        rules = {}
+    share = rules.get("share") or 1 in (rules.get("at_most"), rules.get("below"))
+    percent = f"{number:g} % is {number / 100:g}" if share and 2 <= number <= 100 else ""
+    held = number if whole or abs(number) > largest else struct.unpack("f", struct.pack("f", number))[0]
+    if not (
+        rules.get("at_least", number) <= number <= rules.get("at_most", number)
+        and rules.get("above", -math.inf) < held < rules.get("below", math.inf)  # 0.99999999 is 1 in float32
+    ):
+        hint = rules.get("hint") or percent
+        raise ConfigError(f"{name} is {number}; expected {_expected(rules)}" + (f" ({hint})" if hint else ""))
+    if percent:
+        raise ConfigError(f"{name} is {number}; expected a share of 1 ({percent})")
+    if number and not smallest <= abs(number) <= largest:
+        zero = "" if "above" in rules or rules.get("at_least") else "0, or "
+        kind = "32 bits" if whole else "float32"
+        bounds = f"{zero}a number from {smallest:.5g} to {largest:.5g}"
+        raise ConfigError(f"{name} is {number}; expected {bounds}: training computes in {kind}")
 
 
 @dataclass(frozen=True)
@@ -40,21 +96,30 @@ class Config:
         "where to run; auto takes what this MindSpore was built for",
         ("auto", "CPU", "GPU", "Ascend"),
         heading="machine",
+        may_change=True,
     )
-    mode: str = _option("graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"))
-    distribute: Optional[bool] = _option(None, "MindCV's switch; not needed: mpirun or msrun is noticed. true: insist")
-    seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers")
+    mode: str = _option(
+        "graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"), may_change=True
+    )
+    distribute: Optional[bool] = _option(
+        None, "MindCV's switch; not needed: mpirun or msrun is noticed. true: insist", may_change=True
+    )
+    seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers", at_most=2**32 - 1)
 
     model: str = _option(
         "", "name in MindCV's factory; validate: default, the one that the checkpoint names", heading="model"
     )
-    num_classes: Optional[int] = _option(None, "classes; default: as many as the data has")
-    pretrained: bool = _option(False, "start from published MindSpore weights, where there are any")
+    num_classes: Optional[int] = _option(None, "classes; default: as many as the data has", at_least=1)
+    pretrained: bool = _option(False, "start from published MindSpore weights, where there are any", first_start=True)
     ckpt_path: str = _option(
-        "", "start from (train) or evaluate (validate) these weights: MindSpore, PyTorch, safetensors, Caffe"
+        "",
+        "start from (train) or evaluate (validate) these weights: MindSpore, PyTorch, safetensors, Caffe",
+        first_start=True,
     )
-    drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's")
-    drop_path_rate: Optional[float] = _option(None, "stochastic depth of the last block; default: the model's")
+    drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's", share=True)
+    drop_path_rate: Optional[float] = _option(
+        None, "stochastic depth of the last block; default: the model's", share=True
+    )
 
     dataset: str = _option(
         "imagenet",
@@ -62,61 +127,81 @@ class Config:
         ("imagenet", "cifar10", "cifar100"),
         heading="data",
     )
-    data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)")
+    data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", may_change=True)
     train_split: str = _option("train", "subfolder with the training images")
-    val_split: str = _option("val", "subfolder with the validation images")
+    val_split: str = _option("val", "subfolder with the validation images", may_change=True)
     class_map: str = _option(
         "",
         "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted",
+        may_change=True,  # the file; the classes are compared
     )
     exif_orientation: bool = _option(
         False, "turn photos as their EXIF tag says; the original training and evaluation did not"
     )
-    batch_size: int = _option(128, "images per device and step")
+    batch_size: int = _option(128, "images per device and step", at_least=1)
     num_parallel_workers: Optional[int] = _option(
-        None, "data worker threads per process; default: its share of the cores, at least two"
+        None,
+        "data worker threads per process; default: its share of the cores, at least two",
+        at_least=1,
+        at_most=1024,
+        may_change=True,
     )
 
-    max_damaged: float = _option(0.01, "share of the training images that may be unreadable; others replace them")
-    val_skip_damaged: bool = _option(False, "leave unreadable validation images out, and say so, instead of failing")
+    max_damaged: float = _option(
+        0.01, "share of the training images that may be unreadable; others replace them", at_most=1, may_change=True
+    )
+    val_skip_damaged: bool = _option(
+        False, "leave unreadable validation images out, and say so, instead of failing", may_change=True
+    )
 
     image_resize: Optional[tuple[int, ...]] = _option(
         None,
         "network input size in pixels: one number, or height width",
         heading="pixels (defaults come with the model)",
+        at_least=1,
+        at_most=8192,
     )
-    crop_pct: Optional[float] = _option(None, "share of the resized image that the evaluation's centre crop keeps")
+    crop_pct: Optional[float] = _option(
+        None, "share of the resized image that the evaluation's centre crop keeps", at_least=0.1, share=True
+    )
     interpolation: Optional[str] = _option(None, "resize filter", ("bilinear", "bicubic", "nearest", "lanczos"))
     mean: Optional[Numbers] = _option(None, "mean of the three channels, on a scale of 0 to 1")
     std: Optional[Numbers] = _option(None, "standard deviation of the three channels, on a scale of 0 to 1")
 
-    scale: Numbers = _option((0.08, 1.0), "share of the area that a random crop takes, from to", heading="augmentation")
-    ratio: Numbers = _option((0.75, 1.3333333333333333), "aspect ratio of a random crop, from to")
-    pad_crop: int = _option(0, "pad by so many pixels and crop at the image's own size, instead of scale and ratio")
-    hflip: float = _option(0.5, "probability of a horizontal flip")
-    vflip: float = _option(0.0, "probability of a vertical flip")
+    scale: Numbers = _option(
+        (0.08, 1.0), "share of the area that a random crop takes, from to", heading="augmentation", above=0, at_most=1
+    )
+    ratio: Numbers = _option((0.75, 1.3333333333333333), "aspect ratio of a random crop, from to", above=0, at_most=100)
+    pad_crop: int = _option(
+        0, "pad by so many pixels and crop at the image's own size, instead of scale and ratio", at_most=8192
+    )
+    hflip: float = _option(0.5, "probability of a horizontal flip", at_most=1)
+    vflip: float = _option(0.0, "probability of a vertical flip", at_most=1)
     color_jitter: Optional[Numbers] = _option(
-        None, "strength of brightness, contrast, saturation; not with auto_augment"
+        None,
+        "strength of brightness, contrast, saturation; not with auto_augment",
+        at_most=5,
+        hint="0.4 varies a factor from 0.6 to 1.4",
     )
     auto_augment: Optional[str] = _option(None, "RandAugment and relatives, e.g. randaug-m9-mstd0.5-inc1")
-    re_prob: float = _option(0.0, "probability of random erasing")
-    re_scale: Numbers = _option((0.02, 0.33), "share of the area that is erased, from to")
-    re_ratio: Numbers = _option((0.3, 3.3), "aspect ratio of what is erased, from to")
+    re_prob: float = _option(0.0, "probability of random erasing", at_most=1)
+    re_scale: Numbers = _option((0.02, 0.33), "share of the area that is erased, from to", above=0, at_most=1)
+    re_ratio: Numbers = _option((0.3, 3.3), "aspect ratio of what is erased, from to", above=0, at_most=100)
     re_value: str = _option(
         "random", "what erased pixels become: normal noise, or the mean colour", ("random", "const")
     )
     mixup: float = _option(0.0, "mixup's alpha; 0: off")
     cutmix: float = _option(0.0, "cutmix's alpha; 0: off")
-    cutmix_prob: float = _option(1.0, "probability that a batch is mixed at all")
-    mixup_switch_prob: float = _option(0.5, "probability of cutmix rather than mixup when both are on")
-    aug_repeats: int = _option(0, "repeated augmentation: copies of each image in an epoch; 0: off")
+    cutmix_prob: float = _option(1.0, "probability that a batch is mixed at all", at_most=1)
+    mixup_switch_prob: float = _option(0.5, "probability of cutmix rather than mixup when both are on", at_most=1)
+    aug_repeats: int = _option(0, "repeated augmentation: copies of each image in an epoch; 0: off", at_most=100)
 
-    epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation")
+    epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation", at_least=1)
     opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion"))
-    lr: float = _option(1e-3, "highest learning rate")
-    beta1: float = _option(0.9, "first decay of adamw, adam and lion")
-    beta2: float = _option(0.999, "second decay of adamw, adam and lion")
-    momentum: float = _option(0.9, "momentum of sgd and momentum")
+    lr: float = _option(1e-3, "highest learning rate", above=0)
+    beta1: float = _option(0.9, "first decay of adamw, adam and lion", below=1)
+    beta2: float = _option(0.999, "second decay of adamw, adam and lion", below=1)
+    momentum: float = _option(0.9, "momentum of sgd and momentum", below=1)
     weight_decay: float = _option(0.05, "weight decay")
     weight_decay_filter: str = _option(
         "norm_and_bias",
@@ -128,71 +213,85 @@ class Config:
     warmup_epochs: int = _option(5, "epochs of linear warm-up")
     warmup_lr: float = _option(1e-6, "learning rate at the start of the warm-up")
     cooldown_epochs: int = _option(0, "epochs at min_lr in the end")
-    decay_epochs: int = _option(30, "epochs between two steps of step_decay")
-    decay_rate: float = _option(0.1, "factor of step_decay")
+    decay_epochs: int = _option(30, "epochs between two steps of step_decay", at_least=1)
+    decay_rate: float = _option(0.1, "factor of step_decay", above=0, at_most=1)
     lr_epoch_stair: bool = _option(True, "the learning rate changes at epochs only (as in timm), not at every step")
     loss: str = _option("CE", "loss function", ("CE", "BCE"))
-    label_smoothing: float = _option(0.1, "label smoothing")
-    clip_grad: bool = _option(False, "clip the gradients' global norm")
-    clip_value: float = _option(5.0, "largest global norm, with clip_grad")
-    gradient_accumulation_steps: int = _option(1, "batches that make one update")
+    label_smoothing: float = _option(0.1, "label smoothing", below=1)
+    clip_grad: bool = _option(False, "clip the gradients' global norm", hint="its number is clip_value")
+    clip_value: float = _option(5.0, "largest global norm, with clip_grad", at_least=1e-6)
+    gradient_accumulation_steps: int = _option(1, "batches that make one update", at_least=1)
     ema: bool = _option(False, "average the weights, and evaluate the average")
-    ema_decay: float = _option(0.9998, "share of the old value that the average keeps at each update")
+    val_raw: bool = _option(
+        True, "with ema: evaluate the raw weights too, so that the better ones are kept as best", may_change=True
+    )
+    ema_decay: float = _option(
+        0.9998,
+        "share of the old value that the average keeps at each update",
+        at_least=0.5,
+        at_most=0.99999,
+        hint="the share of the old average that stays: MMPretrain's momentum 0.0002 is 0.9998",
+    )
 
     amp_level: str = _option(
         "O0", "mixed precision, as in mindspore.amp", ("O0", "O2", "O3", "auto"), heading="precision"
     )
     loss_scale_type: str = _option("fixed", "fixed or dynamic loss scale", ("fixed", "dynamic"))
-    loss_scale: float = _option(1.0, "loss scale (initial, when dynamic)")
-    dataset_sink_mode: bool = _option(False, "feed batches through the device's queue (GPU and Ascend)")
+    loss_scale: float = _option(1.0, "loss scale (initial, when dynamic)", at_least=2.0**-24, at_most=2.0**24)
+    dataset_sink_mode: bool = _option(
+        False, "feed batches through the device's queue (GPU and Ascend)", may_change=True
+    )
 
-    ckpt_save_dir: str = _option("output", "folder for checkpoints, metrics, curves", heading="record")
-    resume: bool = _option(True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run")
-    keep_checkpoint_max: int = _option(3, "best checkpoints to keep (besides the newest two)")
-    ckpt_save_interval: int = _option(1, "epochs between checkpoints")
-    ckpt_save_steps: int = _option(0, "steps between further checkpoints within an epoch; 0: none")
-    val_while_train: bool = _option(True, "evaluate during training")
-    val_interval: int = _option(1, "epochs between evaluations")
-    log_interval: int = _option(50, "steps between rows of metrics.csv")
-    max_skipped_steps: int = _option(50, "stop after so many updates in a row without a finite loss")
-    result_json: str = _option("", "validate: write the results to this file")
+    ckpt_save_dir: str = _option("output", "folder for checkpoints, metrics, curves", heading="record", may_change=True)
+    resume: bool = _option(
+        True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run", may_change=True
+    )
+    allow_other_environment: bool = _option(
+        False,
+        "go on although versions, operators or processor differ: the numbers may differ in their last digits",
+        may_change=True,
+    )
+    keep_checkpoint_max: int = _option(3, "best checkpoints to keep (besides the newest two)", may_change=True)
+    ckpt_save_interval: int = _option(1, "epochs between checkpoints", at_least=1, may_change=True)
+    ckpt_save_steps: int = _option(0, "steps between further checkpoints within an epoch; 0: none", may_change=True)
+    val_while_train: bool = _option(True, "evaluate during training", may_change=True)
+    val_interval: int = _option(1, "epochs between evaluations", at_least=1, may_change=True)
+    log_interval: int = _option(50, "steps between rows of metrics.csv", at_least=1, may_change=True)
+    max_skipped_steps: int = _option(
+        50, "stop after so many updates in a row without a finite loss", at_least=1, may_change=True
+    )
+    result_json: str = _option("", "validate: write the results to this file", may_change=True)
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             choices, value = entry.metadata["choices"], getattr(self, entry.name)
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{entry.name} is {value!r}; expected one of {', '.join(map(str, choices))}")
-        for name in ("batch_size", "epoch_size", "gradient_accumulation_steps", "log_interval", "val_interval",
-                     "ckpt_save_interval", "max_skipped_steps", "decay_epochs"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("hflip", "vflip", "re_prob", "cutmix_prob", "mixup_switch_prob", "label_smoothing", "max_damaged"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
-        for entry in dataclasses.fields(self):
-            value = getattr(self, entry.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                raise ConfigError(f"{entry.name} is {value}; expected a finite number")
-            if entry.name not in ("std", "mean") and any(
-                isinstance(number, (int, float)) and number < 0 for number in numbers
-            ):
-                raise ConfigError(f"{entry.name} is {value}; expected 0 or more")
-        if self.num_parallel_workers == 0:
-            raise ConfigError("num_parallel_workers is 0; expected at least 1")
-        for name in ("lr", "loss_scale", "clip_value"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a positive number")
-        for name in ("ema_decay", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a number in [0, 1)")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    _check_number(entry.name, number, entry.metadata)
         if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size:
             raise ConfigError(
                 f"epoch_size is {self.epoch_size}, but warm-up ({self.warmup_epochs}) and cooldown "
                 f"({self.cooldown_epochs}) leave no epoch between them; raise epoch_size or lower them"
             )
-        if self.image_resize is not None and (len(self.image_resize) not in (1, 2) or min(self.image_resize) < 1):
-            raise ConfigError(f"image_resize is {self.image_resize}; expected one size in pixels, or height and width")
+        if self.beta2 < 0.5:
+            raise ConfigError(
+                f"beta2 is {self.beta2}; expected the share of the old value that stays: 0.999, not 0.001"
+            )
+        if self.warmup_epochs and self.warmup_lr > self.lr:
+            raise ConfigError(
+                f"warmup_lr is {self.warmup_lr}, above lr ({self.lr}); expected a learning rate to rise from (no ratio)"
+            )
+        if self.scheduler == "cosine_decay" and self.min_lr > self.lr:
+            raise ConfigError(
+                f"min_lr is {self.min_lr}, above lr ({self.lr}); expected a learning rate to fall to (no ratio)"
+            )
+        if self.image_resize is not None and len(self.image_resize) not in (1, 2):
+            raise ConfigError(
+                f"image_resize is {self.image_resize}; expected one size in pixels, or height and width"
+                + (" (without the number of channels)" if len(self.image_resize) == 3 else "")
+            )
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
 
@@ -219,7 +318,9 @@ def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
         return float(value)
     if isinstance(value, expected) and not (expected in (int, float) and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{source}: {name} is {value!r}; expected {getattr(expected, '__name__', expected)}")
+    hint = next((entry.metadata.get("hint") for entry in dataclasses.fields(Config) if entry.name == name), None)
+    wanted = getattr(expected, "__name__", expected)
+    raise ConfigError(f"{source}: {name} is {value!r}; expected {wanted}" + (f" ({hint})" if hint else ""))
 
 
 def _nearest(name: str) -> str:
@@ -299,10 +400,27 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
         parser.error(str(error))
 
 
+def settings_that(rule: str) -> set[str]:
+    """The settings with a rule of `_option` that is either there or not: "may_change", "first_start"."""
+    return {entry.name for entry in dataclasses.fields(Config) if entry.metadata.get(rule)}
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings in which two configurations differ, one line each."""
+    """Settings in which two configurations differ, one line each, `NAME: OLD -> NEW`."""
     keys = sorted(set(old) | set(new))
-    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+    return [_difference(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    said = reprlib.Repr()
+    said.maxstring = said.maxother = 150
+    said.maxlist = 10
+    place = ""
+    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > said.maxlist:
+        first = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+        place = f" (of {len(old)} and {len(new)}, from number {first + 1} on)"
+        old, new = old[first:], new[first:]
+    return f"{name}: {said.repr(old)} -> {said.repr(new)}{place}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

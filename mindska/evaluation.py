@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Callable
 
@@ -71,18 +71,48 @@ def evaluate(
     Raises:
         DataError: there is no image.
     """
-    totals = np.zeros(4, np.float64)
+    return evaluate_each(step, [lambda: None], batches, all_reduce_sum, options, progress)[0]
+
+
+def evaluate_each(
+    step: EvalStep,
+    weights: Sequence[Callable[[], None]],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    all_reduce_sum: Callable[[np.ndarray], np.ndarray],
+    options: Any = None,
+    progress: bool = False,
+) -> list[Result]:
+    """Evaluates a network with several weights, in one pass over the images: they are read once.
+
+    Args:
+        weights: each puts some weights into the step's network.
+
+    Returns:
+        One result for each of `weights`.
+
+    Raises:
+        DataError: there is no image.
+    """
+    totals = np.zeros((len(weights), 4), np.float64)
+    order, inside = list(range(len(weights))), None
     for images, labels in tqdm(batches, unit="batch", disable=None if progress else True):
         tensors = Tensor(images), Tensor(labels)
-        if not step.prepared:
-            compile_cached(step, *tensors, options=options)
-            step.prepared = True
-        totals += step(*tensors).asnumpy()
+        for kind in order:
+            if kind != inside:
+                weights[kind]()
+                inside = kind
+            if not step.prepared:
+                compile_cached(step, *tensors, options=options)
+                step.prepared = True
+            totals[kind] += step(*tensors).asnumpy()
+        order.reverse()  # the last weights are in the network: they come first in the next batch
     totals = all_reduce_sum(totals)
-    if totals[3] == 0:
+    if totals[0, 3] == 0:
         raise DataError(
             "Nothing to evaluate: no image of the validation set can be read; mend those that are named above, or "
             "choose another --data_dir or --val_split"
         )
-    top1, top5, loss = totals[:3] / totals[3]
-    return Result(100 * float(top1), 100 * float(top5), float(loss), int(totals[3]))
+    return [
+        Result(100 * float(top1 / images), 100 * float(top5 / images), float(loss / images), int(images))
+        for top1, top5, loss, images in totals
+    ]

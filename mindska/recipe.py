@@ -11,15 +11,17 @@ import mindcv
 import mindspore as ms
 import numpy as np
 from mindcv.loss import create_loss
-from mindspore import nn
+from mindspore import Tensor, nn
 
+from . import kernels
 from .config import Config, ConfigError
 from .data import Augmentation, Preprocessing, natural_order
+from .data.datasets import Dataset
 from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.record import before_run
 from .training.step import StepOptions
-from .weights import describe, load_into, read_weights, unusual_options
+from .weights import WeightsError, describe, load_into, read_weights, unusual_options
 
 log = logging.getLogger("mindska")
 
@@ -167,12 +169,76 @@ def num_classes(config: Config, class_names: list[str]) -> int:
     return config.num_classes
 
 
-def network(config: Config, num_classes: int) -> nn.Cell:
+def check_labels(dataset: Dataset, training: bool) -> None:
+    """Whether there is anything to tell apart; in evaluation, only a warning that there is not.
+
+    Raises:
+        ConfigError: all training images are of one class.
+    """
+    names, counts = dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    empty = [name for name, count in zip(names, counts) if not count]
+    if np.count_nonzero(counts) > 1:
+        if empty:
+            log.warning("%d of %d classes have no image (%s)", len(empty), len(names), ", ".join(map(repr, empty[:10])))
+        return
+    said = f"All {len(dataset)} images are of one class ({names[int(np.argmax(counts))]!r})"
+    if training:
+        raise ConfigError(f"{said}: there is nothing to learn. Expected a folder for each of two classes or more.")
+    log.warning("%s: the accuracy says little", said)
+
+
+def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier: dict[str, Any]) -> None:
+    """Whether a batch is enough for the network's batch norms: of one value a channel they make a constant.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if config.batch_size > 1:
+        return
+    mode, seen = ms.get_context("mode"), {}
+    plain = dataclasses.replace(config, ckpt_path="", pretrained=False, amp_level="O0")
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # only there cells have hooks
+    try:
+        with kernels.plain():
+            net = _create(plain, num_classes, earlier.get("network", {}), {}).set_train(False)
+        for name, cell in net.cells_and_names():
+            if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                cell.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
+        net(Tensor(np.zeros((1, 3, *pixels.image_size), np.float32)))
+    finally:
+        ms.set_context(mode=mode)
+        ms.set_seed(config.seed)  # the network to train gets its own initial values
+    single = [name for name, shape in seen.items() if np.prod(shape[2:]) == 1]
+    if single:
+        raise ConfigError(
+            f"batch_size is 1, but {len(single)} batch norms of {config.model} (first: {single[0]}) see maps of 1x1: "
+            f"of one value a channel they make a constant, and nothing before them learns. Raise batch_size"
+            + ("" if len(single) == len(seen) else " or image_resize")
+        )
+
+
+def network(config: Config, num_classes: int, earlier: Optional[dict[str, Any]] = None) -> nn.Cell:
     """The network, with its initial weights, in the configured precision.
 
     With weights from a file it has the options that they were trained with.
+
+    Args:
+        earlier: the record of the checkpoint from which a run goes on (see `mindska.training.earlier_record`): the
+            network is like the one in there, and the weights from which the run began are not read.
+
+    Raises:
+        WeightsError: weights in the file are not finite.
     """
+    if earlier:
+        config = dataclasses.replace(config, ckpt_path="", pretrained=False)
+        return _create(config, num_classes, earlier.get("network", {}), {})
     weights, options = read_weights(config.ckpt_path, config.model) if config.ckpt_path else ({}, {})
+    bad = [name for name, value in weights.items() if not np.isfinite(value).all()]
+    if bad:
+        raise WeightsError(
+            f"{config.ckpt_path}: {len(bad)} of {len(weights)} parameters are not finite (NaN or infinite; the first: "
+            f"{', '.join(bad[:3])}). Take an earlier checkpoint"
+        )
     return _create(config, num_classes, options, weights)
 
 

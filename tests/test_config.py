@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mindska import recipe
-from mindska.config import Config, ConfigError, differences, parse_args, read_yaml, to_dict
+from mindska.config import Config, ConfigError, differences, parse_args, read_yaml, settings_that, to_dict
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -84,6 +84,79 @@ def test_a_bad_command_line_exits_with_a_message(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        # What float32 makes 0, infinite, or 1.
+        ("lr", 1e-39, "lr is 1e-39; expected a number from 1.1755e-38 to 3.4028e+38: training computes in float32"),
+        ("lr", 1e39, "training computes in float32"),
+        ("min_lr", 1e-45, "expected 0, or a number from 1.1755e-38"),
+        ("warmup_lr", 1e-40, "training computes in float32"),
+        ("weight_decay", 1e-39, "training computes in float32"),
+        ("weight_decay", 4e38, "training computes in float32"),
+        ("decay_rate", 1e-39, "training computes in float32"),
+        ("mixup", 1e300, "training computes in float32"),
+        ("mean", (0.5, 0.5, 1e39), "training computes in float32"),
+        ("std", (0.5, 1e-45, 0.5), "training computes in float32"),
+        ("loss_scale", 1e-39, "expected a number in [5.96046448e-08, 16777216]"),
+        ("loss_scale", 1e38, "expected a number in [5.96046448e-08, 16777216]"),
+        ("clip_value", 1e-39, "expected at least 1e-06"),
+        ("beta1", 0.99999999, "expected a number in [0, 1)"),
+        ("beta2", 0.99999999, "expected a number in [0, 1)"),
+        ("momentum", 0.99999999, "expected a number in [0, 1)"),
+        ("label_smoothing", 0.99999999, "expected a number in [0, 1)"),
+        ("ema_decay", 0.99999999, "expected a number in [0.5, 0.99999]"),
+        ("scale", (1e-50, 1.0), "expected a number in (0, 1]"),
+        ("seed", 2**32, "expected a number in [0, "),
+        ("batch_size", 2**40, "training computes in 32 bits"),
+        # Other toolboxes' units.
+        ("crop_pct", 87.5, "87.5 % is 0.875"),
+        ("drop_rate", 10.0, "10 % is 0.1"),
+        ("drop_path_rate", 20.0, "20 % is 0.2"),
+        ("label_smoothing", 10.0, "10 % is 0.1"),
+        ("hflip", 50.0, "50 % is 0.5"),
+        ("re_prob", 25.0, "25 % is 0.25"),
+        ("scale", (8.0, 100.0), "8 % is 0.08"),
+        ("re_scale", (2.0, 33.0), "2 % is 0.02"),
+        ("max_damaged", 5.0, "5 % is 0.05"),
+        ("mixup_switch_prob", 50.0, "50 % is 0.5"),
+        ("color_jitter", (40.0,), "0.4 varies a factor from 0.6 to 1.4"),
+        ("ema_decay", 0.0002, "MMPretrain's momentum 0.0002 is 0.9998"),
+        ("beta2", 0.001, "expected the share of the old value that stays: 0.999, not 0.001"),
+        ("warmup_lr", 0.1, "warmup_lr is 0.1, above lr (0.001)"),
+        ("min_lr", 0.01, "min_lr is 0.01, above lr (0.001)"),
+        ("decay_rate", 10.0, "expected a number in (0, 1]"),
+        ("image_resize", (3, 224, 224), "without the number of channels"),
+        ("image_resize", (100_000,), "expected a number in [1, 8192]"),
+        ("num_classes", 0, "num_classes is 0; expected at least 1"),
+        ("momentum", -0.1, "expected a number in [0, 1)"),
+        ("val_interval", 0, "val_interval is 0; expected at least 1"),
+    ],
+)
+def test_a_number_out_of_its_range(name, value, message):
+    with pytest.raises(ConfigError) as error:
+        Config(**{name: value})
+    assert message in str(error.value) and str(error.value).startswith(f"{name} is ")
+
+
+def test_numbers_at_the_ends_of_their_ranges():
+    Config(loss_scale=2.0**-24, lr=1.0, warmup_lr=0.0, min_lr=0.0, momentum=0.0, weight_decay=0.0, clip_value=1e9)
+    Config(loss_scale=2.0**24, ema_decay=0.99999, beta1=0.0, drop_rate=0.0, label_smoothing=0.0, seed=2**32 - 1)
+    Config(ema_decay=0.5, crop_pct=1.0, hflip=1.0, scale=(1.0, 1.0), decay_rate=1.0, mean=(123.675, -1.0, 0.0))
+
+
+def test_settings_say_themselves_what_may_change():
+    may_change = settings_that("may_change")
+    assert {"data_dir", "val_split", "log_interval", "resume", "keep_checkpoint_max", "val_raw"} <= may_change
+    assert not {"lr", "seed", "model", "batch_size", "train_split", "ema_decay", "amp_level"} & may_change
+    assert settings_that("first_start") >= {"ckpt_path", "pretrained"}
+
+
+def test_a_hint_where_the_type_is_wrong(tmp_path):
+    with pytest.raises(ConfigError, match="clip_grad is 5.0; expected bool .its number is clip_value."):
+        read_yaml(write(tmp_path, "clip_grad: 5.0"))
+
+
 def test_every_option_has_a_help_text(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
@@ -94,6 +167,10 @@ def test_every_option_has_a_help_text(capsys):
 def test_differences_name_both_values():
     old, new = to_dict(Config()), to_dict(Config(lr=0.1, model="skanet_nano"))
     assert differences(old, new) == ["lr: 0.001 -> 0.1", "model: '' -> 'skanet_nano'"]
+    names = [f"n{i}" for i in range(1000)]
+    (line,) = differences({"class_names": names}, {"class_names": [*names[:500], "\x1b[31m", *names[501:]]})
+    assert len(line) < 300 and line.startswith("class_names: ['n500', ") and "\\x1b[31m" in line
+    assert line.endswith("(of 1000 and 1000, from number 501 on)")
 
 
 @pytest.mark.parametrize(

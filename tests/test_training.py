@@ -9,16 +9,17 @@ import torch
 from commands import assert_same_losses, assert_same_state, rows
 from mindcv.loss import create_loss
 from mindspore import Tensor, nn
+from runs import fit, trainer
 from tiny import Tiny
 
 from mindska import recipe
 from mindska.config import Config
-from mindska.data import Augmentation, Preprocessing, TrainLoader, TrainTransform, open_dataset
-from mindska.distributed import World
+from mindska.data import Preprocessing
 from mindska.errors import SettingError
-from mindska.evaluation import EvalStep, evaluate
-from mindska.training import RunError, StepOptions, Trainer, TrainStep, build_optimizer, learning_rates
-from mindska.training.interrupt import EXIT_CODE
+from mindska.evaluation import EvalStep, evaluate, evaluate_each
+from mindska.training import RunError, StepOptions, TrainStep, build_optimizer, learning_rates
+from mindska.weights import WeightsError
+from mindska.weights.files import write_checkpoint
 
 
 def test_the_authors_schedule():
@@ -133,6 +134,35 @@ def test_evaluation_counts_what_it_should():
         evaluate(EvalStep(Fixed()), [(logits, np.full(6, -1, np.int32))], lambda total: total)
 
 
+def test_several_weights_are_evaluated_in_one_pass():
+    """Each with its own result, the images read once; weights are put in as rarely as may be."""
+    rng = np.random.default_rng(0)
+    net, filled, read = nn.Dense(5, 3), [], []
+    values = [Tensor(rng.standard_normal((3, 5), dtype=np.float32)) for _ in range(2)]
+    weights = [lambda i=i: (filled.append(i), net.weight.set_data(values[i])) for i in range(2)]
+    batches = [
+        (rng.standard_normal((4, 5), dtype=np.float32), rng.integers(0, 3, 4).astype(np.int32)) for _ in range(5)
+    ]
+    step = EvalStep(net)
+    for _ in range(2):
+        filled.clear()
+        results = evaluate_each(step, weights, (read.append(b) or b for b in batches), lambda total: total)
+        assert filled == [0, 1, 0, 1, 0, 1]
+    assert len(read) == 10
+    for put_in, result in zip(weights, results):
+        put_in()
+        assert evaluate(step, batches, lambda total: total) == result
+
+
+def test_a_learning_rate_that_float32_cannot_hold_is_refused():
+    falling = dict(scheduler="step_decay", epoch_size=50, warmup_epochs=0, decay_epochs=1)
+    with pytest.raises(SettingError, match="falls to 1e-38 in epoch 36, below what float32 holds"):
+        learning_rates(Config(decay_rate=0.1, **falling), 2)
+    assert min(learning_rates(Config(decay_rate=0.5, **falling), 2)) > 1e-19
+    with pytest.raises(SettingError, match="more than 2"):
+        learning_rates(Config(epoch_size=2**31 - 1), 2)
+
+
 def test_the_average_is_what_is_saved_beside_the_weights(whole_run):
     """And what validation takes: tests/test_commands.py finds the training's figure again."""
     loaded = ms.load_checkpoint(str(whole_run[0] / "tiny_bn_best.ckpt"))
@@ -140,45 +170,68 @@ def test_the_average_is_what_is_saved_beside_the_weights(whole_run):
         assert (loaded[f"ema.{name}"].asnumpy() != loaded[name].asnumpy()).any()
 
 
+# ------------------------------------------------------------------------------------------------- at the start
+
+
+class Labelled:
+    def __init__(self, *labels, names=("cat", "dog", "emu")):
+        self.labels, self.class_names = np.int32(labels), list(names)
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def test_nothing_to_tell_apart(caplog):
+    for images in (Labelled(0, 0, names=["cat"]), Labelled(1, 1, 1)):
+        with pytest.raises(SettingError, match="images are of one class .*: there is nothing to learn"):
+            recipe.check_labels(images, training=True)
+        caplog.clear()
+        recipe.check_labels(images, training=False)
+        assert "are of one class" in caplog.text and "says little" in caplog.text
+    caplog.clear()
+    recipe.check_labels(Labelled(0, 2, 2), training=True)
+    assert "1 of 3 classes have no image ('dog')" in caplog.text
+    caplog.clear()
+    recipe.check_labels(Labelled(0, 1, 2), training=True)
+    assert not caplog.text
+
+
+@pytest.mark.slow
+def test_a_batch_of_one_under_batch_norms_of_one_pixel():
+    """SKNet's attention has such at any size, VAN's last stage at 32x32. And what is random stays as it was."""
+
+    def check(model, size, batch_size=1):
+        pixels = Preprocessing((size, size), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        recipe.check_batch(Config(model=model, batch_size=batch_size), 3, pixels, {})
+
+    with pytest.raises(
+        SettingError, match="batch_size is 1, but 8 batch norms of sknet26 .*sk.fc1.norm.* Raise batch_size"
+    ):
+        check("sknet26", 64)
+    with pytest.raises(SettingError, match="Raise batch_size or image_resize"):
+        check("van_tiny", 32)
+    check("van_tiny", 32, batch_size=2)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_seed(42)
+    expected = recipe.network(Config(model="skanet_nano"), 3).trainable_params()[0].asnumpy()
+    ms.set_seed(42)
+    check("skanet_nano", 64)
+    assert ms.get_context("mode") == ms.GRAPH_MODE
+    np.testing.assert_array_equal(
+        recipe.network(Config(model="skanet_nano"), 3).trainable_params()[0].asnumpy(), expected
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_no_start(tmp_path, value):
+    arrays = {p.name: p.asnumpy().copy() for p in Tiny(3).get_parameters()}
+    arrays["conv.weight"].flat[5] = value
+    write_checkpoint(tmp_path / "a.ckpt", arrays, {})
+    with pytest.raises(WeightsError, match=r"a.ckpt: 1 of \d+ parameters are not finite .*conv.weight"):
+        recipe.network(Config(model="tiny", ckpt_path=str(tmp_path / "a.ckpt")), 3)
+
+
 # ------------------------------------------------------------------------------------------------- the loop
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
-def trainer(images, out, **settings):
-    """Three epochs of five batches."""
-    ms.set_seed(0)
-    settings = {"epoch_size": 3, "warmup_epochs": 1, "log_interval": 1, "batch_size": 7, **settings}
-    config = Config(model="tiny", ckpt_save_dir=str(out), val_while_train=False, **settings)
-    pixels = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    transform = TrainTransform(pixels, Augmentation())
-    loader = TrainLoader(open_dataset("", images, "train"), transform, config.batch_size, noise_size=8)
-    rates, network = learning_rates(config, loader.steps_per_epoch), Tiny(3)
-    step = TrainStep(network, recipe.loss(config), build_optimizer(config, network, rates), recipe.step_options(config))
-    return Trainer(config, World(), step, loader, rates, None, None, {"model": "tiny"})
-
-
-def fit(trainer, until=None, kill=None):
-    """Trains; after `until` steps comes `kill`, by default an exception. Returns the steps of the checkpoints."""
-
-    def die():
-        raise Killed
-
-    def watched(start, steps):
-        for done, batch in enumerate(batches(start, steps), start):
-            if done == until:
-                (kill or die)()
-            yield batch
-
-    batches, trainer.loader.batches = trainer.loader.batches, watched
-    if until is None:
-        trainer.fit()
-    else:
-        with pytest.raises(SystemExit if kill else Killed, match=str(EXIT_CODE) if kill else None):
-            trainer.fit()
-    return [saved.step for saved in trainer.folder.saved()]
 
 
 @pytest.mark.slow

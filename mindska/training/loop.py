@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -16,52 +16,20 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from ..compile_cache import compile_cached
-from ..config import Config, differences, to_dict
+from ..config import Config, settings_that, to_dict
 from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
-from ..evaluation import EvalStep, Result, evaluate
+from ..evaluation import EvalStep, Result, evaluate_each
 from ..weights import WeightsError
 from ..weights.files import EMA_PREFIX, write_checkpoint
+from . import resume
 from .folder import RunError, RunFolder
 from .interrupt import EXIT_CODE, StopRequest
-from .record import RunRecord, read_rows
-from .state import load_state, save_state, weight_parameters
+from .record import SCORES, RunRecord, read_rows
+from .state import Progress, check_finite, everything, restore, weight_parameters
 from .step import TrainStep
 
 log = logging.getLogger("mindska")
-
-# What may differ between a run and the one that it goes on from.
-FREE = {
-    "device_target", "mode", "data_dir", "max_damaged", "val_skip_damaged", "num_parallel_workers", "dataset_sink_mode",
-    "ckpt_save_dir", "resume", "distribute", "keep_checkpoint_max", "ckpt_save_interval", "ckpt_save_steps",
-    "val_while_train", "val_interval", "val_split", "log_interval", "max_skipped_steps", "result_json",
-}  # fmt: skip
-
-
-@dataclass
-class Progress:
-    """Where a run stands; kept in every checkpoint.
-
-    Attributes:
-        step: finished batches; losses: those since the last row of metrics.csv; scores: top-1 (percent) of evaluated
-        steps; best: the step with the highest.
-    """
-
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    scores: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def best(self) -> Optional[int]:
-        return max(self.scores, key=lambda step: (self.scores[step], -step)) if self.scores else None
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self), scores={str(step): score for step, score in self.scores.items()})
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progress:
-        return cls(**{**values, "scores": {int(step): score for step, score in values["scores"].items()}})
 
 
 class Trainer:
@@ -71,7 +39,7 @@ class Trainer:
         step: the training step with network, loss and optimiser.
         loader: this rank's training batches.
         rates: learning rate of every update.
-        eval_network: a second instance of the network, in which the (averaged) weights are evaluated.
+        eval_network: a second instance of the network, in which the weights, averaged and raw, are evaluated.
         eval_loader: this rank's validation batches. None for both: no evaluation.
         record: what a checkpoint says of itself (model, preprocessing, classes).
     """
@@ -96,6 +64,7 @@ class Trainer:
         self.eval_step = EvalStep(eval_network).set_train(False) if eval_network is not None else None
         self.prepared = False
         self.record = dict(record, config=to_dict(config), world_size=world.size)
+        self.better: dict[str, Any] = {}  # which weights scored higher after the last step, where that is known
         self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
         self.progress = Progress()
         self.pending: list[tuple[Tensor, Tensor]] = []  # outputs of steps that may still be running on the device
@@ -122,7 +91,7 @@ class Trainer:
             resumed = self._resume()
             self._check_equal_start()
             if rows:
-                self.folder.set_aside(after=self.progress.step)
+                self.folder.begin(self.record["run_id"], self.progress.step)
                 rows.begin(self.progress.step)
                 self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
             if resumed:
@@ -158,10 +127,13 @@ class Trainer:
                 bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{self._rate():.2e}", refresh=False)
             bar.update()
             if row_due:
+                if rows:
+                    self.folder.check_own()
                 row = self._summary(epoch, done / (time.perf_counter() - started), bar)
                 if end_of_epoch:
                     row.update(self._evaluate_epoch(round(epoch), bar))
                 if rows:
+                    self.folder.check_own()  # again: an evaluation may take long
                     rows.add(step, epoch, **row)
                     if "top1" in row:
                         rows.draw()
@@ -178,73 +150,94 @@ class Trainer:
         return self.rates[max(updates, 1) - 1]
 
     def _settings(self) -> dict[str, Any]:
-        data = dict(images=len(self.loader.dataset), class_names=self.loader.dataset.class_names)
-        return dict(self.record["config"], world_size=self.world.size, **data)
+        """What settings.json says of the run."""
+        known = {name: self.record.get(name) for name in ("world_size", "run_id", "environment", "train_set")}
+        data = dict(images=known["train_set"]["images"], class_names=self.loader.dataset.class_names)
+        return {**resume.in_effect(self.record["config"], self.record), **known, **data}
 
     def _resume(self) -> Optional[Path]:
         """Restores the newest readable checkpoint of this run; None when there is none."""
+        # Rank 0's, for all: hosts may differ, and counting files takes time.
+        here = (resume.environment(), resume.identity(self.loader.dataset), self._validation()) if self.main else None
+        self.record["environment"], self.record["train_set"], validation = broadcast_object(here)
+        folder, old = self.folder.folder, resume.read_settings(self.folder)
         saved = self.folder.saved()
         if saved and not self.config.resume:
             raise RunError(
-                f"{self.folder.folder} already holds a run (newest checkpoint: {saved[0].path.name}), and resume is "
+                f"{folder} already holds a run (newest checkpoint: {saved[0].path.name}), and resume is "
                 f"false. Choose another --ckpt_save_dir, or leave out --resume false to go on with it."
             )
         if not saved:
-            self._check_nothing_lost()
-            log.info("No checkpoint in %s: starting from the beginning", self.folder.folder)
+            self.record["run_id"] = old.get("run_id") or secrets.token_hex(8)
+            self._check_nothing_lost(old)
+            self.progress.validation = validation
+            log.info("No checkpoint in %s: starting from the beginning", folder)
             return None
-        for entry in saved:
-            self._check_same_run(self.folder.settings(), at_epoch=entry.step % self.steps_per_epoch == 0)
+        for state in resume.own_checkpoints(self.folder, old, quiet=not self.main):
+            self._check_same_run({**old, **resume.of_checkpoint(state.record)})
             try:
-                record = load_state(entry.path, self.step)
+                restore(state, self.step)
             except WeightsError as error:
                 log.warning("Skipping a checkpoint that cannot be used: %s", error)
                 continue
-            self.progress = Progress.from_json(record["progress"])
-            return entry.path
+            self._go_on(state, validation)
+            if not old:
+                log.info("settings.json is missing or damaged: the checkpoint's own record was compared instead")
+            return state.path
         raise RunError(
-            f"None of the {len(saved)} checkpoints in {self.folder.folder} can be used; see above. Choose another "
+            f"None of the {len(saved)} checkpoints in {folder} can be used; see above. Choose another "
             f"--ckpt_save_dir, or remove them to start again."
         )
 
-    def _check_nothing_lost(self) -> None:
+    def _go_on(self, state: resume.State, validation: Optional[dict[str, Any]]) -> None:
+        """Takes over what a checkpoint says of its run."""
+        began, self.progress = state.record["config"], state.progress
+        resume.say_initial_weights(began, self.config)
+        self.record["run_id"] = state.record.get("run_id")
+        self.better = {name: state.record[name] for name in ("weights", "top1", "validation") if name in state.record}
+        self.record["config"].update({n: began[n] for n in settings_that("first_start") if n in began})
+        before = self.progress.validation
+        if validation is not None:
+            if self.progress.scores and before not in (None, validation):
+                log.info(
+                    "The validation set is another one (%s images, now %s): best starts anew with the next evaluation. "
+                    "metrics.csv keeps the scores so far, which cannot be compared with those to come",
+                    before.get("images"), validation["images"],
+                )  # fmt: skip
+                self.progress.scores = {}
+            self.progress.validation = validation
+
+    def _validation(self) -> Optional[dict[str, Any]]:
+        return None if self.eval_loader is None else resume.validation_identity(self.eval_loader)
+
+    def _check_nothing_lost(self, old: dict[str, Any]) -> None:
         """RunError when the folder, which holds no checkpoint, has the record of a run that did more than begin."""
-        rows = read_rows(self.folder.folder)
+        rows, _ = read_rows(self.folder.folder)
         if not rows:
             return
-        self._check_same_run(self.folder.settings(), at_epoch=True)
-        last = int(rows[-1]["step"])
-        if not self.config.resume or last > self.folder.settings().get("first_save", 0):
+        if old:
+            self._check_same_run(dict(old, environment=self.record["environment"]))  # it begins again: any will do
+        last, first_save = int(rows[-1]["step"]), old.get("first_save")
+        if not self.config.resume or last > (first_save if isinstance(first_save, int) else 0):
             raise RunError(
                 f"{self.folder.folder} holds the record of a run up to step {last} (metrics.csv), but none of its "
                 f"checkpoints. Choose another --ckpt_save_dir, or remove metrics.csv to start again."
             )
+
+    def _check_same_run(self, old: dict[str, Any]) -> None:
+        """RunError when the folder's run had other settings than may change, or another environment."""
+        folder = self.folder.folder
+        at_epoch = old.get("step", 0) % self.steps_per_epoch == 0
+        resume.check_same_settings(folder, old, self._settings(), at_epoch)
+        resume.check_same_environment(
+            folder, old.get("environment"), self.record["environment"], self.config.allow_other_environment
+        )
 
     def _first_save(self) -> int:
         """Up to which step the folder may have rows without having a checkpoint; 0 when it has one."""
         if self.progress.step:
             return 0
         return next(step for step in range(1, self.total_steps + 1) if self._due(step))
-
-    def _check_same_run(self, old: dict[str, Any], at_epoch: bool) -> None:
-        """RunError when the folder's run had other settings than may change."""
-        new, ignored = self._settings(), FREE | {"first_save"}
-        if not old:
-            return
-        same_batches = old["batch_size"] * old["world_size"] == new["batch_size"] * new["world_size"]
-        if at_epoch and same_batches and not (self.config.mixup or self.config.cutmix):
-            # The same global batches on another number of ranks: sound at the boundary of an epoch. But mixing pairs
-            # the samples of one rank.
-            ignored |= {"batch_size", "world_size"}
-        changed = [line for line in differences(old, new) if line.split(":")[0] not in ignored]
-        if changed:
-            raise RunError(
-                f"{self.folder.folder} holds a run with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nGo on with those, or choose another --ckpt_save_dir."
-            )
-        if old["world_size"] != new["world_size"]:
-            log.info("Going on with %d instead of %d ranks", new["world_size"], old["world_size"])
 
     def _check_equal_start(self) -> None:
         """All ranks must start from the same weights: a different seed or file on one would go unnoticed."""
@@ -331,16 +324,24 @@ class Trainer:
         last = epoch == self.config.epoch_size
         if self.eval_loader is None or not (last or epoch % self.config.val_interval == 0):
             return {}
-        result = self.evaluate()
+        results = self.evaluate()
+        # At equal scores the average, as where only one kind is evaluated.
+        kind = max(results, key=lambda kind: (results[kind].top1, kind == "averaged"))
+        self.better = dict(weights=kind, top1=results[kind].top1, validation=self.progress.validation)
         best_before = self.progress.best
-        self.progress.scores[self.progress.step] = result.top1
+        self.progress.scores[self.progress.step] = results[kind].top1
+        said, columns = str(results[kind]), dict(zip(SCORES, vars(results[kind]).values()))
+        if len(results) > 1:
+            (other,) = set(results) - {kind}
+            said += f" with the {kind} weights (the {other} ones: {results[other]})"
+            for each, result in results.items():
+                columns.update(zip((f"{score}_{each}" for score in SCORES), vars(result).values()))
         if self.main:
             with bar.external_write_mode():
-                log.info("epoch %d, step %d: %s", epoch, self.progress.step, result)
+                log.info("epoch %d, step %d: %s", epoch, self.progress.step, said)
             if self.progress.best != best_before:
-                record = dict(self.record, epoch=epoch, top1=result.top1)
-                write_checkpoint(self.folder.best_path, weight_parameters(self.step), record)
-        return dict(top1=result.top1, top5=result.top5, val_loss=result.loss)
+                self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
+        return columns
 
     def _due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step`: only between updates, whose gradients it does not hold."""
@@ -350,20 +351,38 @@ class Trainer:
         within = every and step // every > (step - self.accumulation) // every
         return bool(within) or step % epochs == 0 or step == self.total_steps
 
-    def evaluate(self) -> Result:
-        """Accuracy of the (averaged) weights on the validation set."""
-        source = self.step.ema if self.step.ema is not None else self.step.averaged
+    def evaluate(self) -> dict[str, Result]:
+        """Accuracy on the validation set of the averaged weights, where there are any, and of the raw ones."""
+        kinds = {"raw": self.step.averaged}
+        if self.step.ema is not None:
+            kinds = {"averaged": self.step.ema, **(kinds if self.config.val_raw else {})}
         statistics = {p.name for p in self.step.statistics}
         # Batch-norm statistics differ between ranks; those of rank 0 are saved, so they are what is evaluated.
-        ours = {p.name: p.asnumpy() for p in source if p.name.removeprefix(EMA_PREFIX) in statistics}
+        every = [p for source in kinds.values() for p in source]
+        ours = {p.name: p.asnumpy() for p in every if p.name.removeprefix(EMA_PREFIX) in statistics}
         shared = broadcast_object(ours)
-        for target, parameter in zip(self.eval_network.get_parameters(), source):
-            value = shared[parameter.name] if parameter.name in shared else parameter.asnumpy()
-            target.set_data(ms.Tensor(value, target.dtype))
-        return evaluate(self.eval_step, self.eval_loader, all_reduce_sum, self.config)
+        targets = list(self.eval_network.get_parameters())
+
+        def putting_in(source: list[ms.Parameter]) -> Callable[[], None]:
+            values = [ms.Tensor(shared.get(p.name, p.asnumpy()), target.dtype) for p, target in zip(source, targets)]
+
+            def put_in() -> None:
+                for target, value in zip(targets, values):
+                    target.set_data(value)
+
+            return put_in
+
+        each = [putting_in(source) for source in kinds.values()]
+        return dict(zip(kinds, evaluate_each(self.eval_step, each, self.eval_loader, all_reduce_sum, self.config)))
 
     def _save(self, epoch: int) -> None:
         if self.main:
-            record = dict(self.record, epoch=epoch, progress=self.progress.to_json())
-            save_state(self.folder.path(epoch, self.progress.step), self.step, record)
+            record = dict(self.better if self.progress.step in self.progress.scores else {}, epoch=epoch)
+            path = self.folder.path(epoch, self.progress.step)
+            self._write(path, everything(self.step), dict(record, progress=self.progress.to_json()))
             self.folder.prune(self.progress.scores)
+
+    def _write(self, path: Path, parameters: dict[str, ms.Parameter], facts: dict[str, Any]) -> None:
+        check_finite(parameters, self.progress.step)
+        with self.folder.writing_checkpoint(path):
+            write_checkpoint(path, parameters, {**self.record, **facts})

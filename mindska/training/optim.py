@@ -12,6 +12,8 @@ from mindspore import Tensor, nn, ops
 from ..config import Config
 from ..errors import SettingError
 
+FLOAT32_TINY = 2.0**-126
+
 _update = ops.MultitypeFuncGraph("update")
 
 
@@ -52,7 +54,7 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     warm-up.)
 
     Raises:
-        SettingError: an epoch has too few steps for one update.
+        SettingError: an epoch has too few steps for one update, or float32 cannot hold a rate.
     """
     updates = steps_per_epoch // config.gradient_accumulation_steps
     if updates == 0:
@@ -60,6 +62,8 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
             f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, but an epoch has only "
             f"{steps_per_epoch} batches, too few for one update; lower it or batch_size"
         )
+    if updates * config.epoch_size >= 2**31:  # the optimiser counts them in an int32
+        raise SettingError(f"epoch_size is {config.epoch_size}: with {updates} updates each, more than 2**31 in all")
     steps = dict(steps_per_epoch=updates, epochs=config.epoch_size)
     epochs = config.epoch_size - config.cooldown_epochs
     if config.scheduler == "cosine_decay":
@@ -75,6 +79,12 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
         steps["epochs"] = config.warmup_epochs
         warmup = rise(config.warmup_lr / config.lr, 1.0, config.warmup_epochs, lr=config.lr, **steps)
         rates[: len(warmup)] = warmup
+    lost = next((update for update, rate in enumerate(rates) if 0 < rate < FLOAT32_TINY), None)
+    if lost is not None:
+        raise SettingError(
+            f"The learning rate falls to {rates[lost]:.3g} in epoch {lost // updates + 1}, below what float32 holds "
+            f"({FLOAT32_TINY:.3g}); raise lr or decay_rate, or let it fall less often (decay_epochs)"
+        )
     return rates
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import os
 import re
 import sys
 import time
@@ -13,22 +14,60 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..weights.files import WriteError, replacing
-from .folder import writing
+from .folder import set_aside, writing
 
 log = logging.getLogger("mindska")
 
-VALUES = ("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", "top1", "top5", "val_loss")
+KINDS = ("averaged", "raw")  # of weights; where both are evaluated, plain top1, top5 and val_loss are of the better
+SCORES = ("top1", "top5", "val_loss")
+VALUES = (
+    *("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", *SCORES),
+    *(f"{score}_{kind}" for kind in KINDS for score in SCORES),
+)
 COLUMNS = ("step", "epoch", "time", *VALUES)  # time: in seconds since 1970
 
 
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv; none where there is no such file."""
+def read_rows(folder: Path) -> tuple[list[dict[str, str]], bool]:
+    """The good rows of a run's metrics.csv, none where there is no such file; and whether there is anything else in it.
+
+    A row of an earlier version lacks columns: they are empty. Half a row at the end is no damage: a killed process left
+    it.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
     path = folder / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        # A killed process may have left half a row at the end.
-        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+    if not os.path.lexists(path):
+        return [], False
+    if not path.is_file():
+        return [], True
+    with writing(path):
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    lines.pop()  # empty, or half a row
+    columns = lines[0].strip("\r").split(",") if lines else []
+    if not lines or not set(COLUMNS[:3]) <= set(columns):
+        return [], bool(lines)
+    rows: list[dict[str, str]] = []
+    damaged = not set(columns) <= set(COLUMNS)
+    for line in lines[1:]:
+        cells = line.strip("\r").split(",")
+        row = {name: dict(zip(columns, cells)).get(name, "") for name in COLUMNS}
+        if len(cells) == len(columns) and _is_row(row, after=int(rows[-1]["step"]) if rows else 0):
+            rows.append(row)
+        else:
+            damaged = True
+    return rows, damaged
+
+
+def _is_row(row: dict[str, str], after: int) -> bool:
+    """Whether these cells are numbers, and the step comes after that of the row before."""
+    try:
+        for name in COLUMNS[1:]:
+            if row[name] or name in ("epoch", "time"):
+                float(row[name])
+        return int(row["step"]) > after
+    except ValueError:
+        return False
 
 
 # Keeps the messages from before a run's record is open (which data, which pixels) for its train.log.
@@ -74,7 +113,11 @@ class RunRecord:
         Raises:
             WriteError: metrics.csv cannot be written.
         """
-        self.rows = [row for row in read_rows(self.folder) if int(row["step"]) <= resumed_step]
+        rows, damaged = read_rows(self.folder)
+        self.rows = [row for row in rows if int(row["step"]) <= resumed_step]
+        if damaged:
+            aside = set_aside(self.path, "damaged").name
+            log.warning("%s is damaged, and is now called %s; %d rows of it are good", self.path, aside, len(rows))
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -175,6 +218,9 @@ class RunRecord:
         left.plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
         middle.plot(*self.series("top1"), "o-", markersize=3, label="top-1")
         middle.plot(*self.series("top5"), "o-", markersize=3, label="top-5")
+        for kind in KINDS:
+            if any(row[f"top1_{kind}"] for row in self.rows):
+                middle.plot(*self.series(f"top1_{kind}"), "--", label=f"top-1, {kind} weights")
         right.plot(*self.series("lr"), label="learning rate")
         for axes, unit in ((left, "cross entropy"), (middle, "validation accuracy in %"), (right, "")):
             axes.set(xlabel="epoch", ylabel=unit)

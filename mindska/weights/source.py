@@ -84,7 +84,7 @@ def open_source(path: Union[str, Path], ema: Optional[bool] = None) -> Source:
 
     Args:
         ema: True for the averaged weights (an error when there are none), False for the raw ones, None for the averaged
-            where the file has them.
+            where the file has them, unless its record says that the raw ones scored higher (`weights: raw`).
 
     Raises:
         MissingWeights, WeightsError.
@@ -102,7 +102,7 @@ def open_source(path: Union[str, Path], ema: Optional[bool] = None) -> Source:
     average = {name[len(EMA_PREFIX) :]: array for name, array in arrays.items() if name.startswith(EMA_PREFIX)}
     if ema and not average:
         raise WeightsError(f"{path} has no averaged (EMA) weights")
-    if average and ema is not False:
+    if average and (ema or (ema is None and record.get("weights") != "raw")):  # the raw ones scored higher
         return Source(path, kind, average, True, record)
     raw = {name: array for name, array in arrays.items() if not name.startswith((EMA_PREFIX, STATE_PREFIX))}
     return Source(path, kind, raw, False, record)

@@ -1,0 +1,61 @@
+"""Training runs within this process: three epochs of five batches of a tiny network."""
+
+import mindspore as ms
+import pytest
+from tiny import Tiny
+
+from mindska import recipe
+from mindska.config import Config
+from mindska.data import (
+    Augmentation,
+    EvalLoader,
+    EvalTransform,
+    Preprocessing,
+    TrainLoader,
+    TrainTransform,
+    open_dataset,
+)
+from mindska.distributed import World
+from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
+from mindska.training.interrupt import EXIT_CODE
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def trainer(images, out, validate=None, **settings):
+    """A trainer; `validate`: the split on which it evaluates."""
+    ms.set_seed(0)
+    settings = {"epoch_size": 3, "warmup_epochs": 1, "log_interval": 1, "batch_size": 7, **settings}
+    config = Config(model="tiny", ckpt_save_dir=str(out), val_while_train=validate is not None, **settings)
+    pixels = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    transform = TrainTransform(pixels, Augmentation())
+    loader = TrainLoader(open_dataset("", images, "train"), transform, config.batch_size, noise_size=8)
+    rates, network = learning_rates(config, loader.steps_per_epoch), Tiny(3)
+    step = TrainStep(network, recipe.loss(config), build_optimizer(config, network, rates), recipe.step_options(config))
+    evaluated = (None, None)
+    if validate:
+        evaluated = Tiny(3), EvalLoader(open_dataset("", images, validate), EvalTransform(pixels), 12)
+    return Trainer(config, World(), step, loader, rates, *evaluated, {"model": "tiny"})
+
+
+def fit(trainer, until=None, kill=None):
+    """Trains; after `until` steps comes `kill`, by default an exception. Returns the steps of the checkpoints."""
+
+    def die():
+        raise Killed
+
+    def watched(start, steps):
+        for done, batch in enumerate(batches(start, steps), start):
+            if done == until:
+                (kill or die)()
+            yield batch
+
+    batches, trainer.loader.batches = trainer.loader.batches, watched
+    if until is None:
+        trainer.fit()
+    else:
+        with pytest.raises(SystemExit if kill else Killed, match=str(EXIT_CODE) if kill else None):
+            trainer.fit()
+    return [saved.step for saved in trainer.folder.saved()]

@@ -53,6 +53,9 @@ class Config:
     ckpt_path: str = _option(
         "", "start from (train) or evaluate (validate) these weights: MindSpore, PyTorch, safetensors, Caffe"
     )
+    use_ema: Optional[bool] = _option(
+        None, "of ckpt_path: the averaged (EMA) weights, or (false) the raw ones; default: averaged where there are any"
+    )
     drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's")
     drop_path_rate: Optional[float] = _option(None, "stochastic depth of the last block; default: the model's")
 

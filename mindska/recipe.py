@@ -76,7 +76,7 @@ def share(config: Config, world: World) -> dict[str, int]:
 
 def weights_record(config: Config) -> dict[str, Any]:
     """The record of the weights that the configuration names, if any (see `mindska.weights.describe`)."""
-    return describe(config.ckpt_path, config.model) if config.ckpt_path else {}
+    return describe(config.ckpt_path, config.model, config.use_ema) if config.ckpt_path else {}
 
 
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
@@ -149,7 +149,8 @@ def network(config: Config, num_classes: int) -> nn.Cell:
 
     With weights from a file it has the options that they were trained with.
     """
-    weights, options = read_weights(config.ckpt_path, config.model) if config.ckpt_path else ({}, {})
+    path = config.ckpt_path
+    weights, options = read_weights(path, config.model, config.use_ema) if path else ({}, {})
     return _create(config, num_classes, options, weights)
 
 

@@ -89,7 +89,7 @@ class Choice:
     averaged: Optional[Mapping]
     others: Sequence[str] = ()
 
-    def take(self, ema: Optional[bool]) -> tuple[Mapping, bool]:
+    def take(self, ema: Optional[bool], what: str = "This checkpoint") -> tuple[Mapping, bool]:
         """The averaged weights where there are any, or, by `ema`, those (True) or the raw ones (False).
 
         Returns:
@@ -101,12 +101,9 @@ class Choice:
         averaged = self.averaged is not None if ema is None else ema
         if averaged and self.averaged is None:
             names = ", ".join(map(repr, AVERAGED[:3]))
-            raise WeightsError(
-                f"There are no averaged (EMA) weights: no {names} or the like in this checkpoint; it has "
-                f"{few(self.raw)}"
-            )
+            raise WeightsError(f"{what} has no averaged (EMA) weights: no {names} or the like; it has {few(self.raw)}")
         if not averaged and self.raw is None:
-            raise WeightsError("There are averaged weights (EMA) only; take them: --use_ema, in Python ema=True")
+            raise WeightsError(f"{what} has averaged weights (EMA) only; take them: --use_ema, in Python ema=True")
         return (self.averaged if averaged else self.raw), averaged
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Optional, Union
 
 from ..errors import UserError, few, printable
 from .convert import STATE_PREFIX, WeightsError, from_layers, split
-from .files import MOST_BYTES, read_file, read_safetensors, with_path
+from .files import MOST_BYTES, read_file, read_safetensors
 from .foreign import read_caffemodel, read_torch
 
 log = logging.getLogger("mindska")
@@ -123,7 +123,7 @@ def open_source(path: Union[str, Path], ema: Optional[bool] = None) -> Source:
         else:
             arrays, record = (read_safetensors if kind == "safetensors" else read_file)(path)
         choice = split({name: array for name, array in arrays.items() if not name.startswith(STATE_PREFIX)})
-    weights, averaged = with_path(path, choice.take, ema)
+    weights, averaged = choice.take(ema, str(path))
     if choice.others:
         log.warning("%s also has weights under %s, which are not read", printable(path), few(choice.others))
     return Source(path, kind, weights, averaged, choice.both, record)

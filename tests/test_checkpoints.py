@@ -74,15 +74,16 @@ def open_weights_of(folder):
     return open_weights(folder / "a.ckpt").parameters
 
 
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("ema", [None, False, True])
 def test_average(tmp_path, ema):
     each = [saved(tmp_path / f"{i}.ckpt", i) for i in range(3)]
     paths = [tmp_path / f"{i}.ckpt" for i in range(3)]
-    run("average", *paths, "--to", tmp_path / "mean.ckpt", *(["--use_ema"] if ema else []))
+    word = {None: [], False: ["--no-use_ema"], True: ["--use_ema"]}[ema]
+    run("average", *paths, "--to", tmp_path / "mean.ckpt", *word)
     mean = parameters(tmp_path / "mean.ckpt")
     assert set(mean) == set(each[0])
     for name, value in mean.items():
-        expected = np.mean([weights[name] for weights in each], axis=0, dtype=np.float64) + ema
+        expected = np.mean([weights[name] for weights in each], axis=0, dtype=np.float64) + (ema is not False)
         np.testing.assert_allclose(value, expected, rtol=2e-7, err_msg=name)
     record = describe(tmp_path / "mean.ckpt")
     assert [source["file"] for source in record["mean_of"]] == ["0.ckpt", "1.ckpt", "2.ckpt"]
@@ -93,8 +94,9 @@ def test_only_checkpoints_of_one_network_are_averaged(tmp_path):
     saved(tmp_path / "a.ckpt", 0)
     saved(tmp_path / "b.ckpt", 1, classes=5, ema=False)
     paths = (tmp_path / "a.ckpt", tmp_path / "b.ckpt")
-    with pytest.raises(SystemExit, match="b.ckpt has 5 classes, but .*a.ckpt has 4"):
+    with pytest.raises(SystemExit, match="b.ckpt and .*a.ckpt do not belong together") as error:
         run("average", *paths, "--to", tmp_path / "mean.ckpt")
+    assert "num_classes: 4 -> 5" in str(error.value) and "weights: averaged (EMA) -> raw" in str(error.value)
     with pytest.raises(SystemExit, match="b.ckpt has no averaged"):
         run("average", *paths, "--to", tmp_path / "mean.ckpt", "--use_ema")
     assert not (tmp_path / "mean.ckpt").exists()

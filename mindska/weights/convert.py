@@ -334,7 +334,7 @@ def to_float32(weights: Mapping[str, Any], keys: Mapping[str, str] = MappingProx
     Raises:
         WeightsError: values cannot be read as they are meant, or are NaN or infinite; the message lists the keys.
     """
-    unfit = {keys.get(name, name): reason for name, value in weights.items() if (reason := _unfit(value))}
+    unfit = {keys.get(name, name): reason for name, value in weights.items() if (reason := value_problem(value))}
     if unfit:
         raise WeightsError(
             "These are no plain weights." + listing("keys", [f"{key}: {reason}" for key, reason in unfit.items()])
@@ -356,7 +356,7 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _unfit(value: Any) -> str:
+def value_problem(value: Any) -> str:
     """Why an array or a tensor cannot be made float32 without a loss; empty when it can."""
     if hasattr(value, "untyped_storage") or hasattr(value, "layout"):  # PyTorch's, which need not be installed
         if value.device.type == "meta":

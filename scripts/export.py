@@ -77,8 +77,9 @@ def main(arguments: Optional[list[str]] = None) -> None:
         shape = (options.batch, weights.in_channels, height, width)
         difference = export(network, target, shape, record)
         print(
-            f"wrote {printable(target)} for images {shape} and its record {printable(record_path(target).name)}; run from "
-            f"the file, its outputs differ from the network's by {difference:.1e} of the largest (bound {TOLERANCE:.0e})"
+            f"wrote {printable(target)} for images {shape} and its record {printable(record_path(target).name)}; run "
+            f"from the file, its outputs differ from the network's by {difference:.1e} of the largest (bound "
+            f"{TOLERANCE:.0e})"
         )
 
 

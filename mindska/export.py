@@ -102,7 +102,11 @@ def _runnable(model: Exported) -> Any:
             runtime = _onnxruntime()
             options = runtime.SessionOptions()
             options.add_session_config_entry("session.load_model_format", "ONNX")
-            session = runtime.InferenceSession(model.content, options, providers=["CPUExecutionProvider"])
+            options.log_severity_level = 4  # its errors are raised as well
+            # Its fallback would print, between the predictions, that it tries the same again.
+            session = runtime.InferenceSession(
+                model.content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
             name = session.get_inputs()[0].name
 
             def run(images: np.ndarray) -> list[np.ndarray]:
@@ -130,6 +134,7 @@ def open_with_record(path: Path) -> tuple[Any, dict[str, Any]]:
     Raises:
         ExportError: as `open_model`; there is no record, it is damaged, or is not this model's.
     """
+    _refuse_without_record(path)
     model = read_exported(path)
     record = _record(model)
     if tuple(record["input_shape"]) != model.input_shape:
@@ -146,16 +151,22 @@ def read_model_record(path: Path) -> dict[str, Any]:
     Raises:
         ExportError: there is none, or it is damaged.
     """
+    _refuse_without_record(path)
     return _record(read_exported(path))
+
+
+def _refuse_without_record(path: Path, inside: bool = True) -> None:
+    """`inside`: an ONNX file may have it in itself."""
+    if not (record_path(path).is_file() or (inside and path.suffix == ".onnx")):
+        raise ExportError(f"{path} has no record: {record_path(path)}, which scripts/export.py wrote, is missing")
 
 
 def _record(model: Exported) -> dict[str, Any]:
     place, text = model.path, model.record
     try:
         if text is None:
+            _refuse_without_record(model.path, inside=False)
             place = record_path(model.path)
-            if not place.is_file():
-                raise ExportError(f"{model.path} has no record: {place}, which scripts/export.py wrote, is missing")
             text = read_bytes(place).decode("utf-8")
         return read_record(text, EXPORTED)
     except UnicodeDecodeError as error:

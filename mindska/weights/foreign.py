@@ -24,7 +24,9 @@ from .files import read_bytes
 from .protobuf import Field, check_fields, message_classes
 
 # What PyTorch's safe loader would make of a size in a pickle alone, without a byte of content.
-ALLOCATING = re.compile(r"builtins bytearray|torch(\.\w+)? \w*Tensor|torch\.storage (Typed|Untyped)Storage")
+ALLOCATING = re.compile(
+    r"(builtins|__builtin__) bytearray|torch(\.\w+)? \w*Tensor|torch\.storage (Typed|Untyped)Storage"
+)
 MOST_PICKLED = 32_000_000  # bytes of a pickle: names, shapes, settings
 MOST_OPCODES = 3_000_000  # of a pickle; each may make an object
 

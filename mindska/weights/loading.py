@@ -162,9 +162,14 @@ def _translated(source: Source, model_name: str) -> Weights:
         parameters, dialect = translate(model_name, source.arrays, *source.frameworks)
     except WeightsError as error:
         raise WeightsError(f"{path} does not fit {model_name}. {error}{_other_weights(source)}") from None
-    strange = set(source.record.get("network", ())) - set(default_options(model_name))
+    recorded, default = source.record.get("network", {}), default_options(model_name)
+    strange = set(recorded) - set(default)
     if strange:
         raise WeightsError(f"{path} was trained with options that {model_name} does not have: {few(sorted(strange))}")
+    for name, value in recorded.items():
+        kinds = (int, float) if isinstance(default[name], float) else type(default[name])
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default[name], bool):
+            raise WeightsError(f"{path}: its record says {name}={value!r}; expected something like {default[name]!r}")
     return Weights(model_name, parameters, source, dialect)
 
 

@@ -21,6 +21,7 @@ from mindska import export
 from mindska.config import ConfigError, read_yaml
 from mindska.models.factory import own_preprocessing
 from mindska.weights import WeightsError, open_source, open_weights, read_weights
+from mindska.weights.convert import key_map, parameter_shapes
 from mindska.weights.files import METADATA, write_checkpoint, write_safetensors
 from mindska.weights.record import read_record
 
@@ -72,15 +73,18 @@ def lying_shape(path, harm):
 
 def expanded(path, harm):
     """A classifier of sixteen million classes, whose weights are one number with steps of 0."""
-    number = torch.zeros(1)
-    torch.save({"head.weight": number.as_strided((1 << 24, 96), (0, 0)), "head.bias": number.expand(1 << 24)}, path)
+    keys, number = key_map(MODEL), torch.zeros(1)
+    state = {keys[name]: torch.zeros(shape) for name, shape in parameter_shapes(MODEL).items()}
+    state["classifier.fc.weight"] = number.as_strided((1 << 24, 96), (0, 0))
+    state["classifier.fc.bias"] = number.expand(1 << 24)
+    torch.save(state, path)
 
 
 class Sized:
     """A size, of which a pickle makes as many bytes."""
 
     def __reduce__(self):
-        return bytearray, (1 << 34,)
+        return bytearray, (1 << 31,)
 
 
 def sized_by_a_pickle(path, harm):
@@ -143,7 +147,7 @@ def partial(path, harm):
         (zip_bomb, ".ckpt", "was not opened: it would unpack to 1,07"),
         (lying_header, ".safetensors", "not a readable safetensors file"),
         (lying_shape, ".ckpt", "not a readable MindSpore checkpoint"),
-        (expanded, ".pth", "head.weight: of 1,610,612,736 values, but the file has 4 bytes of them"),
+        (expanded, ".pth", "classifier.fc.weight: of 1,610,612,736 values, but the file has 4 bytes of them"),
         (sized_by_a_pickle, ".pth", "holds more than plain weights (__builtin__.bytearray)"),
         (sized_in_the_old_format, ".pth", "holds more than plain weights (__builtin__.bytearray)"),
         (millions_of_lists, ".pth", "its pickle has more than"),
@@ -338,7 +342,7 @@ def input_that_is_nowhere(model):
         (custom_operator_by_another_name, "it calls the operator ReLU Custom:1"),
         (operator_without_a_primitive, "operators that are not plain: Custom"),
         (attribute_that_names_a_file, "attributes that are not plain: func_name"),
-        (values_in_another_file, "values of w in another place: external_data"),
+        (values_in_another_file, "values of w elsewhere: external_data"),
         (gradient_in_another_file, "more than a graph: bprop_filepath"),
         (graph_in_an_attribute, "attributes that are not plain: value of the type GRAPH"),
         (functions, "more than one graph: functions"),

@@ -229,9 +229,14 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"No configuration file at {path.absolute()}")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError(f"{path} is not plain YAML: it has aliases (*NAME), which may multiply without end")
+        loaded = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not plain YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is not plain YAML: it is nested too deeply") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

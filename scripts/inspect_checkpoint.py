@@ -16,7 +16,7 @@ import yaml
 from mindska.errors import clear_errors, end_with_the_reader, few, printable
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import open_source
-from mindska.weights.convert import as_float32, models_that_fit, value_problem
+from mindska.weights.convert import as_float32, is_array, models_that_fit, value_problem
 from mindska.weights.files import EMA_PREFIX, STATE_PREFIX, read_file, sha256
 
 
@@ -50,7 +50,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         record = dict(source.record)
         progress = record.pop("progress", None)
         model = record.get("model") or " or ".join(models_that_fit(source.arrays, *source.frameworks))
-        arrays = {name: value for name, value in source.arrays.items() if hasattr(value, "shape")}
+        arrays = {name: value for name, value in source.arrays.items() if is_array(value)}
         others = {name: type(value).__name__ for name, value in source.arrays.items() if name not in arrays}
         values = sum(math.prod(value.shape) for value in arrays.values())
         print(f"file:     {printable(options.path)} ({options.path.stat().st_size:,} bytes)")

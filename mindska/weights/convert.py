@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Choice:
 def split(checkpoint: Mapping) -> Choice:
     """Finds the raw and the averaged weights in a published checkpoint, by their names in it (see `AVERAGED`)."""
     averaged = _first(checkpoint, AVERAGED)
-    flat = any(getattr(value, "shape", ()) for value in checkpoint.values())
+    flat = any(is_array(value) and value.shape for value in checkpoint.values())
     raw = _first(checkpoint, WRAPPERS[:2] if flat else WRAPPERS)
     if raw is None and averaged is None:
         raw = checkpoint
@@ -141,7 +142,7 @@ def _first(checkpoint: Mapping, names: Sequence[str]) -> Optional[Mapping]:
 def _weights_in(value: Any, depth: int = 2) -> Optional[Mapping]:
     if not isinstance(value, Mapping):
         return None
-    if any(hasattr(entry, "shape") for entry in value.values()):
+    if any(is_array(entry) for entry in value.values()):
         return value
     inner = (_weights_in(value[name], depth - 1) for name in INNER if name in value and depth)
     return next((weights for weights in inner if weights is not None), None)
@@ -324,8 +325,14 @@ def _shaped(model_name: str, source: Mapping, dialect: Dialect) -> Mapping:
     return shaped
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array or a tensor; a hostile file may have anything under a known name, with any attributes."""
+    plain = isinstance(value, (Mapping, argparse.Namespace))
+    return isinstance(getattr(value, "shape", None), tuple) and not plain
+
+
 def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(getattr(value, "shape", ()))  # a hostile file may have anything under a known name
+    return tuple(value.shape) if is_array(value) else ()
 
 
 def to_float32(weights: Mapping[str, Any], keys: Mapping[str, str] = MappingProxyType({})) -> dict[str, np.ndarray]:
@@ -358,6 +365,8 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
 
 def value_problem(value: Any) -> str:
     """Why an array or a tensor cannot be made float32 without a loss; empty when it can."""
+    if not is_array(value):
+        return f"{type(value).__name__}, no array"
     if hasattr(value, "untyped_storage") or hasattr(value, "layout"):  # PyTorch's, which need not be installed
         if value.device.type == "meta":
             return "on the device meta, which has a shape and no values; save the model after loading its weights"

@@ -54,9 +54,10 @@ class Source:
         taken, other, words = (
             ("averaged (EMA)", "raw", "--no-use_ema") if self.averaged else ("raw", "averaged (EMA)", "--use_ema")
         )
+        value = not self.averaged
         return (
-            f"{self.path}: the {taken} weights are taken; the file has the {other} ones as well ({words} in a command, "
-            f"ema={not self.averaged} in mindska.weights.open_weights)"
+            f"{self.path}: the {taken} weights are taken; the file has the {other} ones as well ({words}, in train.py "
+            f"and validate.py --use_ema {str(value).lower()}; in Python open_weights(path, ema={value}))"
         )
 
     @property

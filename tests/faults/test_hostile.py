@@ -1,11 +1,13 @@
 """Faults 12, 13: files that lie or attack, and runs that do not fit their folder. All are refused before training."""
 
+import argparse
 import json
 import os
 import pickle
 import random
 import struct
 import zipfile
+from collections import OrderedDict
 
 import mindcv
 import mindspore as ms
@@ -450,6 +452,39 @@ def test_yaml_that_makes_objects_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not plain YAML"):
         read_yaml(tmp_path / "a.yaml")
     assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]\n", "aliases"),
+        ("model: \udcff", "is not plain YAML"),
+    ],
+    ids=["deep", "aliases", "bytes"],
+)
+def test_yaml_that_grows_is_refused(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_objects_that_pose_as_arrays(tmp_path):
+    """The safe loader makes namespaces and dictionaries with any attributes."""
+    posing = OrderedDict()
+    posing.shape = (3,)
+    for value in (
+        argparse.Namespace(shape=5, dtype="float32"),
+        argparse.Namespace(shape=(3,)),
+        posing,
+        [1.0],
+        "text",
+        None,
+    ):
+        torch.save({"classifier.fc.bias": value, "a": torch.zeros(2)}, tmp_path / "a.pth")
+        with pytest.raises(WeightsError, match="does not fit skanet_nano"):
+            open_weights(tmp_path / "a.pth", MODEL)
+        script("inspect_checkpoint").main([str(tmp_path / "a.pth"), "--keys"])
 
 
 def test_the_command_refuses_before_it_trains(images, tmp_path):

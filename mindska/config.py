@@ -116,6 +116,11 @@ class Config:
         "start from (train) or evaluate (validate) these weights: MindSpore, PyTorch, safetensors, Caffe",
         first_start=True,
     )
+    use_ema: Optional[bool] = _option(
+        None,
+        "of ckpt_path: the averaged (EMA) weights, or (false) the raw ones; default: averaged where there are any",
+        first_start=True,
+    )
     drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's", share=True)
     drop_path_rate: Optional[float] = _option(
         None, "stochastic depth of the last block; default: the model's", share=True
@@ -334,9 +339,14 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"No configuration file at {path.absolute()}")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError(f"{path} is not plain YAML: it has aliases (*NAME), which may multiply without end")
+        loaded = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not plain YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is not plain YAML: it is nested too deeply") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

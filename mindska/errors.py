@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+MOST_NAMES = 10  # that a message lists; the others are counted
+
+
+def printable(text: object, keep: str = "") -> str:
+    """The text, with the escape (\\x1b) of every character that a terminal would obey or hide, but for those to `keep`.
+
+    Names of keys, classes and files come from strangers, and so may messages that hold them.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def few(names: Iterable[object], limit: int = MOST_NAMES) -> str:
+    """At most `limit` names, with commas, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*(printable(name) for name in names[:limit]), *more])
+
+
+def listing(title: str, names: Iterable[object], limit: int = MOST_NAMES) -> str:
+    """`title`, the number of names and at most `limit` of them, one a line; an empty string when there are none."""
+    names = list(names)
+    if not names:
+        return ""
+    more = [f"... and {len(names) - limit} more"] if len(names) > limit else []
+    return "\n  ".join([f"\n{title} ({len(names)}):", *(printable(name) for name in names[:limit]), *more])
 
 
 class UserError(Exception):
     """Base of such errors; the command lines show the message without a traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
 
 
 class SettingError(UserError, ValueError):

@@ -14,15 +14,14 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from .errors import UserError
+from .exported import Exported, ExportError, private_copy, read_exported
 from .models.layers.blocks import GELU, SQRT_HALF
-from .weights.files import METADATA, replacing
+from .weights import WeightsError
+from .weights.files import METADATA, read_bytes, replacing
+from .weights.record import EXPORTED, checked_record, read_record
 
 FORMATS = ("mindir", "onnx")
 TOLERANCE = 1e-4  # of the largest output: other libraries sum in another order
-
-
-class ExportError(UserError, RuntimeError):
-    """An export that failed, or that does not compute what the network does."""
 
 
 def record_path(path: Path) -> Path:
@@ -38,9 +37,11 @@ def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: d
         The largest difference of the written model's outputs from the network's, over their largest magnitude.
 
     Raises:
-        ExportError: the written model does not compute what the network does, or a package is missing; nothing is left.
+        ExportError: the network has C++ operators, MindSpore cannot export it, the written model does not compute what
+            the network does, or a package is missing; nothing is left.
         WriteError: the file cannot be written. What was there before is intact.
     """
+    _refuse_custom_operators(net)
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with graph_mode():
         result = net(Tensor(images))
@@ -50,11 +51,22 @@ def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: d
             raise ExportError("The network itself gives NaN or infinity for random images; are its weights damaged?")
         outputs = ["logits"] if len(expected) == 1 else [f"feature{i}" for i in range(len(expected))]
         record = dict(record, input_shape=list(shape), inputs=["images"], outputs=outputs)
+        try:
+            text = json.dumps(checked_record(json.loads(json.dumps(record))), indent=1, allow_nan=False)
+        except (WeightsError, ValueError, TypeError) as error:
+            raise ExportError(f"The record of the network cannot be written: {error}") from error
         # The record is written first and moved to its place last: neither is there without the other.
         with replacing(record_path(path)) as beside:
-            beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            beside.write_text(text + "\n", encoding="utf-8")
             with replacing(path) as temporary:
-                (_write_mindir if path.suffix == ".mindir" else _write_onnx)(net, temporary, images, record)
+                try:
+                    (_write_mindir if path.suffix == ".mindir" else _write_onnx)(net, temporary, images, record)
+                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # MindSpore's own
+                    if isinstance(error, UserError):
+                        raise
+                    raise ExportError(
+                        f"MindSpore cannot export this network to {path.suffix[1:]}: {str(error).strip()[:300]}"
+                    ) from error
                 written = open_model(temporary)(images)
                 scale = max(np.abs(output).max() for output in expected)
                 difference = float(max(np.abs(a - b).max() for a, b in zip(written, expected)) / scale)
@@ -70,40 +82,109 @@ def open_model(path: Path) -> Any:
     """An exported model as a function: images (B, C, H, W) float32, in the shape it was exported for -> list of arrays.
 
     Raises:
-        ExportError: onnxruntime is missing, or the file is no such model.
+        ExportError: onnxruntime is missing, the file is no such model or not a plain one (see `mindska.exported`), or
+            (from the function) the images have another shape.
     """
+    return _runnable(read_exported(path))
+
+
+def _runnable(model: Exported) -> Any:
+    path = model.path
     try:
         if path.suffix == ".mindir":
-            graph = nn.GraphCell(ms.load(str(path)))
-            return lambda images: _as_list(graph(Tensor(images)))
-        session = _onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})
+            with private_copy(model) as copy:
+                graph = nn.GraphCell(ms.load(str(copy)))
+
+            def run(images: np.ndarray) -> list[np.ndarray]:
+                return _as_list(graph(Tensor(images)))
+
+        else:
+            runtime = _onnxruntime()
+            options = runtime.SessionOptions()
+            options.add_session_config_entry("session.load_model_format", "ONNX")
+            options.log_severity_level = 4  # its errors are raised as well
+            # Its fallback would print, between the predictions, that it tries the same again.
+            session = runtime.InferenceSession(
+                model.content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            name = session.get_inputs()[0].name
+
+            def run(images: np.ndarray) -> list[np.ndarray]:
+                return session.run(None, {name: images})
+
     except UserError:
         raise
     except Exception as error:  # either library's own, of many kinds
-        raise ExportError(f"{path} is not a readable {path.suffix[1:]} model: {error}") from error
+        raise ExportError(f"{path} is not a readable {path.suffix[1:]} model: {str(error).strip()[:300]}") from error
+
+    def checked(images: np.ndarray) -> list[np.ndarray]:
+        if images.shape != model.input_shape:
+            raise ExportError(f"{path} takes images of the shape {model.input_shape}; these have {images.shape}")
+        try:
+            return run(images)
+        except Exception as error:
+            raise ExportError(f"{path} cannot be run: {str(error).strip()[:300]}") from error
+
+    return checked
+
+
+def open_with_record(path: Path) -> tuple[Any, dict[str, Any]]:
+    """An exported model as a function (see `open_model`), and its record: ONNX's metadata, or the JSON file beside it.
+
+    Raises:
+        ExportError: as `open_model`; there is no record, it is damaged, or is not this model's.
+    """
+    _refuse_without_record(path)
+    model = read_exported(path)
+    record = _record(model)
+    if tuple(record["input_shape"]) != model.input_shape:
+        raise ExportError(
+            f"{path} takes images of the shape {model.input_shape}, but its record says {record['input_shape']}: it is "
+            f"the record of another model"
+        )
+    return _runnable(model), record
 
 
 def read_model_record(path: Path) -> dict[str, Any]:
     """The record of an exported model: ONNX's metadata, or the JSON file beside it.
 
     Raises:
-        ExportError: there is none.
+        ExportError: there is none, or it is damaged.
     """
-    if path.suffix == ".onnx":
-        try:
-            session = _onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except UserError:
-            raise
-        except Exception as error:
-            raise ExportError(f"{path} is not a readable ONNX model: {error}") from error
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA)
-        if text:
-            return json.loads(text)
-    if not record_path(path).is_file():
+    _refuse_without_record(path)
+    return _record(read_exported(path))
+
+
+def _refuse_without_record(path: Path, inside: bool = True) -> None:
+    """`inside`: an ONNX file may have it in itself."""
+    if not (record_path(path).is_file() or (inside and path.suffix == ".onnx")):
         raise ExportError(f"{path} has no record: {record_path(path)}, which scripts/export.py wrote, is missing")
-    return json.loads(record_path(path).read_text(encoding="utf-8"))
+
+
+def _record(model: Exported) -> dict[str, Any]:
+    place, text = model.path, model.record
+    try:
+        if text is None:
+            _refuse_without_record(model.path, inside=False)
+            place = record_path(model.path)
+            text = read_bytes(place).decode("utf-8")
+        return read_record(text, EXPORTED)
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{place} is no text in UTF-8: {error}") from error
+    except WeightsError as error:
+        raise ExportError(f"{place}: {error}") from None
+
+
+def _refuse_custom_operators(net: nn.Cell) -> None:
+    """ExportError when a network has operators in C++: a file would name libraries of this machine."""
+    for name, cell in net.cells_and_names():
+        for operator in vars(cell).get("_primitives", {}).values():
+            if isinstance(operator, ops.Custom):
+                raise ExportError(
+                    f"The network has C++ operators (in {name or type(cell).__name__}), whose libraries lie on this "
+                    f"machine only. Make it of plain ones, and load the weights again: with mindska.kernels.plain(): "
+                    f"net = mindcv.create_model(...)"
+                )
 
 
 @contextmanager
@@ -136,7 +217,7 @@ def _write_onnx(net: nn.Cell, path: Path, images: np.ndarray, record: dict[str, 
     values = (*model.graph.input, *model.graph.output)
     _mend(model.graph, {value.name: name for value, name in zip(values, record["inputs"] + record["outputs"])})
     model.producer_name = "mindska"
-    onnx.helper.set_model_props(model, {METADATA: json.dumps(record)})
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(record, allow_nan=False)})
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
 

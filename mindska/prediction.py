@@ -16,7 +16,7 @@ from .data.datasets import image_files, read_image
 from .data.imagenet import readable_names
 from .data.loader import default_workers, in_parallel
 from .errors import UserError
-from .export import graph_mode, open_model, read_model_record
+from .export import graph_mode, open_with_record
 from .weights import open_weights
 
 
@@ -66,11 +66,21 @@ class Predictor:
             for i, (image, _) in enumerate(samples):
                 if image is not None:
                     images[i] = image
-            probabilities = softmax(self.logits(images))
-            for path, (_, error), row in zip(batch, samples, probabilities):
-                best = np.argsort(-row, kind="stable")[:topk]
-                classes = [(int(i), self.class_names[i], float(row[i])) for i in best]
-                yield Prediction(path, error=error) if error else Prediction(path, classes)
+            logits = self.logits(images)
+            if logits.shape != (self.batch_size, len(self.class_names)):
+                raise PredictionError(
+                    f"The network gives outputs of the shape {logits.shape}; expected {self.batch_size} images by "
+                    f"{len(self.class_names)} classes"
+                )
+            for path, (_, error), row in zip(batch, samples, logits):
+                if error is None and not np.isfinite(row).all():
+                    error = f"{path}: the network's outputs for this image are NaN or infinite"
+                if error is not None:
+                    yield Prediction(path, error=error)
+                    continue
+                probabilities = softmax(row[None])[0]
+                best = np.argsort(-probabilities, kind="stable")[:topk]
+                yield Prediction(path, [(int(i), self.class_names[i], float(probabilities[i])) for i in best])
 
     def _sample(self, path: str) -> tuple[Optional[np.ndarray], Optional[str]]:
         try:
@@ -107,9 +117,10 @@ def open_predictor(
     if path.suffix in (".onnx", ".mindir"):
         if not path.is_file():
             raise PredictionError(f"No model at {path.absolute()}")
-        record = read_model_record(path)
+        if ema is not None:
+            raise PredictionError(f"{path} is an exported model: which weights are in it was chosen by the export")
+        run, record = open_with_record(path)
         batch_size, _, *size = record["input_shape"]
-        run = open_model(path)
         model, recorded = record["model"], Preprocessing(**{**record["preprocessing"], "image_size": size})
         if image_size not in (None, tuple(size)):
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")

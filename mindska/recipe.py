@@ -21,7 +21,7 @@ from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.record import before_run
 from .training.step import StepOptions
-from .weights import WeightsError, describe, load_into, read_weights, unusual_options
+from .weights import describe, load_into, read_weights, unusual_options
 
 log = logging.getLogger("mindska")
 
@@ -85,7 +85,7 @@ def share(config: Config, world: World) -> dict[str, int]:
 
 def weights_record(config: Config) -> dict[str, Any]:
     """The record of the weights that the configuration names, if any (see `mindska.weights.describe`)."""
-    return describe(config.ckpt_path, config.model) if config.ckpt_path else {}
+    return describe(config.ckpt_path, config.model, config.use_ema) if config.ckpt_path else {}
 
 
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
@@ -226,19 +226,12 @@ def network(config: Config, num_classes: int, earlier: Optional[dict[str, Any]] 
         earlier: the record of the checkpoint from which a run goes on (see `mindska.training.earlier_record`): the
             network is like the one in there, and the weights from which the run began are not read.
 
-    Raises:
-        WeightsError: weights in the file are not finite.
     """
     if earlier:
         config = dataclasses.replace(config, ckpt_path="", pretrained=False)
         return _create(config, num_classes, earlier.get("network", {}), {})
-    weights, options = read_weights(config.ckpt_path, config.model) if config.ckpt_path else ({}, {})
-    bad = [name for name, value in weights.items() if not np.isfinite(value).all()]
-    if bad:
-        raise WeightsError(
-            f"{config.ckpt_path}: {len(bad)} of {len(weights)} parameters are not finite (NaN or infinite; the first: "
-            f"{', '.join(bad[:3])}). Take an earlier checkpoint"
-        )
+    path = config.ckpt_path
+    weights, options = read_weights(path, config.model, config.use_ema) if path else ({}, {})
     return _create(config, num_classes, options, weights)
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from mindska.errors import clear_errors
+from mindska.errors import clear_errors, printable
 from mindska.weights import open_weights
 from mindska.weights.files import WriteError, sha256
 from mindska.weights.write import write_weights
@@ -38,7 +38,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         kept = "averaged" if weights.source.averaged else "plain"
-        print(f"wrote {target}: the {kept} weights, {target.stat().st_size:,} bytes of {options.path.stat().st_size:,}")
+        sizes = f"{target.stat().st_size:,} bytes of {options.path.stat().st_size:,}"
+        print(f"wrote {printable(target)}: the {kept} weights, {sizes}")
 
 
 if __name__ == "__main__":

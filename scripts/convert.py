@@ -18,7 +18,7 @@ from typing import Any, Optional
 import mindcv
 import mindspore as ms
 
-from mindska.errors import SettingError, clear_errors
+from mindska.errors import SettingError, clear_errors, printable
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import Weights, open_weights
 from mindska.weights.convert import HEAD
@@ -95,7 +95,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         record = weights.record()
         origin = weights.source
         print(
-            f"{origin.path}: {weights.model}, {origin.kind} with the names of {weights.dialect.name}, "
+            f"{printable(origin.path)}: {weights.model}, {origin.kind} with the names of {weights.dialect.name}, "
             f"{'averaged' if origin.averaged else 'plain'} weights, {len(weights.parameters)} tensors, "
             + (f"{weights.num_classes} classes" if weights.num_classes else "no classifier: a backbone")
         )
@@ -120,7 +120,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         write_weights(options.target, weights.parameters, record)
         for name, value in weights.unusual.items():
             print(f"note: the network needs {name}={value!r}: pass it to create_model")
-        print(f"wrote {options.target}, and read it again: the same to the bit")
+        print(f"wrote {printable(options.target)}, and read it again: the same to the bit")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 from mindska import kernels
-from mindska.errors import clear_errors
+from mindska.errors import clear_errors, printable
 from mindska.export import FORMATS, TOLERANCE, export, record_path
 from mindska.folding import fold
 from mindska.models.factory import OUR_MODELS
@@ -29,6 +29,10 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--ckpt_path", required=True, type=Path, metavar="FILE", help="weights of any kind that is read"
     )
+    parser.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction,
+        help="export the averaged weights, or the raw ones; default: the averaged where the file has them",
+    )  # fmt: skip
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
     parser.add_argument(
         "--input_size", type=int, nargs="+", metavar="N",
@@ -55,7 +59,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
 def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
-        weights = open_weights(options.ckpt_path, options.model)
+        weights = open_weights(options.ckpt_path, options.model, options.use_ema)
         target = options.to or options.ckpt_path.with_name(f"{weights.model}.{options.format}")
         for path in (target, record_path(target)):
             if path.exists() and not options.overwrite:
@@ -73,8 +77,9 @@ def main(arguments: Optional[list[str]] = None) -> None:
         shape = (options.batch, weights.in_channels, height, width)
         difference = export(network, target, shape, record)
         print(
-            f"wrote {target} for images {shape} and its record {record_path(target).name}; run from the file, its "
-            f"outputs differ from the network's by {difference:.1e} of the largest (bound {TOLERANCE:.0e})"
+            f"wrote {printable(target)} for images {shape} and its record {printable(record_path(target).name)}; run "
+            f"from the file, its outputs differ from the network's by {difference:.1e} of the largest (bound "
+            f"{TOLERANCE:.0e})"
         )
 
 

@@ -1,6 +1,6 @@
 """Shows what is in a file of weights: kind, model, record, checksum, and every name with its shape.
 
-python scripts/inspect_checkpoint.py FILE [--keys]
+python scripts/inspect_checkpoint.py FILE [--keys] [--no-use_ema]
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
+import numpy as np
 import yaml
 
-from mindska.errors import clear_errors, end_with_the_reader
+from mindska.errors import clear_errors, end_with_the_reader, few, printable
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import open_source
-from mindska.weights.convert import models_that_fit
+from mindska.weights.convert import as_float32, is_array, models_that_fit, value_problem
 from mindska.weights.files import EMA_PREFIX, STATE_PREFIX, read_file, sha256
 
 
@@ -28,39 +29,54 @@ def contents(path: Path) -> str:
     return ", ".join([f"{plain} weights", *(f"{count} of {group}" for group, count in counts.items() if count)])
 
 
+def finite(value: Any) -> bool:
+    """Whether no value of an array or a tensor is NaN or infinite, as far as it has values that can be read."""
+    if value_problem(value):
+        return True
+    return bool(np.isfinite(as_float32(value)).all())
+
+
 def main(arguments: Optional[list[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, metavar="FILE", help="PyTorch, safetensors, Caffe or MindSpore")
+    parser.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction,
+        help="show the averaged weights, or the raw ones; default: the averaged where the file has them",
+    )  # fmt: skip
     parser.add_argument("--keys", action="store_true", help="list every name with its shape and type")
     options = parser.parse_args(arguments)
     with clear_errors():
-        source = open_source(options.path)
+        source = open_source(options.path, options.use_ema)
         record = dict(source.record)
         progress = record.pop("progress", None)
         model = record.get("model") or " or ".join(models_that_fit(source.arrays, *source.frameworks))
-        arrays = {name: value for name, value in source.arrays.items() if hasattr(value, "shape")}
+        arrays = {name: value for name, value in source.arrays.items() if is_array(value)}
         others = {name: type(value).__name__ for name, value in source.arrays.items() if name not in arrays}
         values = sum(math.prod(value.shape) for value in arrays.values())
-        print(f"file:     {options.path} ({options.path.stat().st_size:,} bytes)")
+        print(f"file:     {printable(options.path)} ({options.path.stat().st_size:,} bytes)")
         print(f"sha256:   {sha256(options.path)}")
         print(f"kind:     {source.kind}{' (checksum right)' if source.kind == 'MindSpore' and record else ''}")
-        print(f"model:    {model or 'none of mindska: ' + ', '.join(sorted(OUR_MODELS)[:3]) + ', ...'}")
+        print(f"model:    {printable(model) or 'none of mindska: ' + ', '.join(sorted(OUR_MODELS)[:3]) + ', ...'}")
         if source.kind == "MindSpore":
             print(f"holds:    {contents(options.path)}")
         print(f"weights:  {len(arrays)} tensors, {values:,} values{', averaged' if source.averaged else ''}")
+        damaged = [name for name, value in arrays.items() if not finite(value)]
+        if damaged:
+            print(f"damaged:  {len(damaged)} tensors have values that are NaN or infinite: {few(damaged)}")
         if others:
-            print(f"also:     {', '.join(f'{name} ({kind})' for name, kind in others.items())}")
+            print(f"also:     {few(f'{name} ({kind})' for name, kind in others.items())}")
         if record:
             if record.get("class_names") and len(record["class_names"]) > 10:
                 names = record["class_names"]
                 record["class_names"] = [*names[:5], f"... {len(names) - 6} more ...", names[-1]]
             text = yaml.safe_dump(record, default_flow_style=None, sort_keys=False, allow_unicode=True, width=100)
-            print("record:\n  " + text.strip().replace("\n", "\n  "))
+            print("record:\n  " + printable(text.strip(), keep="\n").replace("\n", "\n  "))
         if progress:
-            print(f"progress: { ({k: v for k, v in progress.items() if not isinstance(v, (list, dict))}) }")
+            known = progress if isinstance(progress, dict) else {}
+            print(f"progress: { ({k: v for k, v in known.items() if not isinstance(v, (list, dict))}) }")
         if options.keys:
             for name, value in arrays.items():
-                print(f"  {name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}")
+                print(f"  {printable(name)} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable
 from typing import Optional
 
 from tqdm import tqdm
 
-from mindska.errors import clear_errors, end_with_the_reader
+from mindska.errors import clear_errors, end_with_the_reader, printable
 from mindska.models.factory import OUR_MODELS
 from mindska.prediction import Prediction, as_dict, find_images, open_predictor
 
@@ -31,6 +32,10 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         "--model", default="", choices=["", *sorted(OUR_MODELS)], metavar="NAME",
         help="model of mindska, where the file does not say it",
     )  # fmt: skip
+    parser.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction,
+        help="take the averaged weights, or the raw ones; default: the averaged where the file has them",
+    )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, help="how many classes an image (default: 5)")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text", help="of what is printed")
     parser.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
@@ -42,14 +47,22 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
 
 def write_text(predictions: Iterable[Prediction]) -> None:
     for prediction in predictions:
-        print(prediction.path if not prediction.error else f"error: {prediction.error}")
+        print(printable(f"error: {prediction.error}" if prediction.error else prediction.path))
         for index, name, probability in prediction.classes:
-            print(f"  {100 * probability:6.2f} %  {name} ({index})")
+            print(f"  {100 * probability:6.2f} %  {printable(name)} ({index})")
 
 
 def write_json(predictions: Iterable[Prediction]) -> None:
-    json.dump([as_dict(prediction) for prediction in predictions], sys.stdout, indent=1, ensure_ascii=False)
-    print()
+    entries = [as_dict(prediction) for prediction in predictions]
+    text = json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False)
+    # Of a file name that is not UTF-8, Python keeps the bytes as characters that cannot be written: JSON's escapes can.
+    print(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a table: no control characters, and nothing that a spreadsheet would take for a formula."""
+    text = printable(text)
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") or text.startswith(("\\t", "\\r")) else text
 
 
 def write_csv(predictions: Iterable[Prediction]) -> None:
@@ -57,9 +70,9 @@ def write_csv(predictions: Iterable[Prediction]) -> None:
     writer.writerow(("path", "rank", "index", "name", "probability", "error"))
     for prediction in predictions:
         if prediction.error:
-            writer.writerow((prediction.path, "", "", "", "", prediction.error))
+            writer.writerow((cell(prediction.path), "", "", "", "", cell(prediction.error)))
         for rank, (index, name, probability) in enumerate(prediction.classes, start=1):
-            writer.writerow((prediction.path, rank, index, name, f"{probability:.6f}", ""))
+            writer.writerow((cell(prediction.path), rank, index, cell(name), f"{probability:.6f}", ""))
 
 
 def main(arguments: Optional[list[str]] = None) -> None:
@@ -68,7 +81,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         paths = find_images(options.images)
         # One image or whole batches: every other number would be a compilation of its own.
         batch_size = options.batch_size if len(paths) > 1 else 1
-        predictor = open_predictor(options.ckpt_path, options.model, batch_size=batch_size)
+        predictor = open_predictor(options.ckpt_path, options.model, options.use_ema, batch_size)
         unreadable = []
 
         def predictions() -> Iterable[Prediction]:
@@ -82,7 +95,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         {"text": write_text, "json": write_json, "csv": write_csv}[options.format](predictions())
     if unreadable:
         print(f"{len(unreadable)} of {len(paths)} images could not be read:", file=sys.stderr)
-        print(*(f"  {prediction.error}" for prediction in unreadable), sep="\n", file=sys.stderr)
+        print(*(f"  {printable(prediction.error)}" for prediction in unreadable), sep="\n", file=sys.stderr)
         sys.exit(1)
 
 

@@ -74,15 +74,16 @@ def open_weights_of(folder):
     return open_weights(folder / "a.ckpt").parameters
 
 
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("ema", [None, False, True])
 def test_average(tmp_path, ema):
     each = [saved(tmp_path / f"{i}.ckpt", i) for i in range(3)]
     paths = [tmp_path / f"{i}.ckpt" for i in range(3)]
-    run("average", *paths, "--to", tmp_path / "mean.ckpt", *(["--use_ema"] if ema else []))
+    word = {None: [], False: ["--no-use_ema"], True: ["--use_ema"]}[ema]
+    run("average", *paths, "--to", tmp_path / "mean.ckpt", *word)
     mean = parameters(tmp_path / "mean.ckpt")
     assert set(mean) == set(each[0])
     for name, value in mean.items():
-        expected = np.mean([weights[name] for weights in each], axis=0, dtype=np.float64) + ema
+        expected = np.mean([weights[name] for weights in each], axis=0, dtype=np.float64) + (ema is not False)
         np.testing.assert_allclose(value, expected, rtol=2e-7, err_msg=name)
     record = describe(tmp_path / "mean.ckpt")
     assert [source["file"] for source in record["mean_of"]] == ["0.ckpt", "1.ckpt", "2.ckpt"]
@@ -93,11 +94,62 @@ def test_only_checkpoints_of_one_network_are_averaged(tmp_path):
     saved(tmp_path / "a.ckpt", 0)
     saved(tmp_path / "b.ckpt", 1, classes=5, ema=False)
     paths = (tmp_path / "a.ckpt", tmp_path / "b.ckpt")
-    with pytest.raises(SystemExit, match="b.ckpt has 5 classes, but .*a.ckpt has 4"):
+    with pytest.raises(SystemExit, match="b.ckpt and .*a.ckpt do not belong together") as error:
         run("average", *paths, "--to", tmp_path / "mean.ckpt")
+    assert "num_classes: 4 -> 5" in str(error.value) and "weights: averaged (EMA) -> raw" in str(error.value)
     with pytest.raises(SystemExit, match="b.ckpt has no averaged"):
         run("average", *paths, "--to", tmp_path / "mean.ckpt", "--use_ema")
     assert not (tmp_path / "mean.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, difference",
+    [
+        (
+            dict(class_names=["kind 1", "kind 0", "kind 2", "kind 3"]),
+            "class_names: [kind 0, kind 1, kind 2, kind 3] -> ",
+        ),
+        (dict(image_size=(96, 96)), "image_size: (64, 64) -> (96, 96)"),
+        (dict(mean=(0.5, 0.5, 0.5)), "mean: (0.485, 0.456, 0.406) -> (0.5, 0.5, 0.5)"),
+        (dict(interpolation="bilinear"), "interpolation: bicubic -> bilinear"),
+        (dict(network={"norm_eps": 1e-3}), "norm_eps: 1e-06 -> 0.001"),
+        (dict(source={"averaged": True}), "weights: raw -> averaged (EMA)"),
+        (dict(), ""),
+    ],
+    ids=lambda value: next(iter(value), "alike") if isinstance(value, dict) else "",
+)
+def test_what_does_not_belong_together_is_not_averaged(tmp_path, changes, difference):
+    net = mindcv.create_model(MODEL, num_classes=4)
+    for i, changed in enumerate(({}, changes)):
+        pixels = own_preprocessing(MODEL)
+        pixels.update({name: changed[name] for name in pixels if name in changed})
+        record = dict(model=MODEL, num_classes=4, class_names=[f"kind {i}" for i in range(4)], preprocessing=pixels)
+        record.update({name: value for name, value in changed.items() if name not in pixels})
+        write_checkpoint(tmp_path / f"{i}.ckpt", {p.name: p for p in net.get_parameters()}, record)
+    words = (tmp_path / "0.ckpt", tmp_path / "1.ckpt", "--to", tmp_path / "mean.ckpt")
+    if difference:
+        with pytest.raises(SystemExit, match="do not belong together") as error:
+            run("average", *words)
+        assert f"what differs (1):\n  {difference}" in str(error.value) and not (tmp_path / "mean.ckpt").exists()
+    else:
+        run("average", *words)
+        assert describe(tmp_path / "mean.ckpt")["num_classes"] == 4
+
+
+def test_inspect_shows_either_weights_and_what_is_damaged(tmp_path, capsys):
+    saved(tmp_path / "a.ckpt", 3)
+    run("inspect", tmp_path / "a.ckpt")
+    assert "values, averaged" in capsys.readouterr().out
+    run("inspect", tmp_path / "a.ckpt", "--no-use_ema")
+    printed = capsys.readouterr().out
+    assert "averaged\n" not in printed.split("weights: ")[1] and "damaged" not in printed
+    torch.save(
+        {"a\x1b[2J": torch.tensor([1.0, torch.nan]), "b": torch.zeros(3), "c": torch.zeros(2).to("meta")},
+        tmp_path / "b.pth",
+    )
+    run("inspect", tmp_path / "b.pth", "--keys")
+    printed = capsys.readouterr().out
+    assert r"damaged:  1 tensors have values that are NaN or infinite: a\x1b[2J" in printed and "\x1b" not in printed
 
 
 @pytest.mark.parametrize("ema", [None, False])

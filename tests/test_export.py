@@ -14,8 +14,10 @@ from PIL import Image
 from test_folding import settled
 
 from mindska import export as exporting
+from mindska import exported, kernels
 from mindska.data.imagenet import imagenet_classes, readable_names
 from mindska.models.factory import own_preprocessing
+from mindska.prediction import Prediction, open_predictor
 from mindska.weights.files import write_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -178,6 +180,72 @@ def test_predictions_agree(nano, photos, capsys):
     best = ours[str(photos / "0.png")]["classes"]
     assert [c["index"] for c in best] == np.argsort(-row)[:3].tolist()
     np.testing.assert_allclose([c["probability"] for c in best], np.sort(row)[::-1][:3], rtol=1e-4)
+
+
+def test_cpp_operators_are_refused_at_once(tmp_path):
+    """A network as the README makes it: its MindIR would name libraries of this machine."""
+    if not kernels.available():
+        pytest.skip("no C++ operators here")
+    net = mindcv.create_model("skanet_nano", num_classes=10).set_train(False)
+    for kind in exporting.FORMATS:
+        with pytest.raises(exporting.ExportError, match=r"C\+\+ operators .* with mindska.kernels.plain\(\): net = "):
+            exporting.export(net, tmp_path / f"a.{kind}", (1, 3, 64, 64), {"model": "skanet_nano"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_written_is_checked_for_operators(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, "MINDIR_OPERATORS", exported.MINDIR_OPERATORS - {"Conv2D"})
+    monkeypatch.setattr(exported, "ONNX_OPERATORS", exported.ONNX_OPERATORS - {"Conv"})
+    for kind in exporting.FORMATS:
+        with pytest.raises(SystemExit, match="operators that are not plain: Conv"):
+            run("export", "--ckpt_path", nano, "--format", kind, "--to", tmp_path / f"a.{kind}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_of_another_model(nano, photos, tmp_path):
+    """Of another shape, damaged, or not finite: a message that names the file and the field."""
+    path = tmp_path / "a.mindir"
+    path.write_bytes(nano.with_name("skanet_nano.mindir").read_bytes())
+    record = json.loads(nano.with_name("skanet_nano.mindir.json").read_text())
+    for changes, message in (
+        (dict(input_shape=[2, 3, 96, 96]), "it is the record of another model"),
+        (dict(input_shape=[2, 3, 10**6, 64]), r"input_shape\[2\], the height is 1000000"),
+        (dict(num_classes=None), "is a backbone without a classifier"),
+        (dict(num_classes=12), "outputs of the shape \\(2, 10\\); expected 2 images by 12 classes"),
+        (dict(preprocessing=None), "preprocessing is None; expected a mapping"),
+    ):
+        path.with_name("a.mindir.json").write_text(json.dumps({**record, **changes}))
+        with pytest.raises(SystemExit, match=message):
+            run("predict", photos, "--ckpt_path", path)
+    path.with_name("a.mindir.json").write_text("[" * 100_000)
+    with pytest.raises(SystemExit, match="a.mindir.json: its record is nested too deeply"):
+        run("predict", photos, "--ckpt_path", path)
+    with pytest.raises(SystemExit, match="which weights are in it was chosen by the export"):
+        run("predict", photos, "--ckpt_path", nano.with_name("skanet_nano.mindir"), "--use_ema")
+
+
+def test_what_is_printed_can_be_read_by_anything(nano, photos, tmp_path, capsys, monkeypatch):
+    """No formulas in tables, no control characters on terminals, no NaN and no broken text in JSON."""
+    predict = script("predict")
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\x1b[2J", "猫", "\udcff", " =1"]
+    found = [Prediction(f"{i}.png", [(i, name, 0.5)]) for i, name in enumerate(names)]
+    found += [Prediction("=a.png", error="=a.png: cannot be read")]
+    predict.write_csv(found)
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert [row[3] for row in rows[1:11]] == [
+        "'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(A1)", r"'\tx", r"'\rx", r"a\x1b[2J", "猫", r"\udcff", "' =1",
+    ]  # fmt: skip
+    assert rows[11][0] == "'=a.png" and rows[11][5].startswith("'=")
+    predict.write_json(found)
+    printed = capsys.readouterr().out
+    printed.encode("utf-8")
+    assert [entry["classes"][0]["name"] for entry in json.loads(printed)[:10]] == names
+    predict.write_text(found)
+    assert "\x1b" not in capsys.readouterr().out
+    weights = open_predictor(nano, batch_size=1)
+    weights.logits = lambda images: np.full((1, 10), np.nan)
+    (only,) = weights([str(photos / "0.png")])
+    assert "outputs for this image are NaN or infinite" in only.error and not only.classes
 
 
 def test_formats(nano, photos, capsys):

@@ -12,7 +12,9 @@ import torch
 import torch_skanet
 from mindspore import Tensor
 
-from mindska.weights import WeightsError, from_torch, read_torch, read_weights, to_torch
+from mindska import recipe
+from mindska.config import parse_args
+from mindska.weights import WeightsError, from_torch, open_weights, read_torch, read_weights, to_torch
 from mindska.weights.files import write_checkpoint
 
 MODEL = "skanet_nano"
@@ -60,12 +62,130 @@ def test_wrapped_checkpoints_and_prefixes(state, wrapper):
 def test_averaged_weights_are_chosen_by_name(state):
     averaged = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
     wrapped = {"state_dict": state, "state_dict_ema": averaged}
-    raw = from_torch(MODEL, wrapped)["classifier.bias"]
-    np.testing.assert_array_equal(from_torch(MODEL, wrapped, use_ema=True)["classifier.bias"], raw + 1)
+    raw = from_torch(MODEL, wrapped, use_ema=False)["classifier.bias"]
+    for choice in (None, True):
+        np.testing.assert_array_equal(from_torch(MODEL, wrapped, use_ema=choice)["classifier.bias"], raw + 1)
     with pytest.raises(WeightsError, match="averaged weights .* only; take them: --use_ema"):
-        from_torch(MODEL, {"state_dict_ema": averaged})
+        from_torch(MODEL, {"state_dict_ema": averaged}, use_ema=False)
     with pytest.raises(WeightsError, match="no 'state_dict_ema'"):
         from_torch(MODEL, {"state_dict": state}, use_ema=True)
+
+
+def averaged_of(state):
+    return {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+
+
+def below(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+WRAPPED = {  # how training tools save the raw weights and their average
+    "timm": lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema},
+    "DeiT": lambda raw, ema: {"model": raw, "model_ema": ema, "optimizer": {}},
+    "torchvision": lambda raw, ema: {
+        "model": raw, "model_ema": {"n_averaged": torch.tensor(7), **below("module.", ema)},
+    },
+    "model_ema_state_dict": lambda raw, ema: {"model_state_dict": raw, "model_ema_state_dict": ema},
+    "nested": lambda raw, ema: {"state_dict": below("module._orig_mod.", raw), "ema": {"decay": 0.9, "module": ema}},
+    "MMEngine swaps them": lambda raw, ema: {
+        "state_dict": ema, "ema_state_dict": {"steps": torch.tensor(7), **below("module.", raw)}, "message_hub": {},
+    },
+    "beside": lambda raw, ema: {**raw, **below("ema.", ema)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", WRAPPED)
+def test_averaged_weights_of_other_tools(state, tmp_path, caplog, tool):
+    """Taken where there are any, in one line that names the other choice; either by choice, without a line."""
+    path = tmp_path / "a.pth"
+    torch.save(WRAPPED[tool](state, averaged_of(state)), path)
+    raw = state["classifier.fc.bias"].numpy()
+    for ema, expected, lines in ((None, raw + 1, 1), (True, raw + 1, 0), (False, raw, 0)):
+        caplog.clear()
+        weights = open_weights(path, MODEL, ema)
+        np.testing.assert_array_equal(weights.parameters["classifier.bias"], expected)
+        assert weights.source.averaged == (ema is not False) and len(caplog.messages) == lines
+    caplog.clear()
+    np.testing.assert_array_equal(
+        mindcv.create_model(MODEL, checkpoint_path=str(path)).classifier.bias.asnumpy(), raw + 1
+    )
+    assert len(caplog.messages) == 1 and "the averaged (EMA) weights are taken" in caplog.messages[0]
+
+
+def test_the_configuration_chooses(state, tmp_path):
+    path = str(tmp_path / "a.pth")
+    torch.save({"model": state, "model_ema": averaged_of(state)}, path)
+    raw = state["classifier.fc.bias"].numpy()
+    for words, expected in (((), raw + 1), (("--use_ema",), raw + 1), (("--use_ema", "false"), raw)):
+        config = parse_args(["--model", MODEL, "--ckpt_path", path, *words])
+        np.testing.assert_array_equal(recipe.network(config, 1000).classifier.bias.asnumpy(), expected)
+    torch.save(state, path)
+    config = parse_args(["--model", MODEL, "--ckpt_path", path, "--use_ema"])
+    for read in (recipe.weights_record, lambda config: recipe.network(config, 1000)):
+        with pytest.raises(WeightsError, match="no averaged"):
+            read(config)
+
+
+def test_an_average_of_an_unknown_kind_is_said(state, tmp_path, caplog):
+    torch.save({"state_dict": state, "emaModel_v2": {"weights": 1, "state_dict": state}}, tmp_path / "a.pth")
+    assert not open_weights(tmp_path / "a.pth", MODEL).source.averaged
+    assert "also has weights under emaModel_v2, which are not read" in caplog.text
+
+
+def test_two_weights_of_one_name_are_refused(state):
+    with pytest.raises(WeightsError, match="two weights called classifier.fc.bias"):
+        from_torch(MODEL, {**state, "module.classifier.fc.bias": state["classifier.fc.bias"]})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t + 1j, "complex; a network has real weights"),
+        (lambda t: t.to(torch.int8), "of the type int8; expected floating point"),
+        (lambda t: t > 0, "of the type bool; expected floating point"),
+        (lambda t: t.to("meta"), "on the device meta, which has a shape and no values"),
+        (lambda t: t.to_sparse(), "sparse, quantised or nested"),
+        (lambda t: t[:1].clone().expand(t.shape), "of 1,000 values, but the file has 4 bytes"),
+        (lambda t: t / 0, "classifier.fc.bias: 1,000 of 1,000"),
+        (lambda t: torch.where(t == t[3], torch.nan, t), "classifier.fc.bias: 1 of 1,000"),
+        (lambda t: t.double() * 1e300, "NaN or infinite (in float32)"),
+    ],
+    ids=["complex", "int8", "bool", "meta", "sparse", "expanded", "infinite", "nan", "overflow"],
+)
+def test_values_that_are_no_weights(state, tmp_path, change, message):
+    """Refused by name in every way to open a file, never turned into something else."""
+    state["classifier.fc.bias"] = change(state["classifier.fc.bias"])
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    for read in (
+        lambda: open_weights(path, MODEL),
+        lambda: read_weights(path, MODEL),
+        lambda: mindcv.create_model(MODEL, checkpoint_path=str(path)),
+    ):
+        with pytest.raises(WeightsError) as error:
+            read()
+        assert (
+            message in str(error.value) and "classifier.fc.bias" in str(error.value) and str(path) in str(error.value)
+        )
+
+
+def test_values_that_are_no_weights_in_our_own_files(tmp_path):
+    """Without a record, and of MindCV's models, whose arrays are taken as they are."""
+    for name, options in ((MODEL, {}), ("skresnet18", {})):
+        net = mindcv.create_model(name, num_classes=3, **options)
+        first = next(net.get_parameters())
+        first.set_data(Tensor(np.full(first.shape, np.nan, np.float32)))
+        ms.save_checkpoint(net, str(tmp_path / f"{name}.ckpt"))
+        with pytest.raises(WeightsError, match="NaN or infinite"):
+            read_weights(tmp_path / f"{name}.ckpt", name)
+
+
+@pytest.mark.parametrize("change", [torch.nn.Parameter, torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.double])
+def test_kinds_of_tensors_that_are_weights(state, tmp_path, change):
+    changed = {key: change(value) if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(changed, tmp_path / "a.pth")
+    ours = open_weights(tmp_path / "a.pth", MODEL).parameters["classifier.bias"]
+    np.testing.assert_array_equal(ours, changed["classifier.fc.bias"].detach().float().numpy())
 
 
 def test_unknown_and_missing_keys_are_listed(state):

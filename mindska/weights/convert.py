@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Optional
 
 import mindcv
@@ -13,25 +17,29 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from .. import kernels
-from ..errors import UserError
+from ..errors import UserError, few, listing
 from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
 
-WRAPPERS = ("state_dict", "model")  # of published training checkpoints
-IGNORED = "num_batches_tracked"  # PyTorch's counter of batches: no part of the function
+# Of published training checkpoints: where the weights lie, and where their average (EMA) over the training.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "network")
+AVERAGED = (
+    "state_dict_ema",  # timm
+    "model_ema",  # DeiT, ConvNeXt, torchvision's references
+    "ema_state_dict",  # MMEngine; see `split`
+    "model_ema_state_dict", "ema_model_state_dict", "state_dict_averaged", "averaged_state_dict",
+    "ema_model", "ema", "ema_net", "averaged_model", "swa_state_dict", "swa_model",
+)  # fmt: skip
+INNER = ("state_dict", "module", "model", "shadow", "params")  # what may lie between such a name and the weights
+PREFIXES = ("module.", "_orig_mod.")  # of data-parallel training, of torch.compile
+COUNTERS = {"num_batches_tracked", "n_averaged", "steps", "total_ops", "total_params"}  # no part of the function
 HEAD = "classifier."
+EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
+STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
 
 
 class WeightsError(UserError, ValueError):
     """Weights that do not fit the network; the message lists the names and shapes."""
-
-
-def listing(title: str, names: list[str], limit: int = 20) -> str:
-    """`title` and at most `limit` names, one a line; an empty string when there are none."""
-    if not names:
-        return ""
-    more = [f"... and {len(names) - limit} more"] if len(names) > limit else []
-    return "\n  ".join([f"\n{title} ({len(names)}):", *names[:limit], *more])
 
 
 @cache
@@ -70,23 +78,91 @@ def key_map(model_name: str, dialect: Optional[Dialect] = None) -> dict[str, str
     return {name: dialect.key(name) for name in names if not (dialect.backbone and name.startswith(HEAD))}
 
 
-def unwrap(checkpoint: Mapping, use_ema: bool = False) -> dict:
-    """The state dict in a published checkpoint: `state_dict` or `model`, `state_dict_ema` when `use_ema`, or itself.
+@dataclass(frozen=True)
+class Choice:
+    """The weights in a published checkpoint: those as trained, and their average (EMA), where it has either.
 
-    The prefix `module.` of data-parallel training is removed.
+    Attributes:
+        others: names under which there may be another average, of a kind that is not known.
     """
-    if use_ema:
-        if not isinstance(checkpoint.get("state_dict_ema"), Mapping):
-            raise WeightsError(
-                f"use_ema: no 'state_dict_ema' in this checkpoint; it has {sorted(map(str, checkpoint))}"
-            )
-        checkpoint = checkpoint["state_dict_ema"]
-    elif isinstance(checkpoint.get("state_dict_ema"), Mapping) and not any(name in checkpoint for name in WRAPPERS):
-        raise WeightsError("There are averaged weights (state_dict_ema) only; take them: --use_ema, in Python ema=True")
-    else:
-        wrapped = [name for name in WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
-        checkpoint = checkpoint[wrapped[0]] if wrapped else checkpoint
-    return {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
+
+    raw: Optional[Mapping]
+    averaged: Optional[Mapping]
+    others: Sequence[str] = ()
+
+    def take(self, ema: Optional[bool], what: str = "This checkpoint") -> tuple[Mapping, bool]:
+        """The averaged weights where there are any, or, by `ema`, those (True) or the raw ones (False).
+
+        Returns:
+            The weights, and whether they are averaged.
+
+        Raises:
+            WeightsError: there are none of the kind that is asked for.
+        """
+        averaged = self.averaged is not None if ema is None else ema
+        if averaged and self.averaged is None:
+            names = ", ".join(map(repr, AVERAGED[:3]))
+            raise WeightsError(f"{what} has no averaged (EMA) weights: no {names} or the like; it has {few(self.raw)}")
+        if not averaged and self.raw is None:
+            raise WeightsError(f"{what} has averaged weights (EMA) only; take them: --use_ema, in Python ema=True")
+        return (self.averaged if averaged else self.raw), averaged
+
+    @property
+    def both(self) -> bool:
+        """Whether there is a choice at all."""
+        return self.raw is not None and self.averaged is not None
+
+
+def split(checkpoint: Mapping) -> Choice:
+    """Finds the raw and the averaged weights in a published checkpoint, by their names in it (see `AVERAGED`)."""
+    averaged = _first(checkpoint, AVERAGED)
+    flat = any(is_array(value) and value.shape for value in checkpoint.values())
+    raw = _first(checkpoint, WRAPPERS[:2] if flat else WRAPPERS)
+    if raw is None and averaged is None:
+        raw = checkpoint
+    if "ema_state_dict" in checkpoint and "message_hub" in checkpoint and raw is not None and averaged is not None:
+        raw, averaged = averaged, raw  # MMEngine swaps the two when it saves, so that its tests take the average
+    raw, averaged = (None if weights is None else _without_prefixes(weights) for weights in (raw, averaged))
+    if raw and averaged is None:  # MindCV's convention: they lie beside the raw ones
+        inside = {name[len(EMA_PREFIX) :]: value for name, value in raw.items() if name.startswith(EMA_PREFIX)}
+        if inside:
+            rest = {name: value for name, value in raw.items() if not name.startswith(EMA_PREFIX)}
+            return Choice(rest or None, inside)
+    alike = [name for name in checkpoint if re.search("ema|averag|swa|shadow", str(name), re.IGNORECASE)]
+    others = [str(n) for n in alike if n not in AVERAGED and _weights_in(checkpoint[n]) is not None]
+    return Choice(raw, averaged, others)
+
+
+def _first(checkpoint: Mapping, names: Sequence[str]) -> Optional[Mapping]:
+    """The weights under the first of some names under which there are any."""
+    found = (_weights_in(checkpoint[name]) for name in names if name in checkpoint)
+    return next((weights for weights in found if weights is not None), None)
+
+
+def _weights_in(value: Any, depth: int = 2) -> Optional[Mapping]:
+    if not isinstance(value, Mapping):
+        return None
+    if any(is_array(entry) for entry in value.values()):
+        return value
+    inner = (_weights_in(value[name], depth - 1) for name in INNER if name in value and depth)
+    return next((weights for weights in inner if weights is not None), None)
+
+
+def _without_prefixes(weights: Mapping) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for key, value in weights.items():
+        name = str(key)
+        while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
+            name = name[len(prefix) :]
+        if name in named:
+            raise WeightsError(f"There are two weights called {name}, with and without the prefix of a training tool")
+        named[name] = value
+    return named
+
+
+def unwrap(checkpoint: Mapping, use_ema: Optional[bool] = None) -> Mapping:
+    """The state dict in a published checkpoint, or itself (see `Choice.take`), without training tools' prefixes."""
+    return split(checkpoint).take(use_ema)[0]
 
 
 def from_layers(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -107,7 +183,7 @@ def recognise(model_name: str, source: Mapping, *frameworks: str) -> Dialect:
     return max(candidates, key=lambda dialect: len(source.keys() & set(key_map(model_name, dialect).values())))
 
 
-def from_torch(model_name: str, state_dict: Mapping, use_ema: bool = False) -> dict[str, np.ndarray]:
+def from_torch(model_name: str, state_dict: Mapping, use_ema: Optional[bool] = None) -> dict[str, np.ndarray]:
     """MindSpore parameters (name -> float32 array) of `model_name` from PyTorch weights.
 
     Recognised by their names: the authors' (SkaNet, VAN, LSKA), timm's for the SK-ResNets, and mmsegmentation's for
@@ -116,11 +192,11 @@ def from_torch(model_name: str, state_dict: Mapping, use_ema: bool = False) -> d
     Args:
         model_name: a model of mindska, for example "skanet_s".
         state_dict: the state dict (values: torch tensors or numpy arrays), or the authors' checkpoint around it
-            (`state_dict`, `state_dict_ema`, `model`; with or without the prefix `module.`).
-        use_ema: take `state_dict_ema` instead of `state_dict`.
+            (`state_dict`, `state_dict_ema`, `model`, `model_ema`, ...; with or without the prefix `module.`).
+        use_ema: True for the averaged weights, False for the raw ones, None for the averaged where there are any.
 
     Raises:
-        WeightsError: keys are missing or unknown, or have other shapes; the message lists them.
+        WeightsError: keys are missing or unknown, have other shapes, or no finite real values; the message lists them.
     """
     return translate(model_name, unwrap(state_dict, use_ema), "torch")[0]
 
@@ -182,6 +258,10 @@ def _differences(model_name: str, source: Mapping, dialect: Dialect) -> tuple[li
     return missing, unknown, wrong
 
 
+def _without_counters(source: Mapping) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key.rpartition(".")[2] not in COUNTERS}
+
+
 def rather(model_name: str, source: Mapping, *frameworks: str) -> str:
     """Return ", but NAME's" where the weights fit a relative of the model (another kernel or size), else nothing."""
     relatives = [name for name, module in OUR_MODELS.items() if module == OUR_MODELS.get(model_name)]
@@ -191,7 +271,7 @@ def rather(model_name: str, source: Mapping, *frameworks: str) -> str:
 
 def models_that_fit(source: Mapping, *frameworks: str, among: Optional[Sequence[str]] = None) -> list[str]:
     """Our models whose names and shapes are exactly those of `source` (the number of classes left open)."""
-    source = {key: value for key, value in source.items() if not key.endswith(IGNORED)}
+    source = _without_counters(source)
     return [
         name
         for name in (sorted(OUR_MODELS) if among is None else among)
@@ -211,9 +291,10 @@ def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[
         The parameters, and the dialect in which the source names them.
 
     Raises:
-        WeightsError: names are missing or unknown, or have other shapes; the message lists them.
+        WeightsError: names are missing or unknown, have other shapes, or values that are no weights; the message lists
+            them.
     """
-    source = {key: value for key, value in source.items() if not key.endswith(IGNORED)}
+    source = _without_counters(source)
     dialect = recognise(model_name, source, *frameworks)
     source = _shaped(model_name, source, dialect)
     missing, unknown, wrong = _differences(model_name, source, dialect)
@@ -225,7 +306,7 @@ def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[
             + listing("keys of another shape", wrong)
         )
     keys = key_map(model_name, dialect).items()
-    parameters = {name: as_float32(source[key]) for name, key in keys if key in source}
+    parameters = to_float32({name: source[key] for name, key in keys if key in source}, dict(keys))
     if dialect.bgr:
         first = first_weight(model_name)
         parameters[first] = np.ascontiguousarray(parameters[first][:, ::-1])
@@ -244,10 +325,65 @@ def _shaped(model_name: str, source: Mapping, dialect: Dialect) -> Mapping:
     return shaped
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array or a tensor; a hostile file may have anything under a known name, with any attributes."""
+    plain = isinstance(value, (Mapping, argparse.Namespace))
+    return isinstance(getattr(value, "shape", None), tuple) and not plain
+
+
 def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(getattr(value, "shape", ()))  # a hostile file may have anything under a known name
+    return tuple(value.shape) if is_array(value) else ()
+
+
+def to_float32(weights: Mapping[str, Any], keys: Mapping[str, str] = MappingProxyType({})) -> dict[str, np.ndarray]:
+    """Arrays, or PyTorch's tensors, as float32; `keys`: what a name is called in the file.
+
+    Raises:
+        WeightsError: values cannot be read as they are meant, or are NaN or infinite; the message lists the keys.
+    """
+    unfit = {keys.get(name, name): reason for name, value in weights.items() if (reason := value_problem(value))}
+    if unfit:
+        raise WeightsError(
+            "These are no plain weights." + listing("keys", [f"{key}: {reason}" for key, reason in unfit.items()])
+        )
+    with np.errstate(over="ignore"):
+        arrays = {name: as_float32(value) for name, value in weights.items()}
+    check_finite({keys.get(name, name): array for name, array in arrays.items()})
+    return arrays
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """WeightsError when values of some arrays are NaN, or infinite in float32."""
+    counts = {name: array.size - np.isfinite(array).sum() for name, array in arrays.items() if array.dtype.kind == "f"}
+    bad = [f"{name}: {count:,} of {arrays[name].size:,}" for name, count in counts.items() if count]
+    if bad:
+        raise WeightsError(
+            "Weights are NaN or infinite (in float32): the training that made them diverged, or the file is damaged; "
+            "take an earlier checkpoint." + listing("keys with such values", bad)
+        )
+
+
+def value_problem(value: Any) -> str:
+    """Why an array or a tensor cannot be made float32 without a loss; empty when it can."""
+    if not is_array(value):
+        return f"{type(value).__name__}, no array"
+    if hasattr(value, "untyped_storage") or hasattr(value, "layout"):  # PyTorch's, which need not be installed
+        if value.device.type == "meta":
+            return "on the device meta, which has a shape and no values; save the model after loading its weights"
+        if str(value.layout) != "torch.strided" or value.is_quantized or getattr(value, "is_nested", False):
+            return "sparse, quantised or nested; save it dense, in floating point"
+        held = value.untyped_storage().nbytes()
+        if value.numel() * value.element_size() > held:  # expanded: steps of 0
+            return f"of {value.numel():,} values, but the file has {held:,} bytes of them; save it .contiguous()"
+        kind = "c" if value.is_complex() else "f" if value.is_floating_point() else "i"
+    else:
+        value = np.asanyarray(value)
+        kind = "f" if "float" in value.dtype.name else value.dtype.kind  # ml_dtypes' have a kind of their own
+    if kind == "c":
+        return "complex; a network has real weights, and to drop the imaginary part would change them"
+    return "" if kind == "f" else f"of the type {str(value.dtype).removeprefix('torch.')}; expected floating point"
 
 
 def as_float32(value: Any) -> np.ndarray:
     """An array, or a tensor of PyTorch's, as float32; numpy does not know PyTorch's bfloat16."""
-    return np.asarray(value.float() if hasattr(value, "float") else value, dtype=np.float32)
+    return np.asarray(value.detach().cpu().float() if hasattr(value, "detach") else value, dtype=np.float32)

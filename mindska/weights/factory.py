@@ -1,4 +1,8 @@
-"""Strict loading behind `mindcv.create_model(..., checkpoint_path=...)`, for our models only."""
+"""Strict loading behind `mindcv.create_model(..., checkpoint_path=...)`, for our models only.
+
+Of a file with averaged and raw weights the averaged are taken, as everywhere, and it is said. MindCV's `ema=False` is
+its default, so it cannot mean "the raw ones": for these, `open_weights(path, ema=False).network()`. `ema=True` insists.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ def _load_model_checkpoint(model: nn.Cell, checkpoint_path: str = "", ema: bool 
     # MindCV's loader does nothing, without a word, when the file is missing or no name fits.
     inner = model.net if isinstance(model, FeatureExtractWrapper) else model
     if getattr(inner, "model_name", None) in OUR_MODELS:
-        load_checkpoint_into(inner, checkpoint_path, ema=ema)
+        load_checkpoint_into(inner, checkpoint_path, ema=ema or None)
     else:
         _mindcvs(model, checkpoint_path, ema, auto_mapping)
 

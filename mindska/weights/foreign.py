@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import pickletools
+import re
+import tarfile
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, NoReturn, Union
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from ..errors import few
 from .convert import WeightsError
+from .files import read_bytes
+from .protobuf import Field, check_fields, message_classes
+
+# What PyTorch's safe loader would make of a size in a pickle alone, without a byte of content.
+ALLOCATING = re.compile(
+    r"(builtins|__builtin__) bytearray|torch(\.\w+)? \w*Tensor|torch\.storage (Typed|Untyped)Storage"
+)
+MOST_PICKLED = 32_000_000  # bytes of a pickle: names, shapes, settings
+MOST_OPCODES = 3_000_000  # of a pickle; each may make an object
 
 
 def read_torch(path: Union[str, Path]) -> Mapping:
     """A PyTorch checkpoint, read by the safe loader only (tensors and plain containers; no code is run).
 
     Raises:
-        WeightsError: PyTorch is not installed, or the file holds anything else.
+        WeightsError: PyTorch is not installed, or the file holds anything else, or claims more than it holds.
     """
     try:
         import torch
@@ -29,10 +43,13 @@ def read_torch(path: Union[str, Path]) -> Mapping:
         raise WeightsError(
             f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
         ) from error
+    path = Path(path)
     try:
-        _refuse_compressed(Path(path))
+        _refuse_compressed(path)
+        _refuse_bombs(path)
         # timm saves its command line, an argparse.Namespace, with the weights: a plain container as well.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on protocols and types that are refused or not used
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -48,7 +65,7 @@ def read_torch(path: Union[str, Path]) -> Mapping:
 
 def _refuse_compressed(path: Path) -> None:
     """PyTorch stores its arrays uncompressed; a compressed archive may be a bomb that fills the memory."""
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:
@@ -56,6 +73,65 @@ def _refuse_compressed(path: Path) -> None:
                 f"{path} was not opened: it would unpack to {unpacked:,} bytes from {path.stat().st_size:,}, but "
                 f"PyTorch's files are not compressed"
             )
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether PyTorch takes the file for a zip archive: by its beginning, whatever lies at its end."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _refuse_bombs(path: Path) -> None:
+    """WeightsError when the pickles in a file make more than they hold: read, not run."""
+    if _is_zip(path):
+        with zipfile.ZipFile(path) as archive:
+            pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("pkl")]
+            if sum(entry.file_size for entry in pickles) > MOST_PICKLED:
+                _too_much(path)
+            streams = [_Bounded(io.BytesIO(archive.read(entry)), entry.file_size) for entry in pickles]
+    else:  # until version 1.5: five pickles, one behind the other, and then the arrays
+        with path.open("rb") as file:
+            if tarfile.is_tarfile(file):
+                raise WeightsError(f"{path} was not opened: it is a tar archive, as PyTorch wrote until version 0.1")
+        streams = [_Bounded(path.open("rb"), MOST_PICKLED)] * 5
+    try:
+        opcodes = 0
+        for stream in streams:
+            for opcode, argument, _ in pickletools.genops(stream):
+                opcodes += 1
+                if opcodes > MOST_OPCODES:
+                    _too_much(path)
+                if opcode.name == "GLOBAL" and ALLOCATING.fullmatch(argument):
+                    raise WeightsError(
+                        f"{path} was not opened: it holds more than plain weights ({argument.replace(' ', '.')})"
+                    )
+    finally:
+        for stream in streams:
+            stream.file.close()
+
+
+def _too_much(path: Path) -> NoReturn:
+    raise WeightsError(
+        f"{path} was not opened: it holds more than plain weights (its pickle has more than {MOST_PICKLED:,} bytes or "
+        f"{MOST_OPCODES:,} operations)"
+    )
+
+
+class _Bounded:
+    """What pickletools needs of a file, that never reads more than so many bytes, whatever a pickle claims."""
+
+    def __init__(self, file: BinaryIO, left: int) -> None:
+        self.file, self.left = file, left
+
+    def read(self, size: int) -> bytes:
+        content = self.file.read(max(0, min(size, self.left)))
+        self.left -= len(content)
+        return content
+
+    def readline(self) -> bytes:
+        content = self.file.readline(max(0, min(10_000, self.left)))
+        self.left -= len(content)
+        return content
 
 
 def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -71,50 +147,34 @@ def write_torch(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, path)
 
 
-# The part of Caffe's schema that weights need: message -> (field, number, type, whether it is repeated).
-Field = descriptor_pb2.FieldDescriptorProto
-CAFFE_SCHEMA = {
-    "BlobShape": [("dim", 1, Field.TYPE_INT64, True)],
-    "BlobProto": [
-        ("num", 1, Field.TYPE_INT32, False),  # the four dimensions of old files
-        ("channels", 2, Field.TYPE_INT32, False),
-        ("height", 3, Field.TYPE_INT32, False),
-        ("width", 4, Field.TYPE_INT32, False),
-        # Packed floats and doubles are bytes to protobuf's wire format; as numbers they would pass through Python's.
-        ("data", 5, Field.TYPE_BYTES, False),
-        ("shape", 7, "BlobShape", False),
-        ("double_data", 8, Field.TYPE_BYTES, False),
-    ],
-    "LayerParameter": [
-        ("name", 1, Field.TYPE_STRING, False),
-        ("type", 2, Field.TYPE_STRING, False),
-        ("blobs", 7, "BlobProto", True),
-    ],
-    "NetParameter": [
-        ("name", 1, Field.TYPE_BYTES, False),
-        ("layers", 2, Field.TYPE_BYTES, True),  # of version 1; only counted
-        ("layer", 100, "LayerParameter", True),
-    ],
-}
-
-
-@cache
-def caffe_message(name: str) -> Any:
-    """The protobuf class of a message of Caffe's, for example "NetParameter"."""
-    file = descriptor_pb2.FileDescriptorProto(name="mindska_caffe.proto", package="mindska_caffe", syntax="proto2")
-    for message, fields in CAFFE_SCHEMA.items():
-        definition = file.message_type.add(name=message)
-        for field, number, kind, repeated in fields:
-            label = Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL
-            entry = definition.field.add(name=field, number=number, label=label)
-            if isinstance(kind, str):
-                entry.type, entry.type_name = Field.TYPE_MESSAGE, f".mindska_caffe.{kind}"
-            else:
-                entry.type = kind
-                entry.options.packed = repeated
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"mindska_caffe.{name}"))
+# The part of Caffe's schema that weights need.
+CAFFE = message_classes(
+    "mindska_caffe",
+    {
+        "BlobShape": [("dim", 1, Field.TYPE_INT64, True)],
+        "BlobProto": [
+            ("num", 1, Field.TYPE_INT32, False),  # the four dimensions of old files
+            ("channels", 2, Field.TYPE_INT32, False),
+            ("height", 3, Field.TYPE_INT32, False),
+            ("width", 4, Field.TYPE_INT32, False),
+            # Packed numbers are bytes to protobuf's wire format; as numbers they would pass through Python's.
+            ("data", 5, Field.TYPE_BYTES, False),
+            ("shape", 7, "BlobShape", False),
+            ("double_data", 8, Field.TYPE_BYTES, False),
+        ],
+        "LayerParameter": [
+            ("name", 1, Field.TYPE_STRING, False),
+            ("type", 2, Field.TYPE_STRING, False),
+            ("blobs", 7, "BlobProto", True),
+        ],
+        "NetParameter": [
+            ("name", 1, Field.TYPE_BYTES, False),
+            ("layers", 2, Field.TYPE_BYTES, True),  # of version 1; only counted
+            ("layer", 100, "LayerParameter", True),
+        ],
+    },
+)
+MOST_CAFFE_FIELDS = 100_000  # of the net, its layers and its blobs; SKNet-101 has some 15,000
 
 
 def read_caffemodel(path: Union[str, Path]) -> dict[str, list[np.ndarray]]:
@@ -124,18 +184,25 @@ def read_caffemodel(path: Union[str, Path]) -> dict[str, list[np.ndarray]]:
         WeightsError: the file is damaged, no caffemodel, or of version 1.
     """
     try:
-        net = caffe_message("NetParameter").FromString(Path(path).read_bytes())
-    except DecodeError as error:
+        content = read_bytes(Path(path))
+        check_fields(content, CAFFE["NetParameter"], MOST_CAFFE_FIELDS)
+        net = CAFFE["NetParameter"].FromString(content)
+        names = [layer.name for layer in net.layer if layer.blobs]
+    except (DecodeError, ValueError) as error:  # the latter of names that are no text as well
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{path} is damaged or no caffemodel: {error}") from error
     if net.layers:
         raise WeightsError(
             f"{path} is a caffemodel of version 1 ({len(net.layers)} layers in the field `layers`); Caffe's "
             f"upgrade_net_proto_binary makes the present version of it"
         )
-    layers = {layer.name: [_blob(path, layer.name, blob) for blob in layer.blobs] for layer in net.layer if layer.blobs}
-    if not layers:
+    if not names:
         raise WeightsError(f"{path} is no caffemodel with weights: it has no layer with blobs")
-    return layers
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise WeightsError(f"{path} is damaged: several layers are called {few(twice)}")
+    return {layer.name: [_blob(path, layer.name, blob) for blob in layer.blobs] for layer in net.layer if layer.blobs}
 
 
 def _blob(path: Union[str, Path], layer: str, blob: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +14,24 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
+from ..errors import few, listing, printable
 from ..models.factory import OUR_MODELS, own_preprocessing
 from .convert import (
     HEAD,
     WeightsError,
+    check_finite,
     default_options,
     first_weight,
-    listing,
     models_that_fit,
     rather,
     recognise,
     translate,
 )
-from .files import sha256
+from .files import sha256, with_path
 from .names import Dialect
 from .source import Source, open_source
+
+log = logging.getLogger("mindska")
 
 KEPT = ("class_names", "epoch", "metric", "top1")  # of a file's record, in the record of a file made from it
 
@@ -119,19 +123,29 @@ def open_weights(path: Union[str, Path], model_name: str = "", ema: Optional[boo
     Raises:
         MissingWeights, WeightsError: the file does not fit the model; the message says whose it is where that is known.
     """
-    return _translated(open_source(path, ema), model_name)
+    weights = _translated(open_source(path, ema), model_name)
+    if ema is None:
+        say(weights.source, logging.WARNING)
+    return weights
 
 
-def describe(path: Union[str, Path], model_name: str = "") -> dict[str, Any]:
+def say(source: Source, level: int) -> None:
+    """One line in the log where a file has averaged and raw weights: which are taken."""
+    if source.choice:
+        log.log(level, "%s", printable(source.choice))
+
+
+def describe(path: Union[str, Path], model_name: str = "", ema: Optional[bool] = None) -> dict[str, Any]:
     """The record of a file of weights: its own, else what its content tells (see `Weights.record`).
 
     Args:
         model_name: the model, where it is known; of a model that is not ours only the file's own record is returned.
+        ema: see `open_weights`.
 
     Raises:
         MissingWeights, WeightsError.
     """
-    source = open_source(path)
+    source = open_source(path, ema)
     if source.record.get("preprocessing") or (model_name and model_name not in OUR_MODELS):
         return source.record
     return _translated(source, model_name).record()
@@ -147,11 +161,20 @@ def _translated(source: Source, model_name: str) -> Weights:
     try:
         parameters, dialect = translate(model_name, source.arrays, *source.frameworks)
     except WeightsError as error:
-        raise WeightsError(f"{path} does not fit {model_name}. {error}") from None
-    strange = set(source.record.get("network", ())) - set(default_options(model_name))
+        raise WeightsError(f"{path} does not fit {model_name}. {error}{_other_weights(source)}") from None
+    recorded, default = source.record.get("network", {}), default_options(model_name)
+    strange = set(recorded) - set(default)
     if strange:
-        raise WeightsError(f"{path} was trained with options that {model_name} does not have: {', '.join(strange)}")
+        raise WeightsError(f"{path} was trained with options that {model_name} does not have: {few(sorted(strange))}")
+    for name, value in recorded.items():
+        kinds = (int, float) if isinstance(default[name], float) else type(default[name])
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default[name], bool):
+            raise WeightsError(f"{path}: its record says {name}={value!r}; expected something like {default[name]!r}")
     return Weights(model_name, parameters, source, dialect)
+
+
+def _other_weights(source: Source) -> str:
+    return f"\n{source.choice}" if source.both else ""
 
 
 def _only_model(source: Source) -> str:
@@ -159,7 +182,7 @@ def _only_model(source: Source) -> str:
     if len(fitting) == 1:
         return fitting[0]
     which = f"it fits {' and '.join(fitting)}" if fitting else "no model of mindska has just these weights"
-    names = listing("it has", sorted(map(str, source.arrays)), limit=10) if not fitting else ""
+    names = listing("it has", sorted(map(str, source.arrays))) if not fitting else ""
     raise WeightsError(f"{source.path} does not say which model it is ({which}); name it with --model.{names}")
 
 
@@ -177,14 +200,20 @@ def read_weights(
     Raises:
         MissingWeights, WeightsError.
     """
+    return _read(path, model_name, ema, logging.INFO)
+
+
+def _read(
+    path: Union[str, Path], model_name: str, ema: Optional[bool], level: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     source = open_source(path, ema)
-    if model_name not in OUR_MODELS:
-        return dict(source.arrays), {}
-    own = not recognise(model_name, source.arrays, *source.frameworks).rules
-    if own and not source.record:
-        return dict(source.arrays), {}
-    weights = _translated(source, model_name)
-    return weights.parameters, weights.options
+    say(source, level)
+    ours = model_name in OUR_MODELS
+    if ours and (source.record or recognise(model_name, source.arrays, *source.frameworks).rules):
+        weights = _translated(source, model_name)
+        return weights.parameters, weights.options
+    with_path(source.path, check_finite, source.arrays)
+    return dict(source.arrays), {}
 
 
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
@@ -222,7 +251,7 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
 
 def load_checkpoint_into(net: nn.Cell, path: Union[str, Path], ema: Optional[bool] = None) -> None:
     """Loads a file of weights (see `read_weights`) into a model of mindska (see `load_into`)."""
-    weights, options = read_weights(path, net.model_name, ema)
+    weights, options = _read(path, net.model_name, ema, logging.WARNING)
     for name, value in options.items():
         if value != net.options[name]:
             raise WeightsError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from ..errors import UserError
-from .convert import WeightsError, from_layers, unwrap
-from .files import EMA_PREFIX, STATE_PREFIX, read_file, read_safetensors
+from ..errors import UserError, few, printable
+from .convert import STATE_PREFIX, WeightsError, from_layers, split
+from .files import MOST_BYTES, read_file, read_safetensors
 from .foreign import read_caffemodel, read_torch
+
+log = logging.getLogger("mindska")
 
 # kind of file -> the frameworks whose names its weights may have (see `names.py`)
 KINDS = {
@@ -32,6 +35,7 @@ class Source:
     Attributes:
         kind: "PyTorch", "safetensors", "Caffe" or "MindSpore".
         averaged: they are an average over the training (EMA).
+        both: the file has averaged and raw weights.
         record: what the file says of itself; of a file of ours everything, of others the epoch where it is known.
     """
 
@@ -39,7 +43,22 @@ class Source:
     kind: str
     arrays: Mapping[str, Any]
     averaged: bool = False
+    both: bool = False
     record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str:
+        """A line on the choice between averaged and raw weights; empty where there is none."""
+        if not self.both:
+            return ""
+        taken, other, words = (
+            ("averaged (EMA)", "raw", "--no-use_ema") if self.averaged else ("raw", "averaged (EMA)", "--use_ema")
+        )
+        value = not self.averaged
+        return (
+            f"{self.path}: the {taken} weights are taken; the file has the {other} ones as well ({words}, in train.py "
+            f"and validate.py --use_ema {str(value).lower()}; in Python open_weights(path, ema={value}))"
+        )
 
     @property
     def frameworks(self) -> tuple[str, ...]:
@@ -57,8 +76,13 @@ def kind_of(path: Union[str, Path]) -> str:
     path = Path(path)
     if not path.is_file():
         raise MissingWeights(f"No checkpoint at {path.absolute()}")
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    if path.stat().st_size > MOST_BYTES:
+        raise WeightsError(f"{path} has {path.stat().st_size:,} bytes; expected at most {MOST_BYTES:,}")
     if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
         return "PyTorch"  # a zip archive, or a pickle as PyTorch wrote until version 1.5
     if head[8:9] == b"{":
@@ -92,17 +116,21 @@ def open_source(path: Union[str, Path], ema: Optional[bool] = None) -> Source:
     path, kind = Path(path), kind_of(path)
     if kind == "PyTorch":
         loaded = read_torch(path)
-        averaged = isinstance(loaded.get("state_dict_ema"), Mapping) if ema is None else ema
-        known = {name: loaded[name] for name in ("epoch", "metric") if isinstance(loaded.get(name), (int, float))}
-        return Source(path, kind, unwrap(loaded, averaged), averaged, known)
-    if kind == "Caffe":
-        arrays, record = from_layers(read_caffemodel(path)), {}
+        choice = split(loaded)
+        record = {name: loaded[name] for name in ("epoch", "metric") if _is_number(loaded.get(name))}
     else:
-        arrays, record = (read_safetensors if kind == "safetensors" else read_file)(path)
-    average = {name[len(EMA_PREFIX) :]: array for name, array in arrays.items() if name.startswith(EMA_PREFIX)}
-    if ema and not average:
-        raise WeightsError(f"{path} has no averaged (EMA) weights")
-    if average and (ema or (ema is None and record.get("weights") != "raw")):  # the raw ones scored higher
-        return Source(path, kind, average, True, record)
-    raw = {name: array for name, array in arrays.items() if not name.startswith((EMA_PREFIX, STATE_PREFIX))}
-    return Source(path, kind, raw, False, record)
+        if kind == "Caffe":
+            arrays, record = from_layers(read_caffemodel(path)), {}
+        else:
+            arrays, record = (read_safetensors if kind == "safetensors" else read_file)(path)
+        choice = split({name: array for name, array in arrays.items() if not name.startswith(STATE_PREFIX)})
+    if ema is None and choice.both and record.get("weights") == "raw":
+        ema = False  # of a run: the raw weights scored higher
+    weights, averaged = choice.take(ema, str(path))
+    if choice.others:
+        log.warning("%s also has weights under %s, which are not read", printable(path), few(choice.others))
+    return Source(path, kind, weights, averaged, choice.both, record)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # no NaN either

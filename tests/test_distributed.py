@@ -351,9 +351,7 @@ def test_the_address_of_rank_0(monkeypatch):
     assert cluster.address_of_rank_0(["no.such.name"] * 3) == "127.0.0.1", "one host: its name is not asked for"
     with pytest.raises(SettingError, match="another rank's host, 'b.invalid', leads to no IPv4 .* set MS_SCHED_HOST"):
         cluster.address_of_rank_0(["a.invalid", "a.invalid", "b.invalid"])
-    with pytest.raises(
-        SettingError, match="hosts are a, localhost, .* 127.0.0.1, which only its own .* MS_SCHED_HOST"
-    ):
+    with pytest.raises(SettingError, match="hosts are a, localhost, .* 127.0.0.1, which only its own .* MS_SCHED_HOST"):
         cluster.address_of_rank_0(["a", "localhost"])
     monkeypatch.setenv("MS_SCHED_HOST", "::1")
     assert cluster.address_of_rank_0(["a", "a"]) == "127.0.0.1"

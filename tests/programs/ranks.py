@@ -2,13 +2,22 @@
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 
 import numpy as np
 
-from mindska import distributed as module
-from mindska.distributed import all_reduce_sum, barrier, broadcast_object, distributed
+from mindska.distributed import (
+    all_gather_object,
+    all_reduce_sum,
+    barrier,
+    broadcast_object,
+    cluster,
+    distributed,
+    links,
+)
 
 
 def collectives(world):
@@ -32,15 +41,32 @@ def collectives(world):
     assert total.dtype == np.int64 and total.tolist() == [world.size * (2**40 + 1), ranks], total
     assert all_reduce_sum(np.float32(0.5)) == 0.5 * world.size
     assert broadcast_object({"from": world.rank}) == {"from": 0}
+    assert all_gather_object({"from": world.rank}) == [{"from": rank} for rank in range(world.size)]
     assert str(world.threads) in (os.environ.get("OMP_NUM_THREADS"), os.environ.get("MINDSKA_THREADS"))
+
+
+def port_taken(world):
+    collectives(world)
+
+
+def strangers(world):
+    collectives(world)
 
 
 def uneven(world):
     time.sleep(5 * (world.rank == 0))
 
 
+def stopped(world):
+    """Longer than MindSpore's own limit (30 seconds) for heartbeats, and for a rank that is late for a collective."""
+    if world.rank == 1:
+        subprocess.Popen(["sh", "-c", f"sleep 40; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    collectives(world)
+
+
 def patient(world):
-    time.sleep(40 * (world.rank == 0))  # MindSpore's collectives on CPU give up after 30 seconds
+    time.sleep(40 * (world.rank == 0))
     barrier()
     collectives(world)
 
@@ -71,7 +97,15 @@ def stuck():
 
 if __name__ == "__main__":
     if sys.argv[1] == "without_scheduler":
-        module._SCHEDULER = "raise SystemExit('the scheduler says no')"
+        cluster.SCHEDULER = "raise SystemExit('the scheduler says no')"
+    if sys.argv[1] == "port_taken":  # by another program, between rank 0's choice and the scheduler's start
+        squatter = socket.create_server(("127.0.0.1", 0), backlog=100)
+        ports = iter([squatter.getsockname()[1]] * 2)  # asked for once to see whether the address is this host's
+        free_port = cluster.free_port
+        cluster.free_port = lambda host: next(ports, None) or free_port(host)
+    if sys.argv[1] == "strangers" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        connect = links.connect_to_rank_0
+        links.connect_to_rank_0 = lambda *arguments: time.sleep(3) or connect(*arguments)  # they come first
     with distributed("CPU") as world:
         assert world.rank == int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("MS_NODE_ID", "0"))
         print(f"world {world} mpi {'mpi4py.MPI' in sys.modules}", flush=True)

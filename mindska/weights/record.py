@@ -151,9 +151,9 @@ FIELDS: dict[str, Check] = dict(
     top1=_number(0, 100),
     weights=_choice("averaged", "raw"),  # of a run's best checkpoint: which of them scored higher
     run_id=_or_none(_text(100)),
-    environment=_mapping({}),
-    train_set=_mapping({}),
-    validation=_mapping({}),
+    environment=_or_none(_mapping({})),
+    train_set=_or_none(_mapping({})),
+    validation=_or_none(_mapping({})),
     config=_mapping({}),
     progress=_mapping({}),
     world_size=_number(1, 1_000_000, whole=True),

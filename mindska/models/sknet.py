@@ -30,10 +30,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, HeUniform, initializer
 
-from .. import kernels
 from .factory import register_variants
 from .layers.backbone import Backbone
-from .layers.blocks import DropPath, FusingConv, batch_norm, conv
+from .layers.blocks import DropPath, batch_norm, conv
 
 __all__ = ["SKNet"]
 
@@ -41,29 +40,21 @@ CAFFE_MOMENTUM = 0.95
 
 
 class ConvNorm(nn.Cell):
-    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)
+    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)"""
 
-    With a shortcut (B, C, H/s, W/s) to the call, ReLU of the sum with that.
-    """
-
-    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, then: str = "", **kwargs) -> None:
+    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, **kwargs) -> None:
         super().__init__()
-        self.conv = conv(cin, cout, has_bias=False, then=then or "relu" * relu, **kwargs)
-        self.norm = batch_norm(cout, momentum, relu)
-        self.fusing = isinstance(self.conv, FusingConv)
+        self.conv = conv(cin, cout, has_bias=False, **kwargs)
+        self.norm = batch_norm(cout, momentum)
+        self.relu = relu
 
-    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
-        if self.fusing and not self.norm.training and self.conv.fuses(x):
-            return self.conv.then(x, shortcut, self.norm.affine())
+    def construct(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return x if shortcut is None else ops.relu(x + shortcut)
+        return ops.relu(x) if self.relu else x
 
 
 class SelectiveKernel(nn.Cell):
     """Selective kernel convolution (paper, section 3.1). (B, Cin, H, W) -> (B, C, H/s, W/s)
-
-    Split: one convolution a path. Fuse: the mean of the paths' sum, reduced to `reduced` channels. Select: a softmax
-    over the paths weighs them, channel by channel.
 
     Args:
         paths: (kernel, dilation) of each path.
@@ -82,31 +73,34 @@ class SelectiveKernel(nn.Cell):
         )
         self.fc1 = ConvNorm(cout, reduced, momentum)
         self.fc2 = conv(reduced, self.count * cout, has_bias=False)
-        self.fuse, self.weigh = kernels.fuse(), kernels.select()
 
-    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the paths' weights (B, paths, C)."""
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Split: one convolution a path, each (B, C, H/s, W/s)."""
         parts = ops.chunk(x, self.count, axis=1) if self.split_input else (x,) * self.count
-        outputs = [path(part) for path, part in zip(self.paths, parts)]
-        by_operator = self.fuse is not None and self.count == 2 and self.fuse.takes(x)
-        if by_operator:
-            mean = self.fuse(outputs[0], outputs[1])
-        else:
-            fused = outputs[0]
-            for output in outputs[1:]:
-                fused = fused + output
-            mean = ops.mean(fused, (2, 3), keep_dims=True)
-        logits = self.fc2(self.fc1(mean))  # (B, paths * C, 1, 1)
-        weights = ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
-        if by_operator:
-            return self.weigh(outputs[0], outputs[1], weights), weights
+        return [path(part) for path, part in zip(self.paths, parts)]
+
+    def fuse(self, outputs: list[Tensor]) -> Tensor:
+        """Fuse: the mean over the pixels of the paths' sum, (B, C, 1, 1)."""
+        total = outputs[0]
+        for output in outputs[1:]:
+            total = total + output
+        return ops.mean(total, (2, 3), keep_dims=True)
+
+    def attention(self, fused: Tensor) -> Tensor:
+        """What weighs the paths, channel by channel: a softmax over them, (B, paths, C)."""
+        logits = self.fc2(self.fc1(fused))  # (B, paths * C, 1, 1)
+        return ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
+
+    def select(self, outputs: list[Tensor], weights: Tensor) -> Tensor:
+        """Select: the paths' sum, each times its weights."""
         selected = outputs[0] * weights[:, 0].reshape(-1, self.cout, 1, 1)
         for i in range(1, self.count):
             selected = selected + outputs[i] * weights[:, i].reshape(-1, self.cout, 1, 1)
-        return selected, weights
+        return selected
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.select(x)[0]
+        outputs = self.split(x)
+        return self.select(outputs, self.attention(self.fuse(outputs)))
 
 
 class SKUnit(nn.Cell):
@@ -116,7 +110,7 @@ class SKUnit(nn.Cell):
     shortcut where the size or the number of channels changes.
     """
 
-    def __init__(self, reduce, sk: SelectiveKernel, increase: ConvNorm, proj, drop_path: float) -> None:
+    def __init__(self, reduce: nn.Cell, sk: nn.Cell, increase: nn.Cell, proj: nn.Cell, drop_path: float) -> None:
         super().__init__()
         self.reduce = reduce
         self.sk = sk
@@ -124,16 +118,8 @@ class SKUnit(nn.Cell):
         self.proj = proj
         self.drop_path = DropPath(drop_path)
 
-    def select(self, x: Tensor, uniform: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
-        """The output, and the paths' weights (B, paths, C)."""
-        y, weights = self.sk.select(self.reduce(x) if self.reduce is not None else x)
-        shortcut = self.proj(x) if self.proj is not None else x
-        if not self.training:
-            return self.increase(y, shortcut), weights
-        return ops.relu(self.drop_path(self.increase(y), uniform) + shortcut), weights
-
-    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
-        return self.select(x, uniform)[0]
+    def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        return ops.relu(self.drop_path(self.increase(self.sk(self.reduce(x))), noise) + self.proj(x))
 
 
 class StemPool(nn.Cell):
@@ -221,12 +207,14 @@ class SKNet(Backbone):
         def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
             width, cout = widths[stage], channels[stage]
             return SKUnit(
-                ConvNorm(cin, width, momentum) if bottleneck else None,
+                ConvNorm(cin, width, momentum) if bottleneck else nn.Identity(),
                 SelectiveKernel(
                     width if bottleneck else cin, width, reduced[stage], paths, groups, stride, momentum, split_input
                 ),
-                ConvNorm(width, cout, momentum, relu=False, then="add_relu", kernel=1 if bottleneck else 3),
-                ConvNorm(cin, cout, momentum, relu=False, stride=stride) if stride > 1 or cin != cout else None,
+                ConvNorm(width, cout, momentum, relu=False, kernel=1 if bottleneck else 3),
+                ConvNorm(cin, cout, momentum, relu=False, stride=stride)
+                if stride > 1 or cin != cout
+                else nn.Identity(),
                 drop_path,
             )
 
@@ -252,28 +240,28 @@ class SKNet(Backbone):
             elif isinstance(cell, SKUnit) and zero_init_last:
                 cell.increase.norm.gamma.set_data(initializer("zeros", cell.increase.norm.gamma.shape))
 
-    def _forward(self, x: Tensor, noise: Optional[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+        """The outputs of the stem and of the stages."""
         x = self.stem(x)
-        features, weights, index = [x], [], 0
+        features, index = [x], 0
         x = self.pool(x)
         for stage in self.stages:
             for unit in stage:
-                x, weight = unit.select(x, None if noise is None else noise[:, index])
-                weights.append(weight)
+                x = unit(x, None if noise is None else noise[:, index])
                 index += 1
             features.append(x)
-        return features, weights
-
-    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
-        """The outputs of the stem and of the stages."""
-        return self._forward(x, noise)[0]
+        return features
 
     def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
         """What each unit's softmax chooses for x (B, 3, H, W): unit, as "stages.0.0" -> (B, paths, C), summing to 1
         over the paths, the smallest kernel first. The paper's section 5 draws its figures from these.
         """
-        names = [f"stages.{i}.{j}" for i, stage in enumerate(self.stages) for j in range(len(stage))]
-        return dict(zip(names, self._forward(x, None)[1]))
+        weights, x = {}, self.pool(self.stem(x))
+        for i, stage in enumerate(self.stages):
+            for j, unit in enumerate(stage):
+                weights[f"stages.{i}.{j}"] = unit.sk.attention(unit.sk.fuse(unit.sk.split(unit.reduce(x))))
+                x = unit(x)
+        return weights
 
 
 CAFFE = dict(

@@ -1,9 +1,7 @@
-"""SKNet, selective kernel networks: as its authors published them, and timm's SK-ResNets.
+"""SKNet, selective kernel networks, as its authors published them.
 
-Source: Li et al., Selective Kernel Networks, CVPR 2019, and the authors' Caffe networks; timm's `sknet.py` for
-`sk_resnet*` and `sk_resnext*`. Both are held to figures of the originals by the parity tests.
-
-The authors' (`sknet50`, `sknet101`), where they differ from their paper or from a usual ResNet:
+Source: Li et al., Selective Kernel Networks, CVPR 2019, and the authors' Caffe networks, to whose figures the parity
+tests hold this port. Where theirs (`sknet50`, `sknet101`) differ from their paper or from a usual ResNet:
 
 - The attention's reduced width is 32, 32, 32, 64 by stage; in SKNet-101 it is 32, 16, 32, 64. The paper's formula,
   max(C / 16, 32), gives 32 in SKNet-101's second stage: the published network is followed.
@@ -16,10 +14,6 @@ The authors' (`sknet50`, `sknet101`), where they differ from their paper or from
 `sknet26` is the paper's smaller network (two units a stage) and `sknet29_16x32d` its CIFAR network: for neither is a
 definition published. The latter is ResNeXt-29 16x32d with a 1x1 and a 3x3 path, G = 16 and r = 32: with two 3x3 paths
 it would grow by 11 M parameters over ResNeXt-29's 25 M, more than the network of the paper does.
-
-timm's (`sk_resnet18`, `sk_resnet34`, `sk_resnet50`, `sk_resnext50_32x4d`): in the first three each path sees one half
-of the input. MindCV's models of nearly these names, `skresnet*`, are left alone. Its `skresnext50_32x4d` has neither
-the 32 groups nor the width 4 of its name (37.2 M parameters instead of 27.5 M), and its units no first ReLU.
 """
 
 from __future__ import annotations
@@ -33,6 +27,7 @@ from mindspore.common.initializer import HeNormal, HeUniform, initializer
 from .factory import register_variants
 from .layers.backbone import Backbone
 from .layers.blocks import DropPath, batch_norm, conv
+from .layers.pooling import StemPool
 
 __all__ = ["SKNet"]
 
@@ -65,12 +60,8 @@ class SelectiveKernel(nn.Cell):
         super().__init__()
         self.cout, self.count, self.split_input = cout, len(paths), split_input
         cin = cin // self.count if split_input else cin
-        self.paths = nn.CellList(
-            [
-                ConvNorm(cin, cout, momentum, kernel=kernel, stride=stride, dilation=dilation, group=group)
-                for kernel, dilation in paths
-            ]
-        )
+        options = dict(stride=stride, group=group)
+        self.paths = nn.CellList([ConvNorm(cin, cout, momentum, kernel=k, dilation=d, **options) for k, d in paths])
         self.fc1 = ConvNorm(cout, reduced, momentum)
         self.fc2 = conv(reduced, self.count * cout, has_bias=False)
 
@@ -122,37 +113,6 @@ class SKUnit(nn.Cell):
         return ops.relu(self.drop_path(self.increase(self.sk(self.reduce(x))), noise) + self.proj(x))
 
 
-class StemPool(nn.Cell):
-    """Maximum over 3x3 with stride 2. (B, C, H, W), not negative -> (B, C, H/2, W/2), rounded up or down
-
-    `padded`: by 1 on every side (timm). Else not, and the number of windows is rounded up (Caffe).
-    """
-
-    def __init__(self, padded: bool) -> None:
-        super().__init__()
-        self.padded = padded
-        self.overhanging = nn.MaxPool2d(3, 2, pad_mode="same")
-        self.fitting = nn.MaxPool2d(3, 2, pad_mode="valid")
-
-    def construct(self, x: Tensor) -> Tensor:
-        even = (x.shape[2] % 2 == 0, x.shape[3] % 2 == 0)
-        if not self.padded and all(even):  # "same" then pads one row and column, at the lower right
-            return self.overhanging(x)
-        # After a ReLU a border of zeros changes no maximum. It is joined on because the gradient of `ops.pad` is wrong
-        # from its second run on (MindSpore 2.8, graph mode on CPU).
-        row = ops.zeros_like(x[:, :, :1])
-        if self.padded:
-            x = ops.concat((row, x, row), axis=2)
-        elif even[0]:
-            x = ops.concat((x, row), axis=2)
-        column = ops.zeros_like(x[:, :, :, :1])
-        if self.padded:
-            x = ops.concat((column, x, column), axis=3)
-        elif even[1]:
-            x = ops.concat((x, column), axis=3)
-        return self.fitting(x)
-
-
 class SKNet(Backbone):
     """SKNet.
 
@@ -191,10 +151,8 @@ class SKNet(Backbone):
     ) -> None:
         first = 1 if stem == "cifar" else 2  # stride of the stem; pooling doubles it
         strides = [first * (1 if stem == "cifar" else 2) * 2**i for i in range(len(depths))]
-        names = ["stem"] + [f"stages.{i}" for i in range(len(depths))]
-        super().__init__(
-            (64, *channels), (first, *strides), names, sum(depths), drop_path_rate=drop_path_rate, **kwargs
-        )
+        names, kwargs["drop_path_rate"] = ["stem", *(f"stages.{i}" for i in range(len(depths)))], drop_path_rate
+        super().__init__((64, *channels), (first, *strides), names, sum(depths), **kwargs)
         self.stem = ConvNorm(in_channels, 64, momentum, kernel=3 if stem == "cifar" else 7, stride=first)
         self.pool = {
             "caffe": StemPool(padded=False),
@@ -206,16 +164,14 @@ class SKNet(Backbone):
 
         def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
             width, cout = widths[stage], channels[stage]
+            kernels = dict(paths=paths, group=groups, stride=stride, momentum=momentum, split_input=split_input)
+            keeps_shape = stride == 1 and cin == cout
             return SKUnit(
-                ConvNorm(cin, width, momentum) if bottleneck else nn.Identity(),
-                SelectiveKernel(
-                    width if bottleneck else cin, width, reduced[stage], paths, groups, stride, momentum, split_input
-                ),
-                ConvNorm(width, cout, momentum, relu=False, kernel=1 if bottleneck else 3),
-                ConvNorm(cin, cout, momentum, relu=False, stride=stride)
-                if stride > 1 or cin != cout
-                else nn.Identity(),
-                drop_path,
+                reduce=ConvNorm(cin, width, momentum) if bottleneck else nn.Identity(),
+                sk=SelectiveKernel(width if bottleneck else cin, width, reduced[stage], **kernels),
+                increase=ConvNorm(width, cout, momentum, relu=False, kernel=1 if bottleneck else 3),
+                proj=nn.Identity() if keeps_shape else ConvNorm(cin, cout, momentum, relu=False, stride=stride),
+                drop_path=drop_path,
             )
 
         rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
@@ -233,18 +189,16 @@ class SKNet(Backbone):
         """He's normal distribution for convolutions, PyTorch's uniform one for the classifier (as in timm)."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, nn.Conv2d):
-                value = initializer(HeNormal(mode="fan_out", nonlinearity="relu"), cell.weight.shape)
-                cell.weight.set_data(value)
+                cell.weight.set_data(initializer(HeNormal(mode="fan_out", nonlinearity="relu"), cell.weight.shape))
             elif isinstance(cell, nn.Dense):
                 cell.weight.set_data(initializer(HeUniform(5**0.5), cell.weight.shape))
             elif isinstance(cell, SKUnit) and zero_init_last:
-                cell.increase.norm.gamma.set_data(initializer("zeros", cell.increase.norm.gamma.shape))
+                cell.increase.norm.gamma.set_data(ops.zeros_like(cell.increase.norm.gamma))
 
     def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         """The outputs of the stem and of the stages."""
-        x = self.stem(x)
-        features, index = [x], 0
-        x = self.pool(x)
+        features, index = [self.stem(x)], 0
+        x = self.pool(features[0])
         for stage in self.stages:
             for unit in stage:
                 x = unit(x, None if noise is None else noise[:, index])
@@ -271,13 +225,6 @@ CAFFE = dict(
     mean=(123 / 255, 117 / 255, 104 / 255),
     std=(1 / 255, 1 / 255, 1 / 255),
 )
-IMAGENET = dict(
-    input_size=(3, 224, 224),
-    crop_pct=0.875,
-    interpolation="bicubic",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
 CIFAR = dict(
     input_size=(3, 32, 32),
     crop_pct=1.0,
@@ -286,57 +233,18 @@ CIFAR = dict(
     std=(0.2470, 0.2435, 0.2616),
 )
 
-WIDE = dict(channels=(256, 512, 1024, 2048))
-TIMM = dict(stem="timm", momentum=0.9, zero_init_last=True)
-BASIC = dict(
-    widths=(64, 128, 256, 512),
-    channels=(64, 128, 256, 512),
-    reduced=(16, 16, 32, 64),
-    groups=1,
-    bottleneck=False,
-    split_input=True,
-    **TIMM,
-)
+WIDE = dict(widths=(128, 256, 512, 1024), channels=(256, 512, 1024, 2048))
+CIFAR_NET = dict(widths=(512, 1024, 2048), channels=(256, 512, 1024), groups=16, stem="cifar", momentum=0.9)
 
 VARIANTS = {
-    "sknet26": dict(depths=(2, 2, 2, 2), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE),
-    "sknet50": dict(depths=(3, 4, 6, 3), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE),
-    "sknet101": dict(depths=(3, 4, 23, 3), widths=(128, 256, 512, 1024), reduced=(32, 16, 32, 64), **WIDE),
-    "sknet29_16x32d": dict(
-        depths=(3, 3, 3),
-        widths=(512, 1024, 2048),
-        channels=(256, 512, 1024),
-        reduced=(32, 32, 64),
-        paths=((1, 1), (3, 1)),
-        groups=16,
-        stem="cifar",
-        momentum=0.9,
-    ),
-    "sk_resnet18": dict(depths=(2, 2, 2, 2), **BASIC),
-    "sk_resnet34": dict(depths=(3, 4, 6, 3), **BASIC),
-    "sk_resnet50": dict(
-        depths=(3, 4, 6, 3),
-        widths=(64, 128, 256, 512),
-        reduced=(8, 8, 16, 32),
-        groups=1,
-        split_input=True,
-        **WIDE,
-        **TIMM,
-    ),
-    "sk_resnext50_32x4d": dict(
-        depths=(3, 4, 6, 3), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE, **TIMM
-    ),
+    "sknet26": dict(depths=(2, 2, 2, 2), reduced=(32, 32, 32, 64), **WIDE),
+    "sknet50": dict(depths=(3, 4, 6, 3), reduced=(32, 32, 32, 64), **WIDE),
+    "sknet101": dict(depths=(3, 4, 23, 3), reduced=(32, 16, 32, 64), **WIDE),
+    "sknet29_16x32d": dict(depths=(3, 3, 3), reduced=(32, 32, 64), paths=((1, 1), (3, 1)), **CIFAR_NET),
 }
 
-default_cfgs = {
-    name: dict(
-        url="",
-        num_classes=10 if row.get("stem") == "cifar" else 1000,
-        first_conv="stem.conv",
-        classifier="classifier",
-        **{"caffe": CAFFE, "timm": IMAGENET, "cifar": CIFAR}[row.get("stem", "caffe")],
-    )
-    for name, row in VARIANTS.items()
-}
+HEAD = dict(url="", first_conv="stem.conv", classifier="classifier")
+default_cfgs = {name: dict(num_classes=1000, **HEAD, **CAFFE) for name in VARIANTS}
+default_cfgs["sknet29_16x32d"] = dict(num_classes=10, **HEAD, **CIFAR)
 
 register_variants(__name__, SKNet, VARIANTS)

@@ -1,6 +1,5 @@
 """Every accelerated form computes what its plain cell does: forward and gradient, in every state, in either mode."""
 
-import ast
 import re
 from functools import cache
 
@@ -8,7 +7,6 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import pytest
-from commands import ROOT
 from mindspore import Tensor, nn
 
 from mindska import kernels
@@ -233,11 +231,3 @@ def test_a_compiled_network_forgets_its_graph(graph):
 def test_features_are_accelerated_as_well():
     net = mindcv.create_model("van_tiny", features_only=True)
     assert is_accelerated(net) and len(net.set_train(False)(Tensor(np.zeros((1, 3, 64, 64), np.float32)))) == 4
-
-
-def test_models_import_neither_operators_nor_acceleration():
-    for path in (ROOT / "mindska" / "models").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                words = f"{getattr(node, 'module', '')} {' '.join(alias.name for alias in node.names)}"
-                assert not re.search(r"\b(kernels|acceleration|training)\b", words), (path, words)

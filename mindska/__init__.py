@@ -18,6 +18,8 @@ from mindspore import nn
 atexit.register(delattr, nn.Cell, "__del__")
 
 # Registers the models. Afterwards: mindcv.create_model("skanet_s").
-from . import models, weights
+from . import acceleration, models, weights
 
-__all__ = ["distributed", "models", "weights"]
+models.factory.AFTER_CREATION.append(acceleration.accelerate)
+
+__all__ = ["acceleration", "distributed", "models", "weights"]

@@ -11,7 +11,6 @@ the command fails and lists them. The result carries a record: model, source and
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,8 +22,6 @@ from mindska.models.factory import OUR_MODELS
 from mindska.weights import Weights, open_weights
 from mindska.weights.convert import HEAD
 from mindska.weights.write import check_target, write_weights
-
-REFERENCE = Path(__file__).parent.parent / "tests" / "parity"
 
 
 def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
@@ -71,11 +68,10 @@ def read_class_names(path: Path) -> list[str]:
 
 def verify(weights: Weights) -> dict[str, Any]:
     """The difference from the PyTorch reference, for the record; SettingError when it is too large."""
-    sys.path.insert(0, str(REFERENCE))
     try:
-        from verify import compare
+        from mindska.reference.verify import compare
     except ImportError as error:
-        raise SettingError(f"--verify needs PyTorch and the tests of the repository: {error}") from error
+        raise SettingError(f"--verify needs PyTorch (pip install torch): {error}") from error
     difference, bound = compare(weights)
     print(
         f"verified: outputs differ from the PyTorch reference's in float64 by {difference:.1e} "

@@ -6,6 +6,8 @@ import re
 import pytest
 from commands import script
 
+from mindska.benchmark import measure, tables
+
 benchmark = script("benchmark")
 
 
@@ -25,27 +27,27 @@ def test_tables():
         result("PyTorch", "train", 3.0),
         result("mindska", "train", 2.0),
     ]
-    assert benchmark.summary(results).splitlines()[2:] == [
+    assert tables.summary(results).splitlines()[2:] == [
         "| `skanet_nano`, 64, batch 8 | forward | 2.000 s | 2.00 | 4.00 |",
         "| `skanet_nano`, 64, batch 8 | train | 3.000 s | 1.50 | — |",
         "",
     ]
-    rows = benchmark.table(results, 1e9, {("skanet_nano", 64): 1e7}).splitlines()[2:]
+    rows = tables.table(results, 1e9, {("skanet_nano", 64): 1e7}).splitlines()[2:]
     assert len(rows) == 5 and "| 0.500 (0.250 to 1.000) | 4.00 | 1.00 GB (1.00) | 1.5 s | 16 % |" in rows[2]
     assert rows[4].endswith("12 % |"), "a training step has three times the forward's products"
-    assert benchmark.summary(results[1:2]) == ""
-    assert "| `skanet_nano` | forward | 64 | 8 | 1 | PyTorch | 2.000 | 4.0 |" in benchmark.scaling_table(results)
+    assert tables.summary(results[1:2]) == ""
+    assert "| `skanet_nano` | forward | 64 | 8 | 1 | PyTorch | 2.000 | 4.0 |" in tables.scaling_table(results)
 
 
 def test_what_is_asked_for_is_what_is_measured():
     options = benchmark.parse(["--what", "forward", "train", "--kernels", "off", "--batch", "4", "--compile"])
-    asked = benchmark.ours("sknet50", options)
+    asked = measure.ours("sknet50", options)
     assert [(v.what, v.kernels, v.size, v.batch) for v in asked] == [
         ("forward", False, 224, 4),
         ("train", False, 224, 4),
     ]
-    assert [v.library for v in benchmark.others("train", "sknet50", 224, 4, options)] == ["pytorch", "compiled"]
-    assert [v.kernels for v in benchmark.ours("sknet50", benchmark.parse(["--what", "train"]))] == [True, False]
+    assert [v.library for v in measure.others("train", "sknet50", 224, 4, options)] == ["pytorch", "compiled"]
+    assert [v.kernels for v in measure.ours("sknet50", benchmark.parse(["--what", "train"]))] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-import torch_skanet
-import torch_sknet
 from commands import ROOT, script
 from mindspore import Tensor
 from safetensors.numpy import save_file
@@ -20,6 +18,8 @@ from safetensors.numpy import save_file
 from mindska import recipe
 from mindska.config import Config
 from mindska.models.factory import own_preprocessing
+from mindska.reference import skanet as torch_skanet
+from mindska.reference import sknet as torch_sknet
 from mindska.weights import describe, open_weights, read_caffemodel
 from mindska.weights.convert import key_map
 from mindska.weights.names import dialects

@@ -10,7 +10,8 @@ import pytest
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from mindska.models.sknet import VARIANTS, StemPool
+from mindska.models import sk_resnet, sknet
+from mindska.models.layers.pooling import StemPool
 from mindska.weights import WeightsError, from_caffe, from_torch
 
 COUNTS = json.loads((Path(__file__).parent / "parity" / "goldens" / "counts.json").read_text())
@@ -21,7 +22,7 @@ def images(*shape, seed=0):
     return Tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*sknet.VARIANTS, *sk_resnet.VARIANTS])
 def test_parameter_count_of_every_variant(name):
     expected = PARAMETERS.get(name) or COUNTS[name.replace("sk_", "sk")]["params"]
     with no_init_parameters():
@@ -61,7 +62,7 @@ def test_attention_weights_choose_between_the_paths():
     unit = net.stages[0][0].sk
     unit.fc2.weight.set_data(ms.ops.zeros_like(unit.fc2.weight))
     y = images(1, 64, 8, 8)
-    half, even = unit.select(y)
+    half, even = unit(y), unit.attention(unit.fuse(unit.split(y)))
     np.testing.assert_allclose(even.asnumpy(), 0.5)
     parts = ms.ops.chunk(y, 2, axis=1)
     np.testing.assert_allclose(

@@ -9,11 +9,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-import torch_skanet
 from mindspore import Tensor
 
 from mindska import recipe
 from mindska.config import parse_args
+from mindska.reference import skanet as torch_skanet
 from mindska.weights import WeightsError, from_torch, open_weights, read_torch, read_weights, to_torch
 from mindska.weights.files import write_checkpoint
 

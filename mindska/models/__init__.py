@@ -1,5 +1,5 @@
 """Networks, one file a paper, registered in MindCV's factory."""
 
-from . import skanet, sknet, van
+from . import sk_resnet, skanet, sknet, van
 
-__all__ = ["skanet", "sknet", "van"]
+__all__ = ["sk_resnet", "skanet", "sknet", "van"]

@@ -12,6 +12,7 @@ from mindspore import nn
 from ..errors import SettingError
 
 OUR_MODELS: dict[str, str] = {}  # model name -> module
+AFTER_CREATION: list[Callable[[nn.Cell], nn.Cell]] = []  # what is done to every network that an entry point has made
 IMAGENET = dict(  # what MindCV does with images where a model says nothing
     input_size=(3, 224, 224),
     crop_pct=0.875,
@@ -61,6 +62,8 @@ def _entry_point(module: str, name: str, network, row: dict, resolve) -> Callabl
             **{**row, **kwargs}, num_classes=num_classes, in_channels=in_channels, features_only=features_only
         )
         net.model_name = resolve(name, kwargs)
+        for change in AFTER_CREATION:
+            net = change(net)
         if not features_only:
             return net
         out_indices = range(len(net.feature_info)) if out_indices is None else out_indices

@@ -20,9 +20,8 @@ from typing import Optional
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
-from .. import kernels
 from .factory import register_variants
-from .layers.blocks import Affine, Attention, batch_norm, conv
+from .layers.blocks import Attention, batch_norm, conv
 from .layers.graph import MaxRelativeConv
 from .layers.pyramid import Pyramid
 
@@ -62,36 +61,14 @@ class SplitKernelAttention(nn.Cell):
         self.graph = MaxRelativeConv(dim, k, dilation, reduction)
         self.dw_conv1 = conv(self.splits[1], self.splits[1], 5, dilation=2, group=self.splits[1])
         self.dw_conv2 = conv(self.splits[2], self.splits[2], 7, dilation=3, group=self.splits[2])
-        self.pw_conv = conv(dim, dim, then="gate")
+        self.pw_conv = conv(dim, dim)
         self.norm = batch_norm(dim)
-        self.kernel, self.gate = kernels.split_depthwise(2, 3, identity=1), kernels.gate()
-
-    def mixed(self, graph: Tensor) -> Tensor:
-        """The split convolutions of the graph's output, plus it."""
-        first, second = self.dw_conv1, self.dw_conv2
-        if self.kernel is not None and self.kernel.takes(graph):
-            return self.kernel(graph, first.weight, first.bias, second.weight, second.bias)
-        untouched, five, seven = ops.split(graph, self.splits, axis=1)
-        return ops.concat((untouched, first(five), second(seven)), axis=1) + graph
-
-    def gated(self, x: Tensor) -> Tensor:
-        """What the batch norm then sees."""
-        mixed = self.mixed(self.graph(x))
-        if self.pw_conv.fuses(mixed):
-            return self.pw_conv.then(mixed, x)
-        gate = self.pw_conv(mixed)
-        if self.gate is not None and self.gate.takes(gate):
-            return self.gate(gate, x)
-        return gate * ops.sigmoid(gate) * x
-
-    def before_norm(self, x: Tensor) -> tuple[Tensor, Optional[Affine]]:
-        """The output before the last batch norm, and that norm; none where it is to see the output itself."""
-        if self.norm.training:
-            return self.construct(x), None
-        return self.gated(x), self.norm.affine()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.norm(self.gated(x))
+        graph = self.graph(x)
+        untouched, five, seven = ops.split(graph, self.splits, axis=1)
+        gate = self.pw_conv(ops.concat((untouched, self.dw_conv1(five), self.dw_conv2(seven)), axis=1) + graph)
+        return self.norm(gate * ops.sigmoid(gate) * x)
 
 
 class SkaNet(Pyramid):

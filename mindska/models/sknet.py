@@ -1,9 +1,7 @@
-"""SKNet, selective kernel networks: as its authors published them, and timm's SK-ResNets.
+"""SKNet, selective kernel networks, as its authors published them.
 
-Source: Li et al., Selective Kernel Networks, CVPR 2019, and the authors' Caffe networks; timm's `sknet.py` for
-`sk_resnet*` and `sk_resnext*`. Both are held to figures of the originals by the parity tests.
-
-The authors' (`sknet50`, `sknet101`), where they differ from their paper or from a usual ResNet:
+Source: Li et al., Selective Kernel Networks, CVPR 2019, and the authors' Caffe networks, to whose figures the parity
+tests hold this port. Where theirs (`sknet50`, `sknet101`) differ from their paper or from a usual ResNet:
 
 - The attention's reduced width is 32, 32, 32, 64 by stage; in SKNet-101 it is 32, 16, 32, 64. The paper's formula,
   max(C / 16, 32), gives 32 in SKNet-101's second stage: the published network is followed.
@@ -16,10 +14,6 @@ The authors' (`sknet50`, `sknet101`), where they differ from their paper or from
 `sknet26` is the paper's smaller network (two units a stage) and `sknet29_16x32d` its CIFAR network: for neither is a
 definition published. The latter is ResNeXt-29 16x32d with a 1x1 and a 3x3 path, G = 16 and r = 32: with two 3x3 paths
 it would grow by 11 M parameters over ResNeXt-29's 25 M, more than the network of the paper does.
-
-timm's (`sk_resnet18`, `sk_resnet34`, `sk_resnet50`, `sk_resnext50_32x4d`): in the first three each path sees one half
-of the input. MindCV's models of nearly these names, `skresnet*`, are left alone. Its `skresnext50_32x4d` has neither
-the 32 groups nor the width 4 of its name (37.2 M parameters instead of 27.5 M), and its units no first ReLU.
 """
 
 from __future__ import annotations
@@ -30,40 +24,31 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, HeUniform, initializer
 
-from .. import kernels
 from .factory import register_variants
 from .layers.backbone import Backbone
-from .layers.blocks import DropPath, FusingConv, batch_norm, conv
+from .layers.blocks import DropPath, batch_norm, conv
+from .layers.pooling import StemPool
 
 __all__ = ["SKNet"]
-
 CAFFE_MOMENTUM = 0.95
 
 
 class ConvNorm(nn.Cell):
-    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)
+    """Convolution without bias, batch norm, and ReLU unless `relu` is false. (B, Cin, H, W) -> (B, C, H/s, W/s)"""
 
-    With a shortcut (B, C, H/s, W/s) to the call, ReLU of the sum with that.
-    """
-
-    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, then: str = "", **kwargs) -> None:
+    def __init__(self, cin: int, cout: int, momentum: float, relu: bool = True, **kwargs) -> None:
         super().__init__()
-        self.conv = conv(cin, cout, has_bias=False, then=then or "relu" * relu, **kwargs)
-        self.norm = batch_norm(cout, momentum, relu)
-        self.fusing = isinstance(self.conv, FusingConv)
+        self.conv = conv(cin, cout, has_bias=False, **kwargs)
+        self.norm = batch_norm(cout, momentum)
+        self.relu = relu
 
-    def construct(self, x: Tensor, shortcut: Optional[Tensor] = None) -> Tensor:
-        if self.fusing and not self.norm.training and self.conv.fuses(x):
-            return self.conv.then(x, shortcut, self.norm.affine())
+    def construct(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return x if shortcut is None else ops.relu(x + shortcut)
+        return ops.relu(x) if self.relu else x
 
 
 class SelectiveKernel(nn.Cell):
     """Selective kernel convolution (paper, section 3.1). (B, Cin, H, W) -> (B, C, H/s, W/s)
-
-    Split: one convolution a path. Fuse: the mean of the paths' sum, reduced to `reduced` channels. Select: a softmax
-    over the paths weighs them, channel by channel.
 
     Args:
         paths: (kernel, dilation) of each path.
@@ -74,39 +59,38 @@ class SelectiveKernel(nn.Cell):
         super().__init__()
         self.cout, self.count, self.split_input = cout, len(paths), split_input
         cin = cin // self.count if split_input else cin
-        self.paths = nn.CellList(
-            [
-                ConvNorm(cin, cout, momentum, kernel=kernel, stride=stride, dilation=dilation, group=group)
-                for kernel, dilation in paths
-            ]
-        )
+        options = dict(stride=stride, group=group)
+        self.paths = nn.CellList([ConvNorm(cin, cout, momentum, kernel=k, dilation=d, **options) for k, d in paths])
         self.fc1 = ConvNorm(cout, reduced, momentum)
         self.fc2 = conv(reduced, self.count * cout, has_bias=False)
-        self.fuse, self.weigh = kernels.fuse(), kernels.select()
 
-    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the paths' weights (B, paths, C)."""
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Split: one convolution a path, each (B, C, H/s, W/s)."""
         parts = ops.chunk(x, self.count, axis=1) if self.split_input else (x,) * self.count
-        outputs = [path(part) for path, part in zip(self.paths, parts)]
-        by_operator = self.fuse is not None and self.count == 2 and self.fuse.takes(x)
-        if by_operator:
-            mean = self.fuse(outputs[0], outputs[1])
-        else:
-            fused = outputs[0]
-            for output in outputs[1:]:
-                fused = fused + output
-            mean = ops.mean(fused, (2, 3), keep_dims=True)
-        logits = self.fc2(self.fc1(mean))  # (B, paths * C, 1, 1)
-        weights = ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
-        if by_operator:
-            return self.weigh(outputs[0], outputs[1], weights), weights
+        return [path(part) for path, part in zip(self.paths, parts)]
+
+    def fuse(self, outputs: list[Tensor]) -> Tensor:
+        """Fuse: the mean over the pixels of the paths' sum, (B, C, 1, 1)."""
+        total = outputs[0]
+        for output in outputs[1:]:
+            total = total + output
+        return ops.mean(total, (2, 3), keep_dims=True)
+
+    def attention(self, fused: Tensor) -> Tensor:
+        """What weighs the paths, channel by channel: a softmax over them, (B, paths, C)."""
+        logits = self.fc2(self.fc1(fused))  # (B, paths * C, 1, 1)
+        return ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
+
+    def select(self, outputs: list[Tensor], weights: Tensor) -> Tensor:
+        """Select: the paths' sum, each times its weights."""
         selected = outputs[0] * weights[:, 0].reshape(-1, self.cout, 1, 1)
         for i in range(1, self.count):
             selected = selected + outputs[i] * weights[:, i].reshape(-1, self.cout, 1, 1)
-        return selected, weights
+        return selected
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.select(x)[0]
+        outputs = self.split(x)
+        return self.select(outputs, self.attention(self.fuse(outputs)))
 
 
 class SKUnit(nn.Cell):
@@ -116,7 +100,7 @@ class SKUnit(nn.Cell):
     shortcut where the size or the number of channels changes.
     """
 
-    def __init__(self, reduce, sk: SelectiveKernel, increase: ConvNorm, proj, drop_path: float) -> None:
+    def __init__(self, reduce: nn.Cell, sk: nn.Cell, increase: nn.Cell, proj: nn.Cell, drop_path: float) -> None:
         super().__init__()
         self.reduce = reduce
         self.sk = sk
@@ -124,47 +108,8 @@ class SKUnit(nn.Cell):
         self.proj = proj
         self.drop_path = DropPath(drop_path)
 
-    def select(self, x: Tensor, uniform: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
-        """The output, and the paths' weights (B, paths, C)."""
-        y, weights = self.sk.select(self.reduce(x) if self.reduce is not None else x)
-        shortcut = self.proj(x) if self.proj is not None else x
-        if not self.training:
-            return self.increase(y, shortcut), weights
-        return ops.relu(self.drop_path(self.increase(y), uniform) + shortcut), weights
-
-    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
-        return self.select(x, uniform)[0]
-
-
-class StemPool(nn.Cell):
-    """Maximum over 3x3 with stride 2. (B, C, H, W), not negative -> (B, C, H/2, W/2), rounded up or down
-
-    `padded`: by 1 on every side (timm). Else not, and the number of windows is rounded up (Caffe).
-    """
-
-    def __init__(self, padded: bool) -> None:
-        super().__init__()
-        self.padded = padded
-        self.overhanging = nn.MaxPool2d(3, 2, pad_mode="same")
-        self.fitting = nn.MaxPool2d(3, 2, pad_mode="valid")
-
-    def construct(self, x: Tensor) -> Tensor:
-        even = (x.shape[2] % 2 == 0, x.shape[3] % 2 == 0)
-        if not self.padded and all(even):  # "same" then pads one row and column, at the lower right
-            return self.overhanging(x)
-        # After a ReLU a border of zeros changes no maximum. It is joined on because the gradient of `ops.pad` is wrong
-        # from its second run on (MindSpore 2.8, graph mode on CPU).
-        row = ops.zeros_like(x[:, :, :1])
-        if self.padded:
-            x = ops.concat((row, x, row), axis=2)
-        elif even[0]:
-            x = ops.concat((x, row), axis=2)
-        column = ops.zeros_like(x[:, :, :, :1])
-        if self.padded:
-            x = ops.concat((column, x, column), axis=3)
-        elif even[1]:
-            x = ops.concat((x, column), axis=3)
-        return self.fitting(x)
+    def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        return ops.relu(self.drop_path(self.increase(self.sk(self.reduce(x))), noise) + self.proj(x))
 
 
 class SKNet(Backbone):
@@ -205,9 +150,9 @@ class SKNet(Backbone):
     ) -> None:
         first = 1 if stem == "cifar" else 2  # stride of the stem; pooling doubles it
         strides = [first * (1 if stem == "cifar" else 2) * 2**i for i in range(len(depths))]
-        names = ["stem"] + [f"stages.{i}" for i in range(len(depths))]
-        own = dict(in_channels=in_channels, drop_path_rate=drop_path_rate)
-        super().__init__((64, *channels), (first, *strides), names, sum(depths), **own, **kwargs)
+        names = ["stem", *(f"stages.{i}" for i in range(len(depths)))]
+        kwargs.update(in_channels=in_channels, drop_path_rate=drop_path_rate)
+        super().__init__((64, *channels), (first, *strides), names, sum(depths), **kwargs)
         self.stem = ConvNorm(in_channels, 64, momentum, kernel=3 if stem == "cifar" else 7, stride=first)
         self.pool = {
             "caffe": StemPool(padded=False),
@@ -219,14 +164,14 @@ class SKNet(Backbone):
 
         def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
             width, cout = widths[stage], channels[stage]
+            kernels = dict(paths=paths, group=groups, stride=stride, momentum=momentum, split_input=split_input)
+            keeps_shape = stride == 1 and cin == cout
             return SKUnit(
-                ConvNorm(cin, width, momentum) if bottleneck else None,
-                SelectiveKernel(
-                    width if bottleneck else cin, width, reduced[stage], paths, groups, stride, momentum, split_input
-                ),
-                ConvNorm(width, cout, momentum, relu=False, then="add_relu", kernel=1 if bottleneck else 3),
-                ConvNorm(cin, cout, momentum, relu=False, stride=stride) if stride > 1 or cin != cout else None,
-                drop_path,
+                reduce=ConvNorm(cin, width, momentum) if bottleneck else nn.Identity(),
+                sk=SelectiveKernel(width if bottleneck else cin, width, reduced[stage], **kernels),
+                increase=ConvNorm(width, cout, momentum, relu=False, kernel=1 if bottleneck else 3),
+                proj=nn.Identity() if keeps_shape else ConvNorm(cin, cout, momentum, relu=False, stride=stride),
+                drop_path=drop_path,
             )
 
         rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
@@ -244,35 +189,33 @@ class SKNet(Backbone):
         """He's normal distribution for convolutions, PyTorch's uniform one for the classifier (as in timm)."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, nn.Conv2d):
-                value = initializer(HeNormal(mode="fan_out", nonlinearity="relu"), cell.weight.shape)
-                cell.weight.set_data(value)
+                cell.weight.set_data(initializer(HeNormal(mode="fan_out", nonlinearity="relu"), cell.weight.shape))
             elif isinstance(cell, nn.Dense):
                 cell.weight.set_data(initializer(HeUniform(5**0.5), cell.weight.shape))
             elif isinstance(cell, SKUnit) and zero_init_last:
-                cell.increase.norm.gamma.set_data(initializer("zeros", cell.increase.norm.gamma.shape))
-
-    def _forward(self, x: Tensor, noise: Optional[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        x = self.stem(x)
-        features, weights, index = [x], [], 0
-        x = self.pool(x)
-        for stage in self.stages:
-            for unit in stage:
-                x, weight = unit.select(x, None if noise is None else noise[:, index])
-                weights.append(weight)
-                index += 1
-            features.append(x)
-        return features, weights
+                cell.increase.norm.gamma.set_data(ops.zeros_like(cell.increase.norm.gamma))
 
     def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         """The outputs of the stem and of the stages."""
-        return self._forward(x, noise)[0]
+        features, index = [self.stem(x)], 0
+        x = self.pool(features[0])
+        for stage in self.stages:
+            for unit in stage:
+                x = unit(x, None if noise is None else noise[:, index])
+                index += 1
+            features.append(x)
+        return features
 
     def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
         """What each unit's softmax chooses for x (B, 3, H, W): unit, as "stages.0.0" -> (B, paths, C), summing to 1
         over the paths, the smallest kernel first. The paper's section 5 draws its figures from these.
         """
-        names = [f"stages.{i}.{j}" for i, stage in enumerate(self.stages) for j in range(len(stage))]
-        return dict(zip(names, self._forward(x, None)[1]))
+        weights, x = {}, self.pool(self.stem(x))
+        for i, stage in enumerate(self.stages):
+            for j, unit in enumerate(stage):
+                weights[f"stages.{i}.{j}"] = unit.sk.attention(unit.sk.fuse(unit.sk.split(unit.reduce(x))))
+                x = unit(x)
+        return weights
 
 
 CAFFE = dict(
@@ -282,13 +225,6 @@ CAFFE = dict(
     mean=(123 / 255, 117 / 255, 104 / 255),
     std=(1 / 255, 1 / 255, 1 / 255),
 )
-IMAGENET = dict(
-    input_size=(3, 224, 224),
-    crop_pct=0.875,
-    interpolation="bicubic",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
 CIFAR = dict(
     input_size=(3, 32, 32),
     crop_pct=1.0,
@@ -297,57 +233,18 @@ CIFAR = dict(
     std=(0.2470, 0.2435, 0.2616),
 )
 
-WIDE = dict(channels=(256, 512, 1024, 2048))
-TIMM = dict(stem="timm", momentum=0.9, zero_init_last=True)
-BASIC = dict(
-    widths=(64, 128, 256, 512),
-    channels=(64, 128, 256, 512),
-    reduced=(16, 16, 32, 64),
-    groups=1,
-    bottleneck=False,
-    split_input=True,
-    **TIMM,
-)
+WIDE = dict(widths=(128, 256, 512, 1024), channels=(256, 512, 1024, 2048))
+CIFAR_NET = dict(widths=(512, 1024, 2048), channels=(256, 512, 1024), groups=16, stem="cifar", momentum=0.9)
 
 VARIANTS = {
-    "sknet26": dict(depths=(2, 2, 2, 2), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE),
-    "sknet50": dict(depths=(3, 4, 6, 3), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE),
-    "sknet101": dict(depths=(3, 4, 23, 3), widths=(128, 256, 512, 1024), reduced=(32, 16, 32, 64), **WIDE),
-    "sknet29_16x32d": dict(
-        depths=(3, 3, 3),
-        widths=(512, 1024, 2048),
-        channels=(256, 512, 1024),
-        reduced=(32, 32, 64),
-        paths=((1, 1), (3, 1)),
-        groups=16,
-        stem="cifar",
-        momentum=0.9,
-    ),
-    "sk_resnet18": dict(depths=(2, 2, 2, 2), **BASIC),
-    "sk_resnet34": dict(depths=(3, 4, 6, 3), **BASIC),
-    "sk_resnet50": dict(
-        depths=(3, 4, 6, 3),
-        widths=(64, 128, 256, 512),
-        reduced=(8, 8, 16, 32),
-        groups=1,
-        split_input=True,
-        **WIDE,
-        **TIMM,
-    ),
-    "sk_resnext50_32x4d": dict(
-        depths=(3, 4, 6, 3), widths=(128, 256, 512, 1024), reduced=(32, 32, 32, 64), **WIDE, **TIMM
-    ),
+    "sknet26": dict(depths=(2, 2, 2, 2), reduced=(32, 32, 32, 64), **WIDE),
+    "sknet50": dict(depths=(3, 4, 6, 3), reduced=(32, 32, 32, 64), **WIDE),
+    "sknet101": dict(depths=(3, 4, 23, 3), reduced=(32, 16, 32, 64), **WIDE),
+    "sknet29_16x32d": dict(depths=(3, 3, 3), reduced=(32, 32, 64), paths=((1, 1), (3, 1)), **CIFAR_NET),
 }
 
-default_cfgs = {
-    name: dict(
-        url="",
-        num_classes=10 if row.get("stem") == "cifar" else 1000,
-        first_conv="stem.conv",
-        classifier="classifier",
-        **{"caffe": CAFFE, "timm": IMAGENET, "cifar": CIFAR}[row.get("stem", "caffe")],
-    )
-    for name, row in VARIANTS.items()
-}
+HEAD = dict(url="", first_conv="stem.conv", classifier="classifier")
+default_cfgs = {name: dict(num_classes=1000, **HEAD, **CAFFE) for name in VARIANTS}
+default_cfgs["sknet29_16x32d"] = dict(num_classes=10, **HEAD, **CIFAR)
 
 register_variants(__name__, SKNet, VARIANTS)

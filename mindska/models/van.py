@@ -21,7 +21,7 @@ from mindspore import Tensor, nn
 
 from ..errors import SettingError
 from .factory import register_variants
-from .layers.blocks import Affine, Attention, conv
+from .layers.blocks import Attention, conv
 from .layers.pyramid import Pyramid
 
 __all__ = ["VAN"]
@@ -55,15 +55,10 @@ class LargeKernelAttention(nn.Cell):
 
         self.dw_conv = nn.SequentialCell(*depthwise(kernel))
         self.dw_d_conv = nn.SequentialCell(*depthwise(dilated, dilation))
-        self.pw_conv = conv(dim, dim, then="times")
-
-    def before_norm(self, x: Tensor) -> tuple[Tensor, Optional[Affine]]:
-        """The output before the last batch norm, and that norm: here there is none."""
-        return self.construct(x), None
+        self.pw_conv = conv(dim, dim)
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.dw_d_conv(self.dw_conv(x))
-        return self.pw_conv.then(y, x) if self.pw_conv.fuses(y) else x * self.pw_conv(y)
+        return x * self.pw_conv(self.dw_d_conv(self.dw_conv(x)))
 
 
 class VAN(Pyramid):

@@ -9,14 +9,14 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import torch
-import torch_sknet
-import torch_van
 import training
 from golden import golden_input, golden_weights, rms
 from mindspore import Tensor, nn, ops
 from training import Gradients
 
 import mindska  # noqa: F401  registers the models
+from mindska.reference import sknet as torch_sknet
+from mindska.reference import van as torch_van
 from mindska.weights import from_caffe, from_torch, load_into, to_torch
 
 # golden case -> our model

@@ -12,7 +12,6 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import torch
-import torch_skanet
 import training
 from golden import golden, golden_input, golden_weights, rms
 from mindspore import Tensor, nn
@@ -21,6 +20,7 @@ from training import Gradients
 import mindska  # noqa: F401  registers the models
 from mindska.config import Config
 from mindska.models.layers.graph import MaxRelativeConv
+from mindska.reference import skanet as torch_skanet
 from mindska.weights import from_torch, load_into
 from mindska.weights.convert import key_map
 

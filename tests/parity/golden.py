@@ -14,6 +14,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "goldens")]
 from fill import fill, image
 
+from mindska.reference import rms
+
 
 @cache
 def golden(case: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -42,12 +44,6 @@ def golden_weights(model: str, layer_scale_factor: float = 1.0) -> dict[str, tor
 def golden_input(case: str) -> np.ndarray:
     meta, _ = golden(case)
     return image(meta["image_seed"], meta["input"])
-
-
-def rms(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square difference over the expected values' standard deviation."""
-    expected = expected.astype(np.float64)
-    return float(np.sqrt(np.mean((actual.astype(np.float64) - expected) ** 2)) / expected.std())
 
 
 def case_differences(taps: dict[str, np.ndarray], case: str) -> dict[str, float]:

@@ -17,7 +17,6 @@ from mindspore._c_expression.amp import AmpLevel, create_amp_strategy
 from mindspore.ops import constexpr
 from mindspore.train.amp import AmpDecorator
 
-from ... import kernels
 from .blocks import GELU, batch_norm, conv
 
 GROUPS = 4
@@ -76,10 +75,9 @@ def relative_position(channels: int, nodes: int, reduced_nodes: int) -> np.ndarr
 
 
 @constexpr
-def _relative_position(channels: int, nodes: int, reduced_nodes: int, turned: bool = False) -> Tensor:
+def _relative_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
     # A compile-time constant in graph mode: off the hot path, and not in the checkpoint.
-    position = relative_position(channels, nodes, reduced_nodes)
-    return Tensor(np.ascontiguousarray(position.T) if turned else position)
+    return Tensor(relative_position(channels, nodes, reduced_nodes))
 
 
 def _untouched(function: Callable) -> Callable:
@@ -143,9 +141,8 @@ class MaxRelativeConv(nn.Cell):
     def __init__(self, dim: int, k: int, dilation: int, reduction: int) -> None:
         super().__init__()
         self.search = NearestNodes(k, dilation)
-        self.kernel = kernels.max_relative(k, dilation)
         self.pool = nn.AvgPool2d(reduction, reduction) if reduction > 1 else nn.Identity()
-        self.conv = conv(2 * dim, dim, group=GROUPS, then="gelu")
+        self.conv = conv(2 * dim, dim, group=GROUPS)
         self.norm = batch_norm(dim)
         self.act = GELU()
 
@@ -155,18 +152,10 @@ class MaxRelativeConv(nn.Cell):
 
     def neighbours(self, x: Tensor) -> Tensor:
         """The nodes that a map's nodes are compared with, (B, N, k) int32, the nearest first."""
-        return self._fused(x)[1] if self._is_fused(x) else self.search(*self.nodes(x))
+        return self.search(*self.nodes(x))
 
-    def _is_fused(self, x: Tensor) -> bool:
-        return self.kernel is not None and self.kernel.takes(x)
-
-    def _fused(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.pool(x)
-        position = _relative_position(x.shape[1], x.shape[2] * x.shape[3], y.shape[2] * y.shape[3], True)
-        return self.kernel(x, y, position)
-
-    def _interleaved(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 C, H, W)"""
+    def max_relative(self, x: Tensor) -> Tensor:
+        """A map's channels and their max-relative features, interleaved: (B, C, H, W) -> (B, 2 C, H, W)"""
         b, c, h, w = x.shape
         queries, keys = self.nodes(x)
         n, m = queries.shape[1], keys.shape[1]
@@ -180,7 +169,4 @@ class MaxRelativeConv(nn.Cell):
         return interleaved.swapaxes(1, 2).reshape(b, 2 * c, h, w)
 
     def construct(self, x: Tensor) -> Tensor:
-        interleaved = self._fused(x)[0] if self._is_fused(x) else self._interleaved(x)
-        if not self.norm.training and self.conv.fuses(interleaved):
-            return self.conv.then(interleaved, None, self.norm.affine())
-        return self.act(self.norm(self.conv(interleaved)))
+        return self.act(self.norm(self.conv(self.max_relative(x))))

@@ -22,10 +22,10 @@ class Stage(nn.Cell):
         self.blocks = nn.CellList(blocks)
         self.norm = LayerNorm2d(dim, norm_eps)
 
-    def construct(self, x: Tensor, uniform: Optional[Tensor] = None) -> Tensor:
+    def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         x = self.patch_embed(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, None if uniform is None else uniform[:, 2 * i : 2 * i + 2])
+            x = block(x, None if noise is None else noise[:, 2 * i : 2 * i + 2])
         return self.norm(x)
 
 
@@ -72,7 +72,6 @@ class Pyramid(Backbone):
         """The four stages' outputs, at strides 4, 8, 16 and 32."""
         features = []
         for i, stage in enumerate(self.stages):
-            uniform = None if noise is None else noise[:, self.stage_columns[i] : self.stage_columns[i + 1]]
-            x = stage(x, uniform)
+            x = stage(x, None if noise is None else noise[:, self.stage_columns[i] : self.stage_columns[i + 1]])
             features.append(x)
         return features

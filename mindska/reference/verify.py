@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch_skanet
-import torch_sknet
-import torch_van
-from golden import rms
 from mindspore import Tensor
 
-from mindska.errors import SettingError
-from mindska.weights import Weights
-from mindska.weights.convert import as_float32, key_map
+from ..errors import SettingError
+from ..weights import Weights
+from ..weights.convert import as_float32, key_map
+from . import create, rms
 
-REFERENCES = {"skanet": torch_skanet, "van": torch_van, "sknet": torch_sknet, "sk": torch_sknet}
 # Float32 against float64 (tests/parity/test_families.py). SkaNet may swap neighbours that are equally near to rounding.
 BOUNDS = {"skanet": 1e-3}
 
@@ -26,7 +22,7 @@ def compare(weights: Weights) -> tuple[float, float]:
         raise SettingError(f"--verify: the reference takes images of 3 channels, these weights {weights.in_channels}")
     overrides = {"num_classes": weights.num_classes} if weights.num_classes else {}
     try:
-        reference = REFERENCES[family].create(weights.model, **{**overrides, **weights.unusual})
+        reference = create(weights.model, **{**overrides, **weights.unusual})
     except TypeError as error:
         raise SettingError(f"--verify: the reference has no option {', '.join(weights.unusual)}") from error
     theirs, state = key_map(weights.model, weights.dialect), reference.state_dict()

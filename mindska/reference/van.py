@@ -11,7 +11,8 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_skanet import PatchEmbed
+
+from .skanet import PatchEmbed
 
 SIZES = {
     "tiny": dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)),

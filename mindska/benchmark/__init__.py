@@ -1,0 +1,1 @@
+"""Speed, memory and cost of our networks, and of the PyTorch references beside them, on this machine."""

@@ -1,0 +1,218 @@
+"""Measures variants: each in a process of its own, alternately."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from mindcv.models.registry import get_pretrained_cfg
+from PIL import Image
+
+from .. import recipe
+from ..config import parse_args
+from ..data import TrainLoader, TrainTransform, open_dataset
+from .worker import Variant
+
+MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
+WHAT = ("forward", "folded", "train")
+PHOTOS = (500, 375), (4000, 3000)  # as in ImageNet, and of a telephone
+SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
+
+
+class Worker:
+    """A variant in a process of its own."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant, self.seconds = variant, []
+        environment = {**os.environ, "MINDSKA_KERNELS": "require" if variant.kernels else "off"}
+        if variant.library != "mindska":
+            environment.pop("MINDSKA_KERNELS")
+        words = [sys.executable, str(Path(__file__).with_name("worker.py")), json.dumps(asdict(variant))]
+        if variant.ranks > 1:
+            words = ["mpirun", "-n", str(variant.ranks), "--oversubscribe", *words]
+        self.process = subprocess.Popen(
+            words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.first = self._answer()
+
+    def _answer(self) -> float:
+        for line in self.process.stdout:
+            try:
+                return json.loads(line)
+            except ValueError:  # something that a library says
+                continue
+        raise SystemExit(f"error: {self.variant.name} of {self.variant.model} ({self.variant.what}) failed; see above")
+
+    def step(self) -> float:
+        """One step's seconds."""
+        self.process.stdin.write("step\n")
+        return self._answer()
+
+    def end(self) -> int:
+        """Ends the process and returns its peak memory."""
+        self.process.stdin.write("\n")
+        memory = self._answer()
+        self.process.stdin.close()
+        self.process.wait()
+        return memory
+
+    def close(self) -> dict[str, Any]:
+        """Ends the process and returns what was measured."""
+        memory = self.end()
+        return dict(
+            asdict(self.variant),
+            name=self.variant.name,
+            median=statistics.median(self.seconds),
+            fastest=min(self.seconds),
+            slowest=max(self.seconds),
+            first=self.first,
+            memory=memory,
+        )
+
+
+def gemm_rate() -> float:
+    """Multiply-accumulates a second of NumPy's float32 matrix product: the best of several."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048), dtype=np.float32)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ a
+        best = max(best, 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def warm_up(variant: Variant) -> int:
+    """Steps before the rounds.
+
+    In its first launches an operator of MindSpore tries one thread, two, four, ... up to the cores and once more, five
+    launches each; a step then takes up to a third longer.
+    """
+    return min(31, 5 * (cores().bit_length() + 1) + 1) if variant.library == "mindska" else 3
+
+
+def measure(variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
+    """Runs the variants alternately."""
+    workers = []
+    for variant in variants:
+        print(f"  starting {variant.name} ({variant.model}, {variant.what}) ...", file=sys.stderr, flush=True)
+        workers.append(Worker(variant))
+    for worker in workers:
+        for _ in range(warm_up(worker.variant)):
+            worker.step()
+    for _ in range(rounds):
+        for worker in workers:
+            # Not timed: after a pause the caches are cold, and memory that was given back has to be fetched again.
+            worker.step()
+            worker.seconds.append(worker.step())
+    return [worker.close() for worker in workers]
+
+
+def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Our variants of a model and PyTorch's beside them: forward and folded, then training."""
+    results = []
+    for group in (("forward", "folded"), ("train",)):
+        variants = ours(model, options, group)
+        if variants:
+            first = variants[0]
+            results += measure(others(group[0], model, first.size, first.batch, options) + variants, options.rounds)
+    return results
+
+
+def own_size(model: str) -> int:
+    """The size that a model's weights expect."""
+    return get_pretrained_cfg(model)["input_size"][1]
+
+
+def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cost against image size and batch, forward, and against the number of ranks, in training for us alone."""
+    size, results = options.image_resize or own_size(model), []
+    if options.what != ["train"]:
+        for case in [(size, options.batch) for size in SIZES] + [(size, batch) for batch in BATCHES]:
+            variants = others("forward", model, *case, options) + ours(model, options, ("forward", "folded"), *case)
+            results += measure(variants, options.rounds)
+    ranks = 1
+    while ranks <= cores() and "train" in options.what:
+        results += measure(ours(model, options, ("train",), size, ranks=ranks), options.rounds)
+        ranks *= 2
+    return results
+
+
+def starts(variants: list[Variant]) -> list[dict[str, Any]]:
+    """Seconds until the first step has run (without imports), in a first start and in a second."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(MINDSKA_CACHE=folder, MINDSKA_COMPILE_CACHE="on", MINDSKA_KERNELS="auto")
+        subprocess.run([sys.executable, "-c", "from mindska import kernels; kernels.libraries()"], check=True)
+        for variant in variants:
+            print(f"  starting {variant.name} ({variant.model}, {variant.what}) twice ...", file=sys.stderr, flush=True)
+            seconds = []
+            for _ in range(2):
+                worker = Worker(variant)
+                seconds.append(worker.first)
+                worker.end()
+            results.append(dict(asdict(variant), name=variant.name, first=seconds[0], second=seconds[1]))
+    return results
+
+
+def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float:
+    """Images a second of the training data alone: JPEG files of `photo` (width, height) pixels, augmented as a
+    recipe says, in batches, with as many workers as cores."""
+    config = parse_args(["--config", str(recipe_file), "--data_dir", "unused"])
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        for i in range(64):
+            place = Path(folder) / "train" / f"class{i % 4}"
+            place.mkdir(parents=True, exist_ok=True)
+            noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(photo, Image.BICUBIC)
+            noise.save(place / f"{i}.jpg", quality=90)
+        loader = TrainLoader(
+            open_dataset(config.dataset, folder, "train"),
+            TrainTransform(recipe.preprocessing(config), recipe.augmentation(config)),
+            32,
+            num_classes=4,
+            num_workers=cores(),
+            **recipe.loading(config),
+        )
+        batches, seconds = loader.batches(0, None), []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            for _ in range(4):
+                next(batches)
+            seconds.append(time.perf_counter() - start)
+    return 4 * 32 / statistics.median(seconds[1:])
+
+
+def ours(
+    model: str,
+    options: argparse.Namespace,
+    what: tuple[str, ...] = WHAT,
+    size: Optional[int] = None,
+    batch: Optional[int] = None,
+    **further: Any,
+) -> list[Variant]:
+    """Our variants of a model that are asked for, among the steps `what`."""
+    shape = size or options.image_resize or own_size(model), batch or options.batch
+    kernels = {"on": [True], "off": [False], "both": [True, False]}[options.kernels]
+    asked = [step for step in what if step in options.what]
+    return [Variant("mindska", model, step, *shape, on, **further) for step in asked for on in kernels]
+
+
+def others(what: str, model: str, size: int, batch: int, options: argparse.Namespace) -> list[Variant]:
+    """PyTorch's variants that are asked for."""
+    names = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
+    return [Variant(name, model, what, size, batch) for name in names]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))

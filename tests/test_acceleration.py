@@ -1,0 +1,233 @@
+"""Every accelerated form computes what its plain cell does: forward and gradient, in every state, in either mode."""
+
+import re
+from functools import cache
+
+import mindcv
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from mindska import kernels
+from mindska.acceleration import FORMS, accelerate, decelerate, decelerated, is_accelerated, summary
+from mindska.acceleration.form import Form
+from mindska.folding import fold
+from mindska.models.layers.blocks import GELU, Attention, Block, ConvMlp, LayerNorm2d, PatchEmbed, batch_norm, conv
+from mindska.models.layers.graph import MaxRelativeConv
+from mindska.models.skanet import SplitKernelAttention
+from mindska.models.sknet import ConvNorm, SelectiveKernel, SKUnit
+from mindska.models.van import LargeKernelAttention
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ operators")
+
+TRAINING, INFERENCE, NORMS_ALONE = "training", "inference", "batch norms alone in training"
+# Rounding of float32 in cells of a few layers, in parts of the largest value: sums of up to 2,000 products.
+NOISE = 2e-5
+
+
+def sk_unit(cin, stride):
+    sk = SelectiveKernel(16, 16, 8, ((3, 1), (3, 2)), 4, stride, 0.9, split_input=False)
+    proj = ConvNorm(cin, 32, 0.9, relu=False, stride=stride) if cin != 32 else nn.Identity()
+    return SKUnit(ConvNorm(cin, 16, 0.9), sk, ConvNorm(16, 32, 0.9, relu=False), proj, 0.5)
+
+
+def attention(dim):
+    return Attention(dim, SplitKernelAttention(dim, 4, 1, 2))
+
+
+# A cell's maker, and the shape of its input.
+CELLS = {
+    "pointwise": (lambda: conv(12, 20), (2, 12, 9, 7)),
+    "pointwise without bias": (lambda: conv(12, 20, has_bias=False), (2, 12, 9, 7)),
+    "pointwise in groups": (lambda: conv(12, 20, group=4), (2, 12, 9, 7)),
+    "depthwise": (lambda: conv(12, 12, 3, group=12), (2, 12, 9, 7)),
+    "depthwise line": (lambda: conv(12, 12, (1, 7), dilation=3, group=12), (2, 12, 9, 7)),
+    "grouped": (lambda: conv(12, 8, 3, dilation=2, group=4), (2, 12, 9, 7)),
+    "strided": (lambda: conv(3, 8, 7, 4), (2, 3, 33, 20)),
+    "GELU": (GELU, (2, 12, 9, 7)),
+    "layer norm": (lambda: LayerNorm2d(12), (2, 12, 9, 7)),
+    "batch norm": (lambda: batch_norm(12), (2, 12, 9, 7)),
+    "patch embedding": (lambda: PatchEmbed(3, 16, 7, 4), (2, 3, 33, 20)),
+    "MLP, small map": (lambda: ConvMlp(16, 32), (2, 16, 9, 7)),
+    "MLP, large map": (lambda: ConvMlp(8, 16), (2, 8, 48, 48)),
+    "LKA": (lambda: LargeKernelAttention(16, 23, separable=False), (2, 16, 9, 7)),
+    "LSKA": (lambda: LargeKernelAttention(16, 7, separable=True), (2, 16, 9, 7)),
+    "split kernel attention": (lambda: SplitKernelAttention(16, 4, 1, 2), (2, 16, 8, 6)),
+    "max-relative convolution": (lambda: MaxRelativeConv(16, 4, 2, 1), (2, 16, 8, 6)),
+    "SkaNet's block": (lambda: Block(16, attention(16), 2, 0.5), (2, 16, 8, 6)),
+    "SkaNet's block, large map": (lambda: Block(8, attention(8), 2, 0.5), (2, 8, 48, 48)),
+    "VAN's block": (lambda: Block(16, Attention(16, LargeKernelAttention(16, 7, True)), 2, 0.0), (2, 16, 9, 7)),
+    "ConvNorm": (lambda: ConvNorm(12, 20, 0.9), (2, 12, 9, 7)),
+    "ConvNorm without ReLU": (lambda: ConvNorm(12, 20, 0.9, relu=False), (2, 12, 9, 7)),
+    "ConvNorm, grouped": (lambda: ConvNorm(12, 8, 0.9, kernel=3, group=4), (2, 12, 9, 7)),
+    "ConvNorm, strided": (lambda: ConvNorm(3, 8, 0.9, kernel=3, stride=2), (2, 3, 33, 20)),
+    "ConvNorm, MindSpore's": (lambda: ConvNorm(12, 8, 0.9, kernel=3), (2, 12, 9, 7)),
+    "selective kernel": (lambda: SelectiveKernel(16, 16, 8, ((3, 1), (3, 2)), 4, 1, 0.9, False), (3, 16, 9, 7)),
+    "SK unit": (lambda: sk_unit(32, 1), (3, 32, 9, 7)),
+    "SK unit, smaller": (lambda: sk_unit(24, 2), (3, 24, 9, 7)),
+}
+FOLDED = (
+    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm", "SK unit",
+)  # fmt: skip
+STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
+
+
+class Together(nn.Cell):
+    """Many cells beside each other, to be compiled at once: the sum of their outputs times numbers, and the outputs."""
+
+    def __init__(self, cells: dict[str, nn.Cell]) -> None:
+        super().__init__()
+        self.cells_ = nn.CellList(list(cells.values()))
+        self.takes_noise = [isinstance(cell, (Block, SKUnit)) for cell in cells.values()]
+
+    def construct(self, inputs, noise, factors):
+        outputs, total = (), 0.0
+        for cell, takes_noise, x, uniform, factor in zip(self.cells_, self.takes_noise, inputs, noise, factors):
+            y = cell(x, uniform) if takes_noise else cell(x)
+            outputs += (y,)
+            total = total + (y * factor).sum()
+        return total, outputs
+
+
+@cache
+def networks() -> dict[str, tuple[Together, tuple, tuple, list[str]]]:
+    """Cells to train and folded ones: the network, its inputs, its parameters' values, its cells' names."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for kind, names in (("cells", list(CELLS)), ("folded", list(FOLDED))):
+        cells = {name: CELLS[name][0]() for name in names}
+        for i, cell in enumerate(cells.values()):
+            for p in cell.get_parameters():
+                value = rng.standard_normal(p.shape)
+                if p.ndim > 1:
+                    value /= np.sqrt(np.prod(p.shape[1:]))  # products keep their inputs' size
+                p.set_data(Tensor(np.float32(np.abs(value) + 0.5 if "variance" in p.name else value)))
+                p.name = f"{i}.{p.name}"
+        if kind == "folded":
+            holder = nn.CellList([fold(nn.CellList([cell])) for cell in cells.values()])
+            cells = {name: holder[i][0] for i, name in enumerate(names)}
+        net = Together(cells)
+        for name, p in net.parameters_and_names():
+            p.name = name
+        shapes = [CELLS[name][1] for name in names]
+        inputs = tuple(Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
+        # Of each stochastic depth, some samples are kept and others dropped.
+        keep = np.float32([[0.2, 0.7], [0.7, 0.2], [0.3, 0.3]])
+        noise = tuple(
+            Tensor(keep[: shape[0]] if "block" in name else keep[: shape[0], 0].copy())
+            for name, shape in zip(names, shapes)
+        )
+        made[kind] = net, (inputs, noise), {p.name: p.asnumpy().copy() for p in net.get_parameters()}, names
+    return made
+
+
+def results(kind: str, change, state: str) -> dict[str, np.ndarray]:
+    """Outputs, gradients and new statistics of the cells, accelerated or not."""
+    net, (inputs, noise), values, names = networks()[kind]
+    change(net).set_train(state == TRAINING)
+    if state == NORMS_ALONE:
+        for _, cell in net.cells_and_names():
+            if isinstance(cell, nn.BatchNorm2d):
+                cell.set_train(True)
+    for p in net.get_parameters():
+        p.set_data(Tensor(values[p.name]))
+    shapes = [y.shape for y in net(inputs, noise, tuple(Tensor(np.float32(0)) for _ in inputs))[1]]
+    for p in net.get_parameters():
+        p.set_data(Tensor(values[p.name]))
+    rng = np.random.default_rng(1)
+    factors = tuple(Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
+
+    def loss(inputs):
+        return net(inputs, noise, factors)
+
+    weights = net.trainable_params()
+    (_, outputs), (dinputs, dweights) = ms.value_and_grad(loss, 0, weights, has_aux=True)(inputs)
+    found = {f"{name}: output": y.asnumpy() for name, y in zip(names, outputs)}
+    found.update({f"{name}: gradient of the input": d.asnumpy() for name, d in zip(names, dinputs)})
+    for p, d in zip(weights, dweights):
+        found[f"{names[int(p.name.split('.')[1])]}: gradient of {p.name}"] = d.asnumpy()
+    for p in net.get_parameters():
+        if "moving" in p.name:
+            found[f"{names[int(p.name.split('.')[1])]}: {p.name}"] = p.asnumpy()
+    return found
+
+
+@pytest.mark.parametrize("kind, state", STATES)
+@pytest.mark.parametrize("mode", ["pynative", pytest.param("graph", marks=pytest.mark.slow)])
+def test_every_form_computes_what_its_plain_cell_does(mode, kind, state):
+    ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    ours, plain = results(kind, accelerate, state), results(kind, decelerate, state)
+    assert ours.keys() == plain.keys()
+    largest: dict[str, float] = {}  # gradient of each cell: what cancels in one parameter has come from there
+    for name, value in plain.items():
+        if "gradient" in name:
+            cell = name.split(":")[0]
+            largest[cell] = max(largest.get(cell, 0), float(np.abs(value).max()))
+    wrong = []
+    for name, value in plain.items():
+        scale = largest[name.split(":")[0]] if "gradient" in name else float(np.abs(value).max())
+        assert scale > 0, name
+        difference = float(np.abs(ours[name] - value).max()) / scale
+        if not difference < NOISE:
+            wrong.append(f"{name}: {difference:.1e}")
+    assert not wrong
+
+
+def test_every_form_has_a_case():
+    met = set()
+    for net, *_ in networks().values():
+        met |= {type(cell) for _, cell in accelerate(net).cells_and_names() if isinstance(cell, Form)}
+    assert met == set(FORMS)
+
+
+@pytest.mark.parametrize("level", ["O2", "O3"])
+def test_half_precision_goes_by_the_plain_equations(level):
+    """To the bit, but for norms, which O2 leaves in float32: a rounding of their results to float16.
+
+    In PyNative mode each operator's inputs are cast after the cell has seen float32.
+    """
+    for name, (make, shape) in CELLS.items():
+        x, found = Tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32)), []
+        for change in (decelerate, accelerate):
+            ms.set_seed(0)
+            net = nn.SequentialCell(change(make()))
+            for i, p in enumerate(net.get_parameters()):
+                p.set_data(
+                    Tensor(np.abs(np.random.default_rng(i).standard_normal(p.shape)).astype(np.float32) / 9 + 0.1)
+                )
+            ms.amp.auto_mixed_precision(net, level)
+            found.append(net.set_train(False)(x).asnumpy())
+        assert level == "auto" or found[0].dtype == np.float16
+        rounding = 0 if level == "O3" else 2**-10
+        np.testing.assert_allclose(found[1], found[0], atol=rounding / 100, rtol=rounding, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["skanet_nano", "van_tiny_lska_k7", "sknet26"])
+def test_acceleration_can_be_taken_back(name):
+    net = mindcv.create_model(name, num_classes=10).set_train(False)
+    assert is_accelerated(net) and re.fullmatch(r"C\+\+ operators: \d+ kinds in \d+ cells", summary(net))
+    names, described = [p.name for p in net.get_parameters()], str(net)
+    parameters = list(net.get_parameters())
+    with decelerated(net):
+        assert not is_accelerated(net) and summary(net) == "C++ operators: none"
+        plain = [(p.name, p) for p in net.get_parameters()]
+        assert not any(hasattr(cell, "added") for _, cell in net.cells_and_names())
+    assert is_accelerated(net) and str(net) == described
+    assert [p.name for p in net.get_parameters()] == names == [name for name, _ in plain]
+    assert all(ours is theirs for ours, (_, theirs) in zip(parameters, plain))
+
+
+def test_a_compiled_network_forgets_its_graph(graph):
+    """MindSpore would go on with the graph of the classes that cells had."""
+    net, x = nn.SequentialCell(conv(4, 4)).set_train(False), Tensor(np.ones((1, 4, 2, 2), np.float32))
+    net(x)
+    phases = set(net.compile_cache)
+    assert phases and not accelerate(net).compile_cache
+    net(x)
+    assert net.compile_cache and not decelerate(net).compile_cache
+
+
+def test_features_are_accelerated_as_well():
+    net = mindcv.create_model("van_tiny", features_only=True)
+    assert is_accelerated(net) and len(net.set_train(False)(Tensor(np.zeros((1, 3, 64, 64), np.float32)))) == 4

@@ -28,6 +28,8 @@ def main() -> None:
         recipe.set_up(config, world)
 
         # Data
+        earlier = earlier_record(config)  # of the checkpoint from which this run goes on, if it does
+        began = earlier or recipe.weights_record(config)
         place, reading = (config.dataset, config.data_dir), recipe.reading(config)
         train_set = open_dataset(*place, config.train_split, **reading)
         val_set = open_dataset(*place, config.val_split, **reading) if config.val_while_train else None
@@ -37,14 +39,13 @@ def main() -> None:
             check_same_classes(train_set, val_set)
         recipe.check_labels(train_set, training=True)
         num_classes = recipe.num_classes(config, train_set.class_names)
-        earlier = earlier_record(config)  # of the checkpoint from which this run goes on, if it does
-        pixels = recipe.preprocessing(config, (earlier or recipe.weights_record(config)).get("preprocessing"))
+        pixels = recipe.preprocessing(config, began.get("preprocessing"))
         share = recipe.share(config, world)
 
         # Model
         recipe.check_batch(config, num_classes, pixels, earlier)
-        network = recipe.network(config, num_classes, earlier)
-        eval_network = val_set and recipe.evaluation_network(config, num_classes, network)
+        network = recipe.network(config, num_classes, pixels.in_channels, earlier)
+        eval_network = val_set and recipe.evaluation_network(config, num_classes, pixels.in_channels, network)
 
         # Batches
         loader = TrainLoader(

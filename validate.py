@@ -32,9 +32,8 @@ def main() -> None:
         record = recipe.weights_record(config)
         config = recipe.with_recorded_model(config, record)
 
-        trained_on = record.get("class_names")
-        reading = recipe.reading(config)
-        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, trained_on=trained_on, **reading)
+        reading = dict(recipe.reading(config), trained_on=record.get("class_names"))
+        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **reading)
         check_same_on_all_ranks(dataset)
         recipe.check_labels(dataset, training=False)
         num_classes = recipe.evaluated_classes(config, record, dataset.class_names)
@@ -46,7 +45,7 @@ def main() -> None:
             skip_damaged=config.val_skip_damaged,
             **recipe.share(config, world),
         )
-        network = recipe.network(config, num_classes).set_train(False)
+        network = recipe.network(config, num_classes, pixels.in_channels).set_train(False)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:

@@ -110,6 +110,9 @@ class Config:
         "", "name in MindCV's factory; validate: default, the one that the checkpoint names", heading="model"
     )
     num_classes: Optional[int] = _option(None, "classes; default: as many as the data has", at_least=1)
+    in_channels: Optional[int] = _option(
+        None, "channels of the images: 3 (RGB) or 1 (grey); default: those of the weights, else 3", choices=(1, 3)
+    )
     pretrained: bool = _option(False, "start from published MindSpore weights, where there are any", first_start=True)
     ckpt_path: str = _option(
         "",
@@ -384,7 +387,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
         if entry.metadata["heading"]:
             group = parser.add_argument_group(entry.metadata["heading"])
         choices = entry.metadata["choices"]
-        text = entry.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        text = entry.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
         text += f" [{entry.default}]" if entry.default not in (None, "") else ""
         extra: dict[str, Any] = {}
         if TYPES[entry.name] in (bool, Optional[bool]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from mindspore import Tensor
 from .compile_cache import compile_cached
 from .data import DataError, EvalTransform, Preprocessing
 from .data.datasets import image_files, read_image
+from .data.folders import is_folder
 from .data.imagenet import readable_names
 from .data.loader import default_workers, in_parallel
-from .errors import UserError
+from .errors import UserError, printable
 from .export import graph_mode, open_with_record
 from .weights import open_weights
 
@@ -42,7 +44,7 @@ class Predictor:
     """A network with its pixels and its class names.
 
     Args:
-        logits: images (batch_size, 3, H, W) float32 -> logits (batch_size, classes).
+        logits: images (batch_size, 3 or 1, H, W) float32 -> logits (batch_size, classes).
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class Predictor:
         preprocessing: Preprocessing,
         class_names: Sequence[str],
         batch_size: int,
+        exif_orientation: bool = False,
     ) -> None:
         self.model, self.logits, self.class_names, self.batch_size = model, logits, class_names, batch_size
         self.preprocessing, self.transform = preprocessing, EvalTransform(preprocessing)
+        self.exif_orientation = exif_orientation
 
     def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
         """The predictions of image files, in their order, read a few batches ahead."""
@@ -62,7 +66,9 @@ class Predictor:
         for batch, samples in in_parallel(
             self._sample, batches, lambda ids, samples: (ids, samples), default_workers()
         ):
-            images = np.zeros((self.batch_size, 3, *self.preprocessing.image_size), np.float32)
+            images = np.zeros(
+                (self.batch_size, self.preprocessing.in_channels, *self.preprocessing.image_size), np.float32
+            )
             for i, (image, _) in enumerate(samples):
                 if image is not None:
                     images[i] = image
@@ -84,7 +90,7 @@ class Predictor:
 
     def _sample(self, path: str) -> tuple[Optional[np.ndarray], Optional[str]]:
         try:
-            return self.transform(read_image(path)), None
+            return self.transform(read_image(path, exif_orientation=self.exif_orientation)), None
         except DataError as error:
             return None, str(error)
 
@@ -102,6 +108,7 @@ def open_predictor(
     batch_size: int = 16,
     image_size: Optional[tuple[int, int]] = None,
     class_names: Optional[Sequence[str]] = None,
+    exif_orientation: bool = False,
 ) -> Predictor:
     """The predictor in a file: weights of any kind that we read, or a model exported to `.onnx` or `.mindir`.
 
@@ -109,6 +116,7 @@ def open_predictor(
         model_name, ema: see `mindska.weights.open_weights`; an exported model needs neither.
         batch_size, image_size: of an exported model those that it was exported for.
         class_names: in the place of the recorded ones.
+        exif_orientation: turn photos as their EXIF tag says.
 
     Raises:
         UserError: the file is missing, damaged, or is no classifier.
@@ -122,6 +130,11 @@ def open_predictor(
         run, record = open_with_record(path)
         batch_size, _, *size = record["input_shape"]
         model, recorded = record["model"], Preprocessing(**{**record["preprocessing"], "image_size": size})
+        if record["input_shape"][1] != recorded.in_channels:
+            raise PredictionError(
+                f"{path} was exported for images of {record['input_shape'][1]} channels, but its record has "
+                f"{recorded.in_channels} means; expected 1 (grey) or 3 (RGB) of both"
+            )
         if image_size not in (None, tuple(size)):
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")
 
@@ -147,7 +160,7 @@ def open_predictor(
     if num_classes is None:
         raise PredictionError(f"{path} is a backbone without a classifier: it predicts nothing")
     names = _class_names(path, num_classes, class_names or record.get("class_names"), class_names is not None)
-    return Predictor(model, logits, recorded, names, batch_size)
+    return Predictor(model, logits, recorded, names, batch_size, exif_orientation)
 
 
 def _class_names(path: Path, num_classes: int, names: Optional[Sequence[str]], given: bool) -> list[str]:
@@ -171,9 +184,12 @@ def find_images(places: Iterable[Union[str, Path]]) -> list[str]:
     """
     found: list[str] = []
     for place in map(Path, places):
-        if not place.exists():
-            raise PredictionError(f"No image or folder at {place.absolute()}")
-        found += image_files(place) if place.is_dir() else [str(place)]
+        if is_folder(place):
+            found += image_files(place)
+        elif os.path.lexists(place):
+            found.append(str(place))
+        else:
+            raise PredictionError(f"No image or folder at {printable(place.absolute())}")
     if not found:
         raise PredictionError(f"No image in {', '.join(map(str, places))}")
     return found

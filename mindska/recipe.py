@@ -21,7 +21,7 @@ from .distributed import World
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.record import before_run
 from .training.step import StepOptions
-from .weights import describe, load_into, read_weights, unusual_options
+from .weights import describe, for_channels, load_into, read_weights, unusual_options
 
 log = logging.getLogger("mindska")
 
@@ -55,6 +55,11 @@ def set_up(config: Config, world: World) -> None:
 def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
     """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
     default = Preprocessing(**(recorded or own_preprocessing(config.model)))
+    default = default.for_channels(config.in_channels or default.in_channels)
+    for name in ("mean", "std"):
+        given = getattr(config, name)
+        if given is not None and len(given) != default.in_channels:
+            raise ConfigError(f"{name} is {given}; expected one number for each of {default.in_channels} channels")
     changes = {name: getattr(config, name) for name in ("crop_pct", "interpolation", "mean", "std")}
     if config.image_resize is not None:
         changes["image_size"] = config.image_resize * 2 if len(config.image_resize) == 1 else config.image_resize
@@ -97,6 +102,12 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
     recorded = record.get("model")
     if recorded is None and not config.model:
         raise ConfigError(f"{config.ckpt_path} does not say which model it is; name it with --model")
+    channels = len(record["preprocessing"]["mean"]) if record.get("preprocessing") else config.in_channels
+    if config.in_channels not in (None, channels):
+        raise ConfigError(
+            f"{config.ckpt_path} takes images of {channels} channels, but in_channels is {config.in_channels}; leave it "
+            f"out"
+        )
     if recorded is None or recorded == config.model:
         return config
     if config.model:
@@ -200,11 +211,11 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier
     ms.set_context(mode=ms.PYNATIVE_MODE)  # only there cells have hooks
     try:
         with kernels.plain():
-            net = _create(plain, num_classes, earlier.get("network", {}), {}).set_train(False)
+            net = _create(plain, num_classes, pixels.in_channels, earlier.get("network", {}), {}).set_train(False)
         for name, cell in net.cells_and_names():
             if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 cell.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
-        net(Tensor(np.zeros((1, 3, *pixels.image_size), np.float32)))
+        net(Tensor(np.zeros((1, pixels.in_channels, *pixels.image_size), np.float32)))
     finally:
         ms.set_context(mode=mode)
         ms.set_seed(config.seed)  # the network to train gets its own initial values
@@ -217,7 +228,7 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier
         )
 
 
-def network(config: Config, num_classes: int, earlier: Optional[dict[str, Any]] = None) -> nn.Cell:
+def network(config: Config, num_classes: int, in_channels: int, earlier: Optional[dict[str, Any]] = None) -> nn.Cell:
     """The network, with its initial weights, in the configured precision.
 
     With weights from a file it has the options that they were trained with.
@@ -225,23 +236,24 @@ def network(config: Config, num_classes: int, earlier: Optional[dict[str, Any]] 
     Args:
         earlier: the record of the checkpoint from which a run goes on (see `mindska.training.earlier_record`): the
             network is like the one in there, and the weights from which the run began are not read.
-
     """
     if earlier:
         config = dataclasses.replace(config, ckpt_path="", pretrained=False)
-        return _create(config, num_classes, earlier.get("network", {}), {})
+        return _create(config, num_classes, in_channels, earlier.get("network", {}), {})
     path = config.ckpt_path
     weights, options = read_weights(path, config.model, config.use_ema) if path else ({}, {})
-    return _create(config, num_classes, options, weights)
+    return _create(config, num_classes, in_channels, options, for_channels(weights, config.model, in_channels))
 
 
-def evaluation_network(config: Config, num_classes: int, trained: nn.Cell) -> nn.Cell:
+def evaluation_network(config: Config, num_classes: int, in_channels: int, trained: nn.Cell) -> nn.Cell:
     """A second network like the one in training, for evaluation: the trainer puts its weights in."""
     config = dataclasses.replace(config, ckpt_path="", pretrained=False)
-    return _create(config, num_classes, getattr(trained, "options", {}), {}).set_train(False)
+    return _create(config, num_classes, in_channels, getattr(trained, "options", {}), {}).set_train(False)
 
 
-def _create(config: Config, num_classes: int, options: dict[str, Any], weights: dict[str, np.ndarray]) -> nn.Cell:
+def _create(
+    config: Config, num_classes: int, in_channels: int, options: dict[str, Any], weights: dict[str, np.ndarray]
+) -> nn.Cell:
     if not config.model:
         raise ConfigError("model is not set: name one, or take a recipe from configs/")
     if config.model not in mindcv.list_models():
@@ -253,7 +265,7 @@ def _create(config: Config, num_classes: int, options: dict[str, Any], weights: 
         )
     keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     keywords.update(unusual_options(config.model, options))
-    net = mindcv.create_model(config.model, num_classes, config.pretrained, **keywords)
+    net = mindcv.create_model(config.model, num_classes, config.pretrained, in_channels, **keywords)
     if config.ckpt_path:
         load_into(net, weights, config.ckpt_path)
     if config.amp_level != "O0":

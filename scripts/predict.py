@@ -36,6 +36,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         "--use_ema", action=argparse.BooleanOptionalAction,
         help="take the averaged weights, or the raw ones; default: the averaged where the file has them",
     )  # fmt: skip
+    parser.add_argument("--exif_orientation", action="store_true", help="turn photos as their EXIF tag says")
     parser.add_argument("--topk", type=int, default=5, help="how many classes an image (default: 5)")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text", help="of what is printed")
     parser.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
@@ -79,9 +80,13 @@ def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
         paths = find_images(options.images)
+        if len(paths) > 1:
+            print(f"{len(paths):,} images", file=sys.stderr)
         # One image or whole batches: every other number would be a compilation of its own.
         batch_size = options.batch_size if len(paths) > 1 else 1
-        predictor = open_predictor(options.ckpt_path, options.model, options.use_ema, batch_size)
+        predictor = open_predictor(
+            options.ckpt_path, options.model, options.use_ema, batch_size, exif_orientation=options.exif_orientation
+        )
         unreadable = []
 
         def predictions() -> Iterable[Prediction]:

@@ -48,7 +48,7 @@ def check_same_on_all_ranks(dataset: Dataset) -> None:
 
 
 def _gather(value: Any) -> list[Any]:
-    return distributed._all_gather(value)
+    return distributed.all_gather_object(value)
 
 
 def _first_difference(ours: dict[str, Any], theirs: dict[str, Any], other: int) -> str:

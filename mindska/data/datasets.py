@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 from PIL import Image
 
+from ..errors import printable
 from .class_order import read_class_map
 from .folders import Surroundings, find_images, is_folder, subfolders
 from .images import EXTENSIONS, DataError, Enough, open_image, read_image
@@ -89,7 +90,7 @@ class ImageFolder:
         return len(self.paths)
 
     def __str__(self) -> str:
-        return (
+        return printable(
             f"{self.split}: {len(self):,} images of {len(self.class_names):,} classes in {self.root.absolute()}"
             f"{self.found.passed_over_text()}"
         )
@@ -132,7 +133,7 @@ def image_files(folder: Union[str, Path]) -> list[str]:
     """
     found = find_images(str(folder))
     found.report_links()
-    log.info("%d images in %s%s", len(found.paths), folder, found.passed_over_text())
+    log.info("%d images in %s%s", len(found.paths), printable(folder), printable(found.passed_over_text()))
     return found.paths
 
 

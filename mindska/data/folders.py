@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Union
 
+from ..errors import printable
 from .images import EXTENSIONS, DataError
 
 log = logging.getLogger("mindska")
@@ -58,7 +59,7 @@ class Found:
     def report_links(self) -> None:
         """Warns of the links that were not followed."""
         for link in self.links[:REPORTED]:
-            log.warning("%s", link)
+            log.warning("%s", printable(link))
         if len(self.links) > REPORTED:
             log.warning("... and %d more links", len(self.links) - REPORTED)
 
@@ -83,7 +84,9 @@ class Surroundings:
             own = identity(path)
             if own in self.classes:
                 other = self.classes[own]
-                log.warning("%s and %s are the same folder: its images are in both classes", other, path)
+                log.warning(
+                    "%s and %s are the same folder: its images are in both classes", *map(printable, (other, path))
+                )
             self.classes.setdefault(own, name)
         parents = {parent for path in folders for parent in Path(os.path.realpath(path)).parents}
         self.above = {identity(parent) for parent in parents}

@@ -88,6 +88,8 @@ def in_effect(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     known = dict(config)
     pixels = record.get("preprocessing") or {}
     known.update({name: pixels[field] for name, field in PIXELS.items() if field in pixels})
+    if "mean" in pixels:
+        known["in_channels"] = len(pixels["mean"])
     known["num_classes"] = record.get("num_classes") or config.get("num_classes")
     return json.loads(json.dumps(known))
 

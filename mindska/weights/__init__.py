@@ -1,7 +1,7 @@
 """Weights in and out: PyTorch's and Caffe's published ones, safetensors, MindSpore checkpoints."""
 
 from . import factory  # noqa: F401  MindCV's factory loads our models strictly from now on
-from .convert import WeightsError, from_caffe, from_torch, to_torch
+from .convert import WeightsError, for_channels, from_caffe, from_torch, to_torch
 from .foreign import read_caffemodel, read_torch
 from .loading import (
     Weights,
@@ -19,6 +19,7 @@ __all__ = [
     "Weights",
     "WeightsError",
     "describe",
+    "for_channels",
     "from_caffe",
     "from_torch",
     "load_checkpoint_into",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
 
 # Of published training checkpoints: where the weights lie, and where their average (EMA) over the training.
+log = logging.getLogger("mindska")
+
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "network")
 AVERAGED = (
     "state_dict_ema",  # timm
@@ -69,6 +72,30 @@ def parameter_shapes(model_name: str) -> dict[str, tuple[int, ...]]:
 def first_weight(model_name: str) -> str:
     """The parameter's name of the first convolution's weight."""
     return f"{get_pretrained_cfg(model_name)['first_conv']}.weight"
+
+
+def for_channels(weights: dict[str, np.ndarray], model_name: str, in_channels: int) -> dict[str, np.ndarray]:
+    """Weights (of a model of ours, under our names) for images of 1 or 3 channels: the first convolution's weights are
+    summed over the channels, or repeated and divided by their number, as timm does it; what it says of grey images then
+    stays. Said in the log where something changes.
+    """
+    name = first_weight(model_name) if model_name in OUR_MODELS else ""
+    if name not in weights or weights[name].shape[1] == in_channels:
+        return weights
+    first, found = weights[name], weights[name].shape[1]
+    if in_channels == 1:
+        changed, how = first.sum(1, keepdims=True), "summed over them"
+    elif found == 1:
+        changed, how = np.repeat(first / in_channels, in_channels, 1), f"repeated and divided by {in_channels}"
+    else:
+        raise WeightsError(f"The weights take {found} channels; expected 1 or 3 to adapt them to {in_channels}")
+    log.info(
+        "The weights take images of %d channels, the network of %d: the first convolution is %s",
+        found,
+        in_channels,
+        how,
+    )
+    return {**weights, name: changed.astype(first.dtype)}
 
 
 def key_map(model_name: str, dialect: Optional[Dialect] = None) -> dict[str, str]:

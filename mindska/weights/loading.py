@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -14,7 +14,8 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from ..errors import few, listing, printable
+from ..data.transforms import Preprocessing
+from ..errors import SettingError, few, listing, printable
 from ..models.factory import OUR_MODELS, own_preprocessing
 from .convert import (
     HEAD,
@@ -74,19 +75,28 @@ class Weights:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What the weights expect of an image: the arguments of `mindska.data.Preprocessing`."""
-        return self.source.record.get("preprocessing") or {
-            **own_preprocessing(self.model),
-            **self.dialect.preprocessing,
-        }
+        """What the weights expect of an image: the arguments of `mindska.data.Preprocessing`, for their channels.
+
+        Raises:
+            WeightsError: they are of other channels than 1 (grey) or 3 (RGB).
+        """
+        recorded = self.source.record.get("preprocessing")
+        known = recorded or {**own_preprocessing(self.model), **self.dialect.preprocessing}
+        try:
+            return asdict(Preprocessing(**known).for_channels(self.in_channels))
+        except SettingError as error:
+            raise WeightsError(f"{self.source.path}: {error}") from None
+
+    def description(self) -> dict[str, Any]:
+        """The record's part on the network: model, classes, pixels, options."""
+        known = dict(model=self.model, num_classes=self.num_classes, preprocessing=self.preprocessing)
+        return dict(known, network=self.unusual) if self.unusual else known
 
     def record(self) -> dict[str, Any]:
         """What a file with these weights should say of itself."""
         origin = self.source
         record = {name: origin.record[name] for name in KEPT if name in origin.record}
-        record.update(model=self.model, num_classes=self.num_classes, preprocessing=self.preprocessing)
-        if self.unusual:
-            record["network"] = self.unusual
+        record.update(self.description())
         record["source"] = dict(
             file=origin.path.name,
             sha256=sha256(origin.path),
@@ -146,9 +156,10 @@ def describe(path: Union[str, Path], model_name: str = "", ema: Optional[bool] =
         MissingWeights, WeightsError.
     """
     source = open_source(path, ema)
-    if source.record.get("preprocessing") or (model_name and model_name not in OUR_MODELS):
+    if (model_name or source.record.get("model")) not in (None, "", *OUR_MODELS):
         return source.record
-    return _translated(source, model_name).record()
+    weights = _translated(source, model_name)
+    return {**source.record, **weights.description()}
 
 
 def _translated(source: Source, model_name: str) -> Weights:

@@ -297,6 +297,25 @@ def test_an_entry_refuses_and_says_why(capfd):
     assert "an index is not that of a node" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_what_an_entry_refuses_is_an_error_of_mindspore(mode):
+    """Where a shape came past Python's check."""
+
+    class Unchecked(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            path = f"{build.library('pointwise')}:mindska_pointwise"
+            self.operator = ms.ops.Custom(path, lambda x, w, b: [1, 2, 5, 5], lambda x, w, b: x, func_type="aot")
+
+        def construct(self, x, weight, bias):
+            return self.operator(x, weight, bias)
+
+    ms.set_context(mode=mode)
+    inputs = [Tensor(np.ones(shape, np.float32)) for shape in ((1, 4, 5, 5), (2, 3, 1, 1), (2,))]
+    with pytest.raises(RuntimeError, match="mindska_pointwise.* is 3"):
+        Unchecked()(*inputs).asnumpy()
+
+
 @pytest.mark.parametrize("name", [b"int32", b"Int32", b"\xfdnt32"])
 def test_names_of_types_are_those_of_any_locale(name):
     """MindSpore makes them lower case by the locale: Turkish has another letter for the small I."""

@@ -342,14 +342,19 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"No configuration file at {path.absolute()}")
     try:
+        if path.stat().st_size > 1_000_000:
+            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1,000,000")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ConfigError(f"{path} is not plain YAML: it has aliases (*NAME), which may multiply without end")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 10:
+                raise ConfigError(f"{path} is not plain YAML: it is nested too deeply")
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{path} is not plain YAML: it has aliases (*NAME), which may multiply without end")
         loaded = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not plain YAML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{path} is not plain YAML: it is nested too deeply") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

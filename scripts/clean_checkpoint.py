@@ -37,7 +37,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
             temporary.replace(target)  # of the same name only when it is the same to the bit
         finally:
             temporary.unlink(missing_ok=True)
-        kept = "averaged" if weights.source.averaged else "plain"
+        kept = "averaged" if weights.source.averaged else "raw"
         sizes = f"{target.stat().st_size:,} bytes of {options.path.stat().st_size:,}"
         print(f"wrote {printable(target)}: the {kept} weights, {sizes}")
 

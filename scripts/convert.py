@@ -92,7 +92,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         origin = weights.source
         print(
             f"{printable(origin.path)}: {weights.model}, {origin.kind} with the names of {weights.dialect.name}, "
-            f"{'averaged' if origin.averaged else 'plain'} weights, {len(weights.parameters)} tensors, "
+            f"{'averaged' if origin.averaged else 'raw'} weights, {len(weights.parameters)} tensors, "
             + (f"{weights.num_classes} classes" if weights.num_classes else "no classifier: a backbone")
         )
         num_classes = weights.num_classes if options.num_classes is None else options.num_classes

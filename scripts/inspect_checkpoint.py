@@ -60,6 +60,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
         if source.kind == "MindSpore":
             print(f"holds:    {contents(options.path)}")
         print(f"weights:  {len(arrays)} tensors, {values:,} values{', averaged' if source.averaged else ''}")
+        if source.choice:
+            print(f"note:     {printable(source.choice)}")
         damaged = [name for name, value in arrays.items() if not finite(value)]
         if damaged:
             print(f"damaged:  {len(damaged)} tensors have values that are NaN or infinite: {few(damaged)}")

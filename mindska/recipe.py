@@ -181,7 +181,7 @@ def num_classes(config: Config, class_names: list[str]) -> int:
 
 
 def check_labels(dataset: Dataset, training: bool) -> None:
-    """Whether there is anything to tell apart; in evaluation, only a warning that there is not.
+    """Whether there is anything to tell apart; in evaluation, it only says that there is not.
 
     Raises:
         ConfigError: all training images are of one class.
@@ -190,12 +190,12 @@ def check_labels(dataset: Dataset, training: bool) -> None:
     empty = [name for name, count in zip(names, counts) if not count]
     if np.count_nonzero(counts) > 1:
         if empty:
-            log.warning("%d of %d classes have no image (%s)", len(empty), len(names), ", ".join(map(repr, empty[:10])))
+            log.info("%d of %d classes have no image (%s)", len(empty), len(names), ", ".join(map(repr, empty[:10])))
         return
     said = f"All {len(dataset)} images are of one class ({names[int(np.argmax(counts))]!r})"
     if training:
         raise ConfigError(f"{said}: there is nothing to learn. Expected a folder for each of two classes or more.")
-    log.warning("%s: the accuracy says little", said)
+    log.info("%s: the accuracy says little", said)
 
 
 def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier: dict[str, Any]) -> None:

@@ -182,6 +182,7 @@ class Labelled:
 
 
 def test_nothing_to_tell_apart(caplog):
+    caplog.set_level("INFO", "mindska")
     for images in (Labelled(0, 0, names=["cat"]), Labelled(1, 1, 1)):
         with pytest.raises(SettingError, match="images are of one class .*: there is nothing to learn"):
             recipe.check_labels(images, training=True)

@@ -83,8 +83,8 @@ def validation_identity(loader: EvalLoader) -> dict[str, Any]:
 
 
 def in_effect(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """Settings with what they came to: of the input's pixels and of the number of classes, which may be left to the
-    model and the data, the record of the network says more."""
+    """Settings with the values that they came to, by the record of the network: the size of the input and the like, and
+    the number of classes, may be left to the model and the data."""
     known = dict(config)
     pixels = record.get("preprocessing") or {}
     known.update({name: pixels[field] for name, field in PIXELS.items() if field in pixels})

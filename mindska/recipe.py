@@ -105,8 +105,8 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
     channels = len(record["preprocessing"]["mean"]) if record.get("preprocessing") else config.in_channels
     if config.in_channels not in (None, channels):
         raise ConfigError(
-            f"{config.ckpt_path} takes images of {channels} channels, but in_channels is {config.in_channels}; leave it "
-            f"out"
+            f"{config.ckpt_path} takes images of {channels} channels, but in_channels is {config.in_channels}; "
+            f"leave it out"
         )
     if recorded is None or recorded == config.model:
         return config

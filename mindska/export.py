@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from .acceleration import decelerated
 from .errors import UserError
 from .exported import Exported, ExportError, private_copy, read_exported
 from .models.layers.blocks import GELU, SQRT_HALF
@@ -31,17 +32,22 @@ def record_path(path: Path) -> Path:
 
 def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: dict[str, Any]) -> float:
     """Writes the network for inputs (B, C, H, W) of one shape to `path` (.mindir or .onnx), runs what was written, and
-    writes the record beside it (and into an ONNX file's metadata).
+    writes the record beside it (and into an ONNX file's metadata). Acceleration is off meanwhile: a file with our
+    operators would name libraries of this machine.
 
     Returns:
         The largest difference of the written model's outputs from the network's, over their largest magnitude.
 
     Raises:
-        ExportError: the network has C++ operators, MindSpore cannot export it, the written model does not compute what
+        ExportError: MindSpore cannot export the network, the written model does not compute what
             the network does, or a package is missing; nothing is left.
         WriteError: the file cannot be written. What was there before is intact.
     """
-    _refuse_custom_operators(net)
+    with decelerated(net):
+        return _export(net, path, shape, record)
+
+
+def _export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: dict[str, Any]) -> float:
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with graph_mode():
         result = net(Tensor(images))
@@ -173,18 +179,6 @@ def _record(model: Exported) -> dict[str, Any]:
         raise ExportError(f"{place} is no text in UTF-8: {error}") from error
     except WeightsError as error:
         raise ExportError(f"{place}: {error}") from None
-
-
-def _refuse_custom_operators(net: nn.Cell) -> None:
-    """ExportError when a network has operators in C++: a file would name libraries of this machine."""
-    for name, cell in net.cells_and_names():
-        for operator in vars(cell).get("_primitives", {}).values():
-            if isinstance(operator, ops.Custom):
-                raise ExportError(
-                    f"The network has C++ operators (in {name or type(cell).__name__}), whose libraries lie on this "
-                    f"machine only. Make it of plain ones, and load the weights again: with mindska.kernels.plain(): "
-                    f"net = mindcv.create_model(...)"
-                )
 
 
 @contextmanager

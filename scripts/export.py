@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from mindska import kernels
 from mindska.errors import clear_errors, printable
 from mindska.export import FORMATS, TOLERANCE, export, record_path
 from mindska.folding import fold
@@ -70,10 +69,9 @@ def main(arguments: Optional[list[str]] = None) -> None:
         record = weights.record()
         record["preprocessing"] = dict(record["preprocessing"], image_size=[height, width])
         record["folded"] = options.fold
-        with kernels.plain():  # a file for other machines
-            network = weights.network()
-            if options.fold:
-                fold(network)
+        network = weights.network()
+        if options.fold:
+            fold(network)
         shape = (options.batch, weights.in_channels, height, width)
         difference = export(network, target, shape, record)
         print(

@@ -1,8 +1,8 @@
-"""Custom C++ operators for the CPU, and the one place where an operator chooses its implementation.
+"""C++ operators for the CPU (`operators.py`), and whether they can be had.
 
-A layer asks here when it is made: `gelu()`, `mlp()`, `max_relative(...)` return the C++ operator (`operators.py`), or
-None where the plain operators are to be used: on other devices, without a compiler, inside `plain()` (exports), or when
-the environment variable MINDSKA_KERNELS is "off". With "require" not to have them is an error; the default is "auto".
+They cannot on other devices, without a compiler, inside `plain()`, or when the environment variable MINDSKA_KERNELS is
+"off". With "require" not to have them is an error; the default is "auto". `mindska.acceleration` puts them into
+networks.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
-from typing import Any, Callable, Optional
 
 import mindspore as ms
-from mindspore import nn
 
 from ..errors import SettingError
-from . import operators
 from .build import BuildError, library
 from .signatures import signatures
 
@@ -35,7 +32,7 @@ _plain_only = 0
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Networks that are made inside use MindSpore's plain operators only."""
+    """Networks that are made inside are not accelerated."""
     global _plain_only
     _plain_only += 1
     try:
@@ -57,7 +54,7 @@ def mode() -> str:
 
 
 def available() -> bool:
-    """Whether layers that are made now use the C++ operators."""
+    """Whether the C++ operators can be had here and now."""
     wanted = mode()
     if _plain_only or wanted == "off":
         return False
@@ -72,12 +69,12 @@ def available() -> bool:
 
 
 def libraries() -> list[Path]:
-    """The libraries of the operators that layers made now use; none where these are the plain ones."""
+    """The operators' libraries; none where they cannot be had."""
     return [library(name) for name in FILES] if available() else []
 
 
 def fingerprint() -> str:
-    """Which operators layers made now use: "plain", or "C++" and a digest of sources, compiler and processor.
+    """Which operators networks made now use: "plain", or "C++" and a digest of sources, compiler and processor.
 
     Where it is the same, so are a run's numbers, to the bit.
     """
@@ -99,36 +96,3 @@ def _why_not() -> str:
         )
         return str(error)
     return ""
-
-
-def _where_available(operator: type[nn.Cell]) -> Callable[..., Optional[nn.Cell]]:
-    """A function that makes the operator, or returns None where the plain operators are to be used."""
-
-    @wraps(operator, updated=())
-    def make(*args: Any, **kwargs: Any) -> Optional[nn.Cell]:
-        return operator(*args, **kwargs) if available() else None
-
-    return make
-
-
-# Arguments, inputs and outputs are those of the classes.
-affine_of_norm = _where_available(operators.AffineOfNorm)
-batch_norm = _where_available(operators.BatchNorm)
-behind = _where_available(operators.Behind)
-depthwise = _where_available(operators.Depthwise)
-depthwise_gelu = _where_available(operators.DepthwiseGelu)
-fuse = _where_available(operators.Fuse)
-gate = _where_available(operators.Gate)
-gelu = _where_available(operators.Gelu)
-grouped = _where_available(operators.Grouped)
-layer_norm = _where_available(operators.LayerNorm)
-max_relative = _where_available(operators.MaxRelative)
-mlp = _where_available(operators.Mlp)
-mlp_added = _where_available(operators.MlpAdded)
-pointwise = _where_available(operators.Pointwise)
-pointwise_then = _where_available(operators.PointwiseThen)
-residual = _where_available(operators.Residual)
-select = _where_available(operators.Select)
-split_depthwise = _where_available(operators.SplitDepthwise)
-square_sum = _where_available(operators.SquareSum)
-strided = _where_available(operators.Strided)

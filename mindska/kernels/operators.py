@@ -50,26 +50,7 @@ def array(**numbers: int) -> Tensor:
     return Tensor(np.int32(list(numbers.values())))
 
 
-class Operator(nn.Cell):
-    """The base of the operators, which know float32 only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_half_precision = False
-
-    def add_flags_recursive(self, **flags) -> nn.Cell:
-        # The levels of mixed precision O2 and O3 set these on every cell of a network. In PyNative mode the inputs of
-        # each operator are turned afterwards, where no layer sees it.
-        if "fp16" in flags or "bf16" in flags:  # others come this way as well: `training`
-            self.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
-        return super().add_flags_recursive(**flags)
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether a layer may give x to the operator."""
-        return x.dtype == ms.float32 and not self.in_half_precision
-
-
-class Gelu(Operator):
+class Gelu(nn.Cell):
     """GELU; its gradient is an operator as well."""
 
     def __init__(self) -> None:
@@ -84,7 +65,7 @@ class Gelu(Operator):
         return (self.backward(x, dout),)
 
 
-class Depthwise(Operator):
+class Depthwise(nn.Cell):
     """Depthwise convolution. Inputs: x (B, C, H, W), weight (C, 1, KH, KW), bias (C,)."""
 
     def __init__(self, dilation: int) -> None:
@@ -100,7 +81,7 @@ class Depthwise(Operator):
         return self.backward(x, weight, self.dilation, dout)
 
 
-class DepthwiseGelu(Operator):
+class DepthwiseGelu(nn.Cell):
     """Depthwise convolution and GELU. Inputs as of `Depthwise`."""
 
     def __init__(self, dilation: int) -> None:
@@ -113,7 +94,7 @@ class DepthwiseGelu(Operator):
         return self.forgetting(x, weight, bias)
 
 
-class KeepingDepthwiseGelu(Operator):
+class KeepingDepthwiseGelu(nn.Cell):
     """(after the GELU, before it): the gradient needs both."""
 
     def __init__(self, dilation: int) -> None:
@@ -143,7 +124,7 @@ class ForgettingDepthwiseGelu(KeepingDepthwiseGelu):
         return self.backward(x, weight, self.dilation, dout, self.forward(x, weight, bias, self.dilation)[1])
 
 
-class Pointwise(Operator):
+class Pointwise(nn.Cell):
     """1x1 convolution. Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,)."""
 
     def __init__(self) -> None:
@@ -161,7 +142,7 @@ class Pointwise(Operator):
 THEN = ("", "gelu", "relu", "add", "add_relu", "gate", "times")
 
 
-class PointwiseThen(Operator):
+class PointwiseThen(nn.Cell):
     """1x1 convolution times scale plus shift, and what follows by `kind`, for inference; a gradient computes again what
     it needs.
 
@@ -203,7 +184,7 @@ class PointwiseThen(Operator):
         return dx, dscaled * scale.reshape(-1, 1, 1, 1), (dscaled * weight).sum((1, 2, 3)), dshift, dother
 
 
-class Mlp(Operator):
+class Mlp(nn.Cell):
     """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution; the gradient computes the hidden maps again.
 
     Inputs: x (B, C, H, W); weight and bias of the three convolutions.
@@ -221,7 +202,7 @@ class Mlp(Operator):
         return self.backward(x, weight1, bias1, taps, bias, weight2, dout)
 
 
-class MlpAdded(Operator):
+class MlpAdded(nn.Cell):
     """shortcut + scale * mlp(x), for inference. Inputs: those of `Mlp`, scale (C,), shortcut (B, C, H, W)."""
 
     def __init__(self) -> None:
@@ -239,7 +220,7 @@ class MlpAdded(Operator):
         return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
 
 
-class LayerNorm(Operator):
+class LayerNorm(nn.Cell):
     """Layer norm over the channels. Inputs: x (B, C, H, W), gamma (C,), beta (C,)."""
 
     def __init__(self, eps: float) -> None:
@@ -255,7 +236,7 @@ class LayerNorm(Operator):
         return self.backward(x, gamma, self.eps, dout)
 
 
-class BatchNorm(Operator):
+class BatchNorm(nn.Cell):
     """Batch norm in training, and ReLU when `relu`.
 
     Inputs: x (B, C, H, W); gamma, beta, running mean and variance (C,).
@@ -278,7 +259,7 @@ class BatchNorm(Operator):
         return dx, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
 
 
-class AffineOfNorm(Operator):
+class AffineOfNorm(nn.Cell):
     """Scale and shift (C,) of a batch norm in evaluation. Inputs: gamma, beta, running mean and variance (C,)."""
 
     def __init__(self, eps: float) -> None:
@@ -295,7 +276,7 @@ class AffineOfNorm(Operator):
         return dscale * inverse, dout[1], -out[0] * dout[1], -0.5 * dscale * out[0] * inverse * inverse
 
 
-class Behind(Operator):
+class Behind(nn.Cell):
     """Weight and bias of the 1x1 convolution of scale * x + shift.
 
     Inputs: weight (O, C, 1, 1), bias (O,), scale, shift (C,).
@@ -315,7 +296,7 @@ class Behind(Operator):
         return dweight, dout[1], (dscaled * weight).sum((0, 2, 3)), (dbias * weight).sum((0, 2, 3))
 
 
-class SquareSum(Operator):
+class SquareSum(nn.Cell):
     """The sum of the squares of tensors, one operator for all of them: (...,), ... -> ()"""
 
     def __init__(self) -> None:
@@ -326,7 +307,7 @@ class SquareSum(Operator):
         return self.forward(*tensors).reshape(())
 
 
-class Grouped(Operator):
+class Grouped(nn.Cell):
     """Convolution in groups, and ReLU when `relu`. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
 
     def __init__(self, dilation: int, relu: bool = False) -> None:
@@ -342,7 +323,7 @@ class Grouped(Operator):
         return self.backward(x, weight, self.options, dout * (out > 0) if self.relu else dout)
 
 
-class Strided(Operator):
+class Strided(nn.Cell):
     """Convolution with a stride, and ReLU when `relu`: (B, O, H / stride, W / stride), rounded up.
 
     Inputs: x (B, C, H, W), weight (O, C, K, K), bias (O,).
@@ -366,7 +347,7 @@ class Strided(Operator):
         return self.input_gradient(x, weight, self.options, slope), dweight, dbias
 
 
-class Fuse(Operator):
+class Fuse(nn.Cell):
     """The mean over the pixels of the sum of two maps (B, C, H, W): (B, C, 1, 1)"""
 
     def __init__(self) -> None:
@@ -381,7 +362,7 @@ class Fuse(Operator):
         return slope, slope
 
 
-class Select(Operator):
+class Select(nn.Cell):
     """Two maps (B, C, H, W), each times its weights, and summed. weights (B, 2, C)"""
 
     def __init__(self) -> None:
@@ -396,7 +377,7 @@ class Select(Operator):
         return self.backward(first, second, weights, dout)
 
 
-class SplitDepthwise(Operator):
+class SplitDepthwise(nn.Cell):
     """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
 
     Inputs: x (B, C, H, W); weight and bias of the first convolution (C1, 1, K, K), (C1,) and of the second.
@@ -416,7 +397,7 @@ class SplitDepthwise(Operator):
         return self.backward(x, weight1, weight2, self.options, dout)
 
 
-class Residual(Operator):
+class Residual(nn.Cell):
     """shortcut + keep * scale * (first + second): a residual branch, stochastic depth included.
 
     Inputs: first, second, shortcut (B, C, H, W), scale (C,), keep (B,) or (1,). A tensor of one number stands for a
@@ -438,7 +419,7 @@ class Residual(Operator):
         return slope, dsecond, dshortcut, dscale, ops.zeros_like(keep)
 
 
-class Gate(Operator):
+class Gate(nn.Cell):
     """SiLU(gate) * x. Inputs: gate, x of one shape."""
 
     def __init__(self) -> None:
@@ -453,7 +434,7 @@ class Gate(Operator):
         return self.backward(gate, x, dout)
 
 
-class MaxRelative(Operator):
+class MaxRelative(nn.Cell):
     """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (h w, H W).
 
     Returns:

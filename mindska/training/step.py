@@ -14,6 +14,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from .. import kernels
+from ..kernels import operators
 
 MAX_LOSS_SCALE = 2.0**24
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
@@ -58,12 +59,13 @@ class SquareSum(nn.Cell):
 
     def __init__(self, like: tuple[Parameter, ...]) -> None:
         super().__init__(auto_prefix=False)
-        self.kernel = kernels.square_sum() if all(p.dtype == ms.float32 for p in like) else None
+        fits = kernels.available() and all(p.dtype == ms.float32 for p in like)
+        self.operator = operators.SquareSum() if fits else None
         self.hyper_map = ops.HyperMap()
 
     def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        if self.kernel is not None:
-            return self.kernel(tensors)
+        if self.operator is not None:
+            return self.operator(tensors)
         return ops.addn(self.hyper_map(_square_sum, tensors))
 
 

@@ -28,8 +28,8 @@ anything else is read. Other connections to rank 0's port are dropped, whatever 
 own ports (the scheduler's, and one of each rank) ask for no such proof: other programs that connect there by accident
 do no harm, but one that speaks MindSpore's protocol can hold the scheduler up; mpirun's ranks then try once more at
 another port. On one host all these ports are bound to 127.0.0.1; among several, use a network that you trust. mpirun
-has ports of its own: Open MPI 5 stands still, ranks' output and all, for as long as a program holds a connection to one
-of them and says nothing.
+has ports of its own: Open MPI 5 stands still, with all output of the ranks, for as long as a program holds a connection
+to one of them and says nothing.
 
 MindSpore's communication takes IPv4 addresses only: names are resolved here.
 

@@ -5,7 +5,7 @@ mpirun -n 8 --bind-to none python train.py --config configs/skanet_s.yaml --data
 msrun --worker_num=8 --local_worker_num=8 --join=True train.py --config configs/skanet_s.yaml --data_dir DATA
 """
 
-from mindska import recipe
+from mindska import builders
 from mindska.config import parse_args
 from mindska.data import (
     EvalLoader,
@@ -24,38 +24,39 @@ from mindska.training import Trainer, TrainStep, build_optimizer, earlier_record
 def main() -> None:
     config = parse_args(description=__doc__)
 
-    with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
-        recipe.set_up(config, world)
+    with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
+        builders.set_up(config, world)
 
         # Data
         earlier = earlier_record(config)  # of the checkpoint from which this run goes on, if it does
-        began = earlier or recipe.weights_record(config)
-        place, reading = (config.dataset, config.data_dir), recipe.reading(config)
+        weights = None if earlier else builders.configured_weights(config)
+        began = earlier or (weights.record if weights else {})
+        place, reading = (config.dataset, config.data_dir), builders.dataset_options(config)
         train_set = open_dataset(*place, config.train_split, **reading)
         val_set = open_dataset(*place, config.val_split, **reading) if config.val_while_train else None
         check_same_on_all_ranks(train_set)
         if val_set is not None:
             check_same_on_all_ranks(val_set)
             check_same_classes(train_set, val_set)
-        recipe.check_labels(train_set, training=True)
-        num_classes = recipe.num_classes(config, train_set.class_names)
-        pixels = recipe.preprocessing(config, began.get("preprocessing"))
-        share = recipe.share(config, world)
+        builders.check_labels(train_set, training=True)
+        num_classes = builders.training_classes(config, train_set.class_names)
+        pixels = builders.build_preprocessing(config, began.get("preprocessing"))
+        share = builders.loader_share(config, world)
 
         # Model
-        recipe.check_batch(config, num_classes, pixels, earlier)
-        network = recipe.network(config, num_classes, pixels.in_channels, earlier)
-        eval_network = val_set and recipe.evaluation_network(config, num_classes, pixels.in_channels, network)
+        builders.check_batch(config, num_classes, pixels, began)
+        network = builders.build_network(config, num_classes, pixels.in_channels, weights, earlier)
+        eval_network = val_set and builders.build_evaluation_network(config, num_classes, pixels.in_channels, network)
 
         # Batches
         loader = TrainLoader(
             train_set,
-            TrainTransform(pixels, recipe.augmentation(config)),
+            TrainTransform(pixels, builders.build_augmentation(config)),
             config.batch_size,
             seed=config.seed,
             num_classes=num_classes,
             noise_size=getattr(network, "noise_size", 1),
-            **recipe.loading(config),
+            **builders.loading_options(config),
             **share,
         )
         val_loader = val_set and EvalLoader(
@@ -65,8 +66,10 @@ def main() -> None:
         # Training
         rates = learning_rates(config, loader.steps_per_epoch)
         optimizer = build_optimizer(config, network, rates)
-        step = TrainStep(network, recipe.loss(config), optimizer, recipe.step_options(config), world.size)
-        record = recipe.record(config, network, train_set.class_names, pixels)
+        step = TrainStep(
+            network, builders.build_loss(config), optimizer, builders.build_step_options(config), world.size
+        )
+        record = builders.checkpoint_record(config, network, train_set.class_names, pixels)
         Trainer(config, world, step, loader, rates, eval_network, val_loader, record).fit()
 
 

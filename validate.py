@@ -12,12 +12,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from mindska import recipe
+from mindska import builders
 from mindska.config import parse_args
 from mindska.data import EvalLoader, EvalTransform, check_same_on_all_ranks, open_dataset
 from mindska.distributed import all_reduce_sum, distributed
 from mindska.errors import clear_errors
 from mindska.evaluation import EvalStep, evaluate
+from mindska.files import replacing
 
 
 def main() -> None:
@@ -26,26 +27,20 @@ def main() -> None:
         raise SystemExit("error: validate.py needs --ckpt_path: the weights to evaluate")
     if config.result_json and not Path(config.result_json).absolute().parent.is_dir():
         raise SystemExit(f"error: the folder of --result_json {config.result_json} does not exist")
-
-    with clear_errors(), distributed(recipe.device_target(config)) as world, clear_errors():
-        recipe.set_up(config, world)
-        record = recipe.weights_record(config)
-        config = recipe.with_recorded_model(config, record)
-
-        reading = dict(recipe.reading(config), trained_on=record.get("class_names"))
+    with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
+        builders.set_up(config, world)
+        weights = builders.configured_weights(config)
+        record = weights.record
+        config = builders.with_recorded_model(config, record)
+        reading = dict(builders.dataset_options(config), trained_on=record.get("class_names"))
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **reading)
         check_same_on_all_ranks(dataset)
-        recipe.check_labels(dataset, training=False)
-        num_classes = recipe.evaluated_classes(config, record, dataset.class_names)
-        pixels = recipe.preprocessing(config, record.get("preprocessing"))
-        loader = EvalLoader(
-            dataset,
-            EvalTransform(pixels),
-            config.batch_size,
-            skip_damaged=config.val_skip_damaged,
-            **recipe.share(config, world),
-        )
-        network = recipe.network(config, num_classes, pixels.in_channels).set_train(False)
+        builders.check_labels(dataset, training=False)
+        num_classes = builders.evaluated_classes(config, record, dataset.class_names)
+        pixels = builders.build_preprocessing(config, record.get("preprocessing"))
+        options = dict(builders.loader_share(config, world), skip_damaged=config.val_skip_damaged)
+        loader = EvalLoader(dataset, EvalTransform(pixels), config.batch_size, **options)
+        network = builders.build_network(config, num_classes, pixels.in_channels, weights).set_train(False)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:
@@ -53,7 +48,8 @@ def main() -> None:
             if config.result_json:
                 report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
                 report.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
-                Path(config.result_json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+                with replacing(Path(config.result_json)) as temporary:
+                    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from mindspore import Tensor, nn
 
 from . import kernels
 from .distributed import world
-from .errors import SettingError
-from .kernels.build import BuildError, cache_folder, keep_libraries, trusted_folder, why_untrusted
+from .errors import BuildError, SettingError
+from .kernels.build import cache_folder, keep_libraries, trusted_folder, why_untrusted
 
 log = logging.getLogger("mindska")
 

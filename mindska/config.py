@@ -19,14 +19,10 @@ from typing import Any, Optional, Union
 
 import yaml
 
-from .errors import SettingError
+from .errors import ConfigError
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
-
-
-class ConfigError(SettingError):
-    """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
 
 
 def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading: str = "", **rules: Any) -> Any:

@@ -47,6 +47,46 @@ class SettingError(UserError, ValueError):
     """A setting or argument that is out of range or makes no sense."""
 
 
+class ConfigError(SettingError):
+    """A setting that is unknown or out of range; the message says what was found, what was expected, what to do."""
+
+
+class DataError(UserError, ValueError):
+    """Data that is missing or unreadable; the message names the path and what was expected."""
+
+
+class WeightsError(UserError, ValueError):
+    """Weights that do not fit the network; the message lists the names and shapes."""
+
+
+class MissingWeights(UserError, FileNotFoundError):
+    """A checkpoint file that does not exist."""
+
+
+class WriteError(UserError, OSError):
+    """A file that cannot be written; what lay there before is intact."""
+
+
+class RunError(UserError, RuntimeError):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+class ExportError(UserError, RuntimeError):
+    """An export that failed, an exported model that cannot be read, or that does not compute what the network does."""
+
+
+class PredictionError(UserError, ValueError):
+    """A prediction that cannot be made; the message says why."""
+
+
+class WorldError(UserError, RuntimeError):
+    """The ranks have not found each other, or have lost each other."""
+
+
+class BuildError(RuntimeError):
+    """The operators cannot be had here; the message says why."""
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Turns a UserError into an exit with its message (status 1)."""

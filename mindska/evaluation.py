@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from .compile_cache import compile_cached
-from .data import DataError
+from .errors import DataError
 
 
 @dataclass(frozen=True)

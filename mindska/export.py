@@ -14,11 +14,11 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from .acceleration import decelerated
-from .errors import UserError
-from .exported import Exported, ExportError, private_copy, read_exported
+from .errors import ExportError, UserError, WeightsError
+from .exported import Exported, private_copy, read_exported
+from .files import replacing
 from .models.layers.blocks import GELU, SQRT_HALF
-from .weights import WeightsError
-from .weights.files import METADATA, read_bytes, replacing
+from .weights.formats import METADATA, read_bytes
 from .weights.record import EXPORTED, checked_record, read_record
 
 FORMATS = ("mindir", "onnx")

@@ -19,14 +19,9 @@ from typing import Any, Optional
 from google.protobuf.message import DecodeError
 from mindspore.train import mind_ir_pb2
 
-from .errors import UserError, few, printable
-from .weights.convert import WeightsError
-from .weights.files import METADATA, read_bytes
+from .errors import ExportError, WeightsError, few, printable
+from .weights.formats import METADATA, read_bytes
 from .weights.protobuf import Field, check_fields, message_classes
-
-
-class ExportError(UserError, RuntimeError):
-    """An export that failed, an exported model that cannot be read, or that does not compute what the network does."""
 
 
 def _words(*lines: str) -> frozenset[str]:

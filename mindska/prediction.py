@@ -12,18 +12,14 @@ import numpy as np
 from mindspore import Tensor
 
 from .compile_cache import compile_cached
-from .data import DataError, EvalTransform, Preprocessing
+from .data import EvalTransform, Preprocessing
 from .data.datasets import image_files, read_image
 from .data.folders import is_folder
 from .data.imagenet import readable_names
 from .data.loader import default_workers, in_parallel
-from .errors import UserError, printable
+from .errors import DataError, PredictionError, printable
 from .export import graph_mode, open_with_record
 from .weights import open_weights
-
-
-class PredictionError(UserError, ValueError):
-    """A prediction that cannot be made; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def open_predictor(
 
     else:
         weights = open_weights(path, model_name, ema)
-        record, model = weights.record(), weights.model
+        record, model = weights.record, weights.model
         recorded = Preprocessing(**{**record["preprocessing"], **({"image_size": image_size} if image_size else {})})
         network = weights.network()
 

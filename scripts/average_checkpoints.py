@@ -46,12 +46,12 @@ def main(arguments: Optional[list[str]] = None) -> None:
                     f"{path} and {first.source.path} do not belong together: only checkpoints of one network can be "
                     f"averaged." + listing("what differs", differences)
                 )
-            record = weights.record()
+            record = weights.record
             sources.append(record["source"])
             class_names = class_names or record.get("class_names")
             for name, value in weights.parameters.items():
                 sums[name] += value
-        record = {k: v for k, v in first.record().items() if k not in ("epoch", "metric", "top1", "source")}
+        record = {k: v for k, v in first.record.items() if k not in ("epoch", "metric", "top1", "source")}
         record.update(mean_of=sources, **({"class_names": class_names} if class_names else {}))
         mean = {name: (value / len(sources)).astype(np.float32) for name, value in sums.items()}
         write_weights(options.to, mean, record)

@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from mindska.errors import clear_errors, printable
+from mindska.errors import WriteError, clear_errors, printable
+from mindska.files import sha256
 from mindska.weights import open_weights
-from mindska.weights.files import WriteError, sha256
 from mindska.weights.write import write_weights
 
 
@@ -32,7 +32,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         weights = open_weights(options.path, options.model, options.use_ema)
         temporary = folder / f".{weights.model}.clean.ckpt"
         try:
-            write_weights(temporary, weights.parameters, weights.record())
+            write_weights(temporary, weights.parameters, weights.record)
             target = folder / f"{weights.model}-{sha256(temporary)[:8]}.ckpt"
             temporary.replace(target)  # of the same name only when it is the same to the bit
         finally:

@@ -88,7 +88,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         check_target(options.target, options.overwrite)
         class_names = read_class_names(options.class_names) if options.class_names else None
         weights = open_weights(options.source, options.model, options.use_ema)
-        record = weights.record()
+        record = dict(weights.record)
         origin = weights.source
         print(
             f"{printable(origin.path)}: {weights.model}, {origin.kind} with the names of {weights.dialect.name}, "

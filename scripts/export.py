@@ -11,12 +11,11 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from mindska.errors import clear_errors, printable
+from mindska.errors import WriteError, clear_errors, printable
 from mindska.export import FORMATS, TOLERANCE, export, record_path
 from mindska.folding import fold
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import open_weights
-from mindska.weights.files import WriteError
 
 
 def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
@@ -66,7 +65,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         height, width = (options.input_size or weights.preprocessing["image_size"])[:1] * 2
         if options.input_size is None or len(options.input_size) == 2:
             height, width = options.input_size or weights.preprocessing["image_size"]
-        record = weights.record()
+        record = dict(weights.record)
         record["preprocessing"] = dict(record["preprocessing"], image_size=[height, width])
         record["folded"] = options.fold
         network = weights.network()

@@ -4,7 +4,7 @@ import mindspore as ms
 import pytest
 from tiny import Tiny
 
-from mindska import recipe
+from mindska import builders
 from mindska.config import Config
 from mindska.data import (
     Augmentation,
@@ -33,7 +33,12 @@ def trainer(images, out, validate=None, **settings):
     transform = TrainTransform(pixels, Augmentation())
     loader = TrainLoader(open_dataset("", images, "train"), transform, config.batch_size, noise_size=8)
     rates, network = learning_rates(config, loader.steps_per_epoch), Tiny(3)
-    step = TrainStep(network, recipe.loss(config), build_optimizer(config, network, rates), recipe.step_options(config))
+    step = TrainStep(
+        network,
+        builders.build_loss(config),
+        build_optimizer(config, network, rates),
+        builders.build_step_options(config),
+    )
     evaluated = (None, None)
     if validate:
         evaluated = Tiny(3), EvalLoader(open_dataset("", images, validate), EvalTransform(pixels), 12)

@@ -9,8 +9,8 @@ import torch
 from commands import parameters, script
 
 from mindska.models.factory import own_preprocessing
-from mindska.weights import describe, open_weights, to_torch
-from mindska.weights.files import write_checkpoint
+from mindska.weights import open_weights, to_torch
+from mindska.weights.formats import write_checkpoint
 
 MODEL = "skanet_nano"
 
@@ -85,7 +85,7 @@ def test_average(tmp_path, ema):
     for name, value in mean.items():
         expected = np.mean([weights[name] for weights in each], axis=0, dtype=np.float64) + (ema is not False)
         np.testing.assert_allclose(value, expected, rtol=2e-7, err_msg=name)
-    record = describe(tmp_path / "mean.ckpt")
+    record = open_weights(tmp_path / "mean.ckpt").source.record
     assert [source["file"] for source in record["mean_of"]] == ["0.ckpt", "1.ckpt", "2.ckpt"]
     assert record["model"] == MODEL and record["class_names"][0] == "kind 0" and "epoch" not in record
 
@@ -133,7 +133,7 @@ def test_what_does_not_belong_together_is_not_averaged(tmp_path, changes, differ
         assert f"what differs (1):\n  {difference}" in str(error.value) and not (tmp_path / "mean.ckpt").exists()
     else:
         run("average", *words)
-        assert describe(tmp_path / "mean.ckpt")["num_classes"] == 4
+        assert open_weights(tmp_path / "mean.ckpt").source.record["num_classes"] == 4
 
 
 def test_inspect_shows_either_weights_and_what_is_damaged(tmp_path, capsys):
@@ -165,6 +165,6 @@ def test_clean(tmp_path, capsys, ema):
     np.testing.assert_array_equal(
         kept["classifier.weight"], weights["classifier.weight"] + np.float32(0 if ema is False else 1)
     )
-    record = describe(cleaned)
+    record = open_weights(cleaned).source.record
     assert record["epoch"] == 5 and "progress" not in record and record["source"]["averaged"] == (ema is None)
     assert not list(tmp_path.glob(".*"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mindska import recipe
+from mindska import builders
 from mindska.config import Config, ConfigError, differences, parse_args, read_yaml, settings_that, to_dict
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -185,13 +185,13 @@ def test_differences_name_both_values():
 )
 def test_data_of_other_classes_than_the_weights(configured, record, message):
     with pytest.raises(ConfigError, match=message):
-        recipe.evaluated_classes(Config(num_classes=configured), record, ["a", "b"])
+        builders.evaluated_classes(Config(num_classes=configured), record, ["a", "b"])
 
 
 def test_the_number_of_classes_that_is_evaluated():
     names = ["a", "b"]
     for record in ({}, {"num_classes": 2}, {"num_classes": 2, "class_names": names}, {"num_classes": None}):
         for configured in (None, 2):
-            assert recipe.evaluated_classes(Config(num_classes=configured), record, names) == 2
+            assert builders.evaluated_classes(Config(num_classes=configured), record, names) == 2
     wider = {"num_classes": 1000, "class_names": names}  # trained on these two by a recipe for a thousand
-    assert recipe.evaluated_classes(Config(num_classes=1000), wider, names) == 1000
+    assert builders.evaluated_classes(Config(num_classes=1000), wider, names) == 1000

@@ -15,12 +15,12 @@ from commands import ROOT, script
 from mindspore import Tensor
 from safetensors.numpy import save_file
 
-from mindska import recipe
+from mindska import builders
 from mindska.config import Config
 from mindska.models.factory import own_preprocessing
 from mindska.reference import skanet as torch_skanet
 from mindska.reference import sknet as torch_sknet
-from mindska.weights import describe, open_weights, read_caffemodel
+from mindska.weights import open_weights, read_caffemodel
 from mindska.weights.convert import key_map
 from mindska.weights.names import dialects
 
@@ -90,7 +90,7 @@ def test_pytorch_files(convert, reference, tmp_path, kind, suffix):
     assert f"{source}: skanet_nano, PyTorch with the names of the authors of SkaNet" in printed
     assert "verified" in printed and "the same to the bit" in printed
     assert golden.rms(logits(target), expected(reference)) < NOISE
-    record = describe(target)
+    record = open_weights(target).source.record
     assert (record["model"], record["num_classes"], record["source"]["kind"]) == (MODEL, 1000, "PyTorch")
     assert record["source"]["averaged"] == (kind == "state_dict_ema")
     assert record["parity"]["difference"] < record["parity"]["bound"]
@@ -140,7 +140,7 @@ def test_mindcvs_checkpoint(convert, tmp_path):
     words = ("--from", tmp_path / "skresnet18-868228e5.ckpt", "--to", tmp_path / "a.safetensors")
     assert "sk_resnet18, MindSpore with the names of MindCV" in convert(*words)
     convert(*words, "--overwrite", "--verify", error="the reference has no option stem")
-    assert describe(tmp_path / "a.safetensors")["preprocessing"]["interpolation"] == "bilinear"
+    assert open_weights(tmp_path / "a.safetensors").source.record["preprocessing"]["interpolation"] == "bilinear"
     for size in ((64, 64), (65, 97)):
         x = np.random.default_rng(1).standard_normal((2, 3, *size), dtype=np.float32)
         expected = theirs(Tensor(x)).asnumpy()
@@ -151,9 +151,10 @@ def test_mindcvs_checkpoint(convert, tmp_path):
     # Trained and validated with MindCV's pooling as well, and what is trained says so.
     for file in ("skresnet18-868228e5.ckpt", "a.safetensors"):
         config = Config(model="sk_resnet18", ckpt_path=str(tmp_path / file), drop_path_rate=0.0)
-        net = recipe.network(config, 5).set_train(False)
+        net = builders.build_network(config, 5, weights=builders.configured_weights(config)).set_train(False)
         np.testing.assert_array_equal(net(Tensor(x)).asnumpy(), ours)
-        assert recipe.record(config, net, list("abcde"), recipe.preprocessing(config))["network"] == {"stem": "mindcv"}
+        record = builders.checkpoint_record(config, net, list("abcde"), builders.build_preprocessing(config))
+        assert record["network"] == {"stem": "mindcv"}
     with pytest.raises(ValueError, match="Pass stem='mindcv'"):
         logits(tmp_path / "a.safetensors", "sk_resnet18", num_classes=5)
 
@@ -167,7 +168,7 @@ def test_mmsegmentations_backbone(convert, tmp_path):
     torch.save({"state_dict": state, "meta": {}}, tmp_path / "a.pth")
     printed = convert("--from", tmp_path / "a.pth", "--to", tmp_path / "a.ckpt", "--verify")
     assert f"{name}, PyTorch with the names of mmsegmentation" in printed and "no classifier: a backbone" in printed
-    assert describe(tmp_path / "a.ckpt")["network"] == {"norm_eps": 1e-5}
+    assert open_weights(tmp_path / "a.ckpt").source.record["network"] == {"norm_eps": 1e-5}
     arguments = dict(features_only=True, checkpoint_path=str(tmp_path / "a.ckpt"))
     with pytest.raises(ValueError, match="Pass norm_eps=1e-05"):
         mindcv.create_model(name, **arguments)
@@ -232,7 +233,7 @@ def test_caffes_sknet50(convert, tmp_path):
     x = families.network_input("sknet50_224")
     ours = logits(tmp_path / "a.ckpt", "sknet50", x)
     assert golden.rms(ours, golden.golden("sknet50_224")[1]["logits_f64"]) < NOISE
-    assert describe(tmp_path / "a.ckpt")["preprocessing"]["std"][0] == pytest.approx(1 / 255)
+    assert open_weights(tmp_path / "a.ckpt").source.record["preprocessing"]["std"][0] == pytest.approx(1 / 255)
     assert "sknet50's" in convert("--model", "sknet101", *words[:2], "--to", tmp_path / "b.ckpt", error="does not fit")
 
 
@@ -262,8 +263,8 @@ def test_the_head_is_dropped_only_when_asked(convert, reference, tmp_path):
     words = ("--from", tmp_path / "a.ckpt", "--to", tmp_path / "b.ckpt", *names)
     convert(*words, error="has 2 names, but the weights have 7")
     convert(*words, "--num_classes", 2)
-    assert describe(tmp_path / "b.ckpt")["class_names"] == ["a", "b"]
-    assert describe(tmp_path / "b.ckpt")["source"]["source"]["file"] == "a.pth"
+    assert open_weights(tmp_path / "b.ckpt").source.record["class_names"] == ["a", "b"]
+    assert open_weights(tmp_path / "b.ckpt").source.record["source"]["source"]["file"] == "a.pth"
 
 
 def test_the_weights_of_another_model_are_named(convert, tmp_path):
@@ -362,6 +363,6 @@ def test_the_command_line(reference, tmp_path):
     words = [sys.executable, ROOT / "scripts" / "convert.py", "--from", "a.pth", "--to", "a.ckpt"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "wrote a.ckpt, and read it again: the same to the bit" and not done.stderr
-    assert describe(tmp_path / "a.ckpt")["preprocessing"] == {
+    assert open_weights(tmp_path / "a.ckpt").source.record["preprocessing"] == {
         key: list(value) if isinstance(value, tuple) else value for key, value in own_preprocessing(MODEL).items()
     }

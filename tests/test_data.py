@@ -22,11 +22,10 @@ import pytest
 from commands import rows, run, train
 from PIL import Image, ImageOps
 
-from mindska import recipe
-from mindska.config import Config, ConfigError
+from mindska import builders
+from mindska.config import Config
 from mindska.data import (
     Augmentation,
-    DataError,
     EvalLoader,
     EvalTransform,
     Preprocessing,
@@ -43,6 +42,7 @@ from mindska.data.class_order import read_class_map
 from mindska.data.datasets import image_files
 from mindska.data.images import read_image
 from mindska.data.mixing import Mixing
+from mindska.errors import ConfigError, DataError
 
 PIXELS = Preprocessing((24, 24), 0.9, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 EVERYTHING = Augmentation(vflip=0.3, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.5)
@@ -424,15 +424,15 @@ def test_an_order_that_nobody_knows_is_refused():
     numbers = [str(i) for i in range(12)]
     config, text = Config(), sorted(numbers)
     with pytest.raises(ConfigError, match="class 2 is '10' in the order of text .* '2' in the natural .*--class_map"):
-        recipe.evaluated_classes(config, dict(num_classes=12), text)
+        builders.evaluated_classes(config, dict(num_classes=12), text)
     with pytest.raises(ConfigError, match="ambiguous"):
-        recipe.evaluated_classes(config, {}, ["B", "a"])
-    assert recipe.evaluated_classes(config, dict(num_classes=12, class_names=text), text) == 12
-    assert recipe.evaluated_classes(config, dict(num_classes=10), numbers[:10]) == 10
-    assert recipe.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12), numbers) == 12
-    assert recipe.evaluated_classes(Config(dataset="cifar100"), {}, ["b2", "b10"]) == 2  # its labels are numbers
+        builders.evaluated_classes(config, {}, ["B", "a"])
+    assert builders.evaluated_classes(config, dict(num_classes=12, class_names=text), text) == 12
+    assert builders.evaluated_classes(config, dict(num_classes=10), numbers[:10]) == 10
+    assert builders.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12), numbers) == 12
+    assert builders.evaluated_classes(Config(dataset="cifar100"), {}, ["b2", "b10"]) == 2  # its labels are numbers
     with pytest.raises(ConfigError, match="in another order than --class_map map.txt"):
-        recipe.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12, class_names=text), numbers)
+        builders.evaluated_classes(Config(class_map="map.txt"), dict(num_classes=12, class_names=text), numbers)
 
 
 @pytest.mark.slow

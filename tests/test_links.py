@@ -10,7 +10,8 @@ import time
 import pytest
 
 from mindska.distributed import links as module
-from mindska.distributed.links import WorldError, accept_ranks, connect_to_rank_0, exchange, link, watch
+from mindska.distributed.links import accept_ranks, connect_to_rank_0, exchange, link, watch
+from mindska.errors import WorldError
 
 KEY = bytes(range(32))
 

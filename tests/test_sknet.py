@@ -10,9 +10,10 @@ import pytest
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from mindska.errors import WeightsError
 from mindska.models import sk_resnet, sknet
 from mindska.models.layers.pooling import StemPool
-from mindska.weights import WeightsError, from_caffe, from_torch
+from mindska.weights import from_caffe, from_torch
 
 COUNTS = json.loads((Path(__file__).parent / "parity" / "goldens" / "counts.json").read_text())
 PARAMETERS = {"sknet26": 16_746_408, "sknet29_16x32d": 28_828_200}  # no published definition

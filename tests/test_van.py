@@ -11,8 +11,9 @@ import pytest
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from mindska.errors import WeightsError
 from mindska.models.van import KERNELS, VARIANTS
-from mindska.weights import WeightsError, from_torch, to_torch
+from mindska.weights import from_torch, to_torch
 
 COUNTS = json.loads((Path(__file__).parent / "parity" / "goldens" / "counts.json").read_text())
 # The goldens count LSKA's classifiers up to van_base, and the backbone of van_large_lska_k23: 43,724,224, and 513,000

@@ -11,11 +11,12 @@ import pytest
 import torch
 from mindspore import Tensor
 
-from mindska import recipe
+from mindska import builders
 from mindska.config import parse_args
+from mindska.errors import WeightsError
 from mindska.reference import skanet as torch_skanet
-from mindska.weights import WeightsError, from_torch, open_weights, read_torch, read_weights, to_torch
-from mindska.weights.files import write_checkpoint
+from mindska.weights import from_torch, open_weights, read_torch, to_torch
+from mindska.weights.formats import write_checkpoint
 
 MODEL = "skanet_nano"
 
@@ -118,12 +119,12 @@ def test_the_configuration_chooses(state, tmp_path):
     raw = state["classifier.fc.bias"].numpy()
     for words, expected in (((), raw + 1), (("--use_ema",), raw + 1), (("--use_ema", "false"), raw)):
         config = parse_args(["--model", MODEL, "--ckpt_path", path, *words])
-        np.testing.assert_array_equal(recipe.network(config, 1000).classifier.bias.asnumpy(), expected)
+        net = builders.build_network(config, 1000, weights=builders.configured_weights(config))
+        np.testing.assert_array_equal(net.classifier.bias.asnumpy(), expected)
     torch.save(state, path)
     config = parse_args(["--model", MODEL, "--ckpt_path", path, "--use_ema"])
-    for read in (recipe.weights_record, lambda config: recipe.network(config, 1000)):
-        with pytest.raises(WeightsError, match="no averaged"):
-            read(config)
+    with pytest.raises(WeightsError, match="no averaged"):
+        builders.configured_weights(config)
 
 
 def test_an_average_of_an_unknown_kind_is_said(state, tmp_path, caplog):
@@ -159,7 +160,6 @@ def test_values_that_are_no_weights(state, tmp_path, change, message):
     torch.save(state, path)
     for read in (
         lambda: open_weights(path, MODEL),
-        lambda: read_weights(path, MODEL),
         lambda: mindcv.create_model(MODEL, checkpoint_path=str(path)),
     ):
         with pytest.raises(WeightsError) as error:
@@ -177,7 +177,7 @@ def test_values_that_are_no_weights_in_our_own_files(tmp_path):
         first.set_data(Tensor(np.full(first.shape, np.nan, np.float32)))
         ms.save_checkpoint(net, str(tmp_path / f"{name}.ckpt"))
         with pytest.raises(WeightsError, match="NaN or infinite"):
-            read_weights(tmp_path / f"{name}.ckpt", name)
+            open_weights(tmp_path / f"{name}.ckpt", name, any_model=True)
 
 
 @pytest.mark.parametrize("change", [torch.nn.Parameter, torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.double])
@@ -259,14 +259,14 @@ def test_averaged_weights_lie_beside_the_raw_ones(tmp_path):
     entries = [{"name": p.name, "data": p} for p in net.get_parameters()]
     entries += [{"name": f"ema.{p.name}", "data": Tensor(p.asnumpy() + 1)} for p in net.get_parameters()]
     ms.save_checkpoint(entries, str(tmp_path / "a.ckpt"))
-    raw = read_weights(tmp_path / "a.ckpt", MODEL, ema=False)[0]
+    raw = open_weights(tmp_path / "a.ckpt", MODEL, ema=False).parameters
     assert set(raw) == {p.name for p in net.get_parameters()}
     np.testing.assert_array_equal(
-        read_weights(tmp_path / "a.ckpt", MODEL)[0]["classifier.bias"], raw["classifier.bias"] + 1
+        open_weights(tmp_path / "a.ckpt", MODEL).parameters["classifier.bias"], raw["classifier.bias"] + 1
     )
     ms.save_checkpoint(net, str(tmp_path / "b.ckpt"))
     with pytest.raises(WeightsError, match="no averaged"):
-        read_weights(tmp_path / "b.ckpt", MODEL, ema=True)
+        open_weights(tmp_path / "b.ckpt", MODEL, ema=True)
 
 
 def test_mindcvs_own_models_load_as_before(tmp_path):
@@ -306,6 +306,6 @@ def test_a_damaged_archive_is_refused(state, tmp_path):
 
 def test_an_average_that_is_not_there(state, tmp_path):
     torch.save({"state_dict": state, "state_dict_ema": None}, tmp_path / "a.pth")
-    assert read_weights(tmp_path / "a.pth", MODEL)[0]["classifier.bias"].shape == (1000,)
+    assert open_weights(tmp_path / "a.pth", MODEL).parameters["classifier.bias"].shape == (1000,)
     with pytest.raises(WeightsError, match="no 'state_dict_ema'"):
-        read_weights(tmp_path / "a.pth", MODEL, ema=True)
+        open_weights(tmp_path / "a.pth", MODEL, ema=True)

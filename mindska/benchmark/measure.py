@@ -18,7 +18,7 @@ import numpy as np
 from mindcv.models.registry import get_pretrained_cfg
 from PIL import Image
 
-from .. import recipe
+from .. import builders
 from ..config import parse_args
 from ..data import TrainLoader, TrainTransform, open_dataset
 from .worker import Variant
@@ -177,11 +177,11 @@ def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float
             noise.save(place / f"{i}.jpg", quality=90)
         loader = TrainLoader(
             open_dataset(config.dataset, folder, "train"),
-            TrainTransform(recipe.preprocessing(config), recipe.augmentation(config)),
+            TrainTransform(builders.build_preprocessing(config), builders.build_augmentation(config)),
             32,
             num_classes=4,
             num_workers=cores(),
-            **recipe.loading(config),
+            **builders.loading_options(config),
         )
         batches, seconds = loader.batches(0, None), []
         for _ in range(rounds + 1):

@@ -81,7 +81,7 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     import numpy as np
     from mindspore import Tensor
 
-    from mindska import recipe
+    from mindska import builders
     from mindska.compile_cache import compile_cached
     from mindska.config import Config
     from mindska.distributed import world
@@ -99,7 +99,7 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     config = Config(model=variant.model, opt="adamw", ema=False)
     net.set_train(True)
     optimizer = build_optimizer(config, net, [1e-4] * 1000)
-    step = TrainStep(net, recipe.loss(config), optimizer, recipe.step_options(config), world().size)
+    step = TrainStep(net, builders.build_loss(config), optimizer, builders.build_step_options(config), world().size)
     labels = Tensor(np.arange(len(images), dtype=np.int32))
     noise = Tensor(np.random.default_rng(0).random((len(images), net.noise_size), dtype=np.float32))
     step.set_train(True)

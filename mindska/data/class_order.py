@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
 
-from .images import DataError
+from ..errors import DataError
 
 
 def read_class_map(path: Union[str, Path]) -> list[str]:

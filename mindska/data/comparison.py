@@ -6,8 +6,8 @@ import zlib
 from typing import Any
 
 from .. import distributed
+from ..errors import DataError
 from .datasets import Dataset
-from .images import DataError
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:

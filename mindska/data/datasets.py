@@ -14,10 +14,10 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 from PIL import Image
 
-from ..errors import printable
+from ..errors import DataError, printable
 from .class_order import read_class_map
 from .folders import Surroundings, find_images, is_folder, subfolders
-from .images import EXTENSIONS, DataError, Enough, open_image, read_image
+from .images import EXTENSIONS, Enough, open_image, read_image
 
 log = logging.getLogger("mindska")
 

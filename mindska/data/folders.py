@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Union
 
-from ..errors import printable
-from .images import EXTENSIONS, DataError
+from ..errors import DataError, printable
+from .images import EXTENSIONS
 
 log = logging.getLogger("mindska")
 

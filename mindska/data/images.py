@@ -24,7 +24,7 @@ from typing import Callable, Optional, Union
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError
+from ..errors import DataError
 
 # What is opened at all, told by the content: no other decoder sees a file. EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -37,10 +37,6 @@ PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # what Pillow converts to RGB by w
 
 # From an image's (width, height) in pixels to the size that is enough for its user.
 Enough = Callable[[tuple[int, int]], tuple[int, int]]
-
-
-class DataError(UserError, ValueError):
-    """Data that is missing or unreadable; the message names the path and what was expected."""
 
 
 def read_image(path: Union[str, Path], enough: Optional[Enough] = None, exif_orientation: bool = False) -> Image.Image:

@@ -20,7 +20,8 @@ import numpy as np
 from mindspore.dataset import GeneratorDataset, config
 from PIL import Image
 
-from .datasets import DataError, Dataset, Enough
+from ..errors import DataError
+from .datasets import Dataset, Enough
 from .mixing import Mixing
 from .transforms import EvalTransform, TrainTransform
 

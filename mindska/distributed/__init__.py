@@ -47,11 +47,12 @@ from typing import Any, Optional
 
 import numpy as np
 
+from ..errors import WorldError
 from .cluster import join_by_mpirun, join_by_msrun, local_rank
 from .cores import limit_threads, set_device, share_of_cores
 from .ending import end_everything, end_without_teardown, exit_code
 from .environment import check, launcher, prepare
-from .links import WorldError, another_has_ended, exchange, watch
+from .links import another_has_ended, exchange, watch
 
 __all__ = [
     "World",

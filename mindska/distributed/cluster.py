@@ -17,11 +17,11 @@ from typing import IO, Any, Optional
 import numpy as np
 import psutil
 
-from ..errors import SettingError
+from ..errors import SettingError, WorldError
 from .cores import set_device
 from .ending import end_with_parent
 from .environment import formation_timeout, mpi, whole_number
-from .links import WorldError, exchange, link
+from .links import exchange, link
 
 log = logging.getLogger("mindska")
 

@@ -24,17 +24,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..errors import UserError
+from ..errors import WorldError
 
 NONCE = 32
 PROOF = 32
 INTRODUCTION = struct.Struct(f"!I{NONCE}s{PROOF}s")
 HANDSHAKE_TIMEOUT = 10  # seconds, for what takes a few milliseconds
 MAX_HANDSHAKES = 128  # at a time; more are strangers, and the oldest goes
-
-
-class WorldError(UserError, RuntimeError):
-    """The ranks have not found each other, or have lost each other."""
 
 
 def link(rank: int, size: int, host: str, timeout: float, share: Callable[[Any], Any]) -> list[Connection]:

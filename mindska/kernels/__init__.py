@@ -19,8 +19,8 @@ from pathlib import Path
 
 import mindspore as ms
 
-from ..errors import SettingError
-from .build import BuildError, library
+from ..errors import BuildError, SettingError
+from .build import library
 from .signatures import signatures
 
 log = logging.getLogger("mindska")

@@ -25,6 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from ..errors import BuildError
+
 log = logging.getLogger("mindska")
 
 FOLDER = Path(__file__).parent
@@ -35,10 +37,6 @@ FLAGS = (
 )  # fmt: skip
 MARK = b"\nmindska sha256 "  # between a library and its checksum, which the loader does not read
 LARGEST = 1 << 26  # bytes of a library
-
-
-class BuildError(RuntimeError):
-    """The operators cannot be had here; the message says why."""
 
 
 def cache_folder() -> Path:

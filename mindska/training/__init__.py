@@ -1,6 +1,6 @@
 """Training: one step as a graph, the loop around it, and what a checkpoint holds."""
 
-from .folder import RunError
+from ..errors import RunError
 from .loop import Trainer
 from .optim import build_optimizer, learning_rates
 from .resume import earlier_record

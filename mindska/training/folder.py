@@ -15,18 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from ..errors import UserError
-from ..weights import WeightsError
-from ..weights.files import read_file, replacing
+from ..errors import RunError, WeightsError
+from ..files import replacing
+from ..weights.formats import read_file
 
 log = logging.getLogger("mindska")
 
 KEEP_NEWEST = 2  # so that a damaged newest file leaves one to fall back to
 MAX_SETTINGS = 1 << 26  # bytes of a settings.json that is read
-
-
-class RunError(UserError, RuntimeError):
-    """A run that cannot start or go on; the message says what to do."""
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from ..compile_cache import compile_cached
 from ..config import Config, settings_that, to_dict
 from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
+from ..errors import RunError, WeightsError
 from ..evaluation import EvalStep, Result, evaluate_each
-from ..weights import WeightsError
-from ..weights.files import EMA_PREFIX, write_checkpoint
+from ..weights.convert import EMA_PREFIX
+from ..weights.formats import write_checkpoint
 from . import resume
-from .folder import RunError, RunFolder
+from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest
 from .record import SCORES, RunRecord, read_rows
 from .state import Progress, check_finite, everything, restore, weight_parameters

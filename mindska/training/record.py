@@ -13,7 +13,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Optional
 
-from ..weights.files import WriteError, replacing
+from ..errors import WriteError
+from ..files import replacing
 from .folder import set_aside, writing
 
 log = logging.getLogger("mindska")

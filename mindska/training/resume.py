@@ -20,9 +20,10 @@ from .. import kernels
 from ..config import Config, differences, settings_that, to_dict
 from ..data import EvalLoader
 from ..data.datasets import Dataset
+from ..errors import RunError, WeightsError
 from ..models.factory import own_preprocessing
-from ..weights import WeightsError, unusual_options
-from .folder import RunError, RunFolder
+from ..weights import unusual_options
+from .folder import RunFolder
 from .state import State, read_state
 
 log = logging.getLogger("mindska")

@@ -17,11 +17,12 @@ import numpy as np
 from mindspore import Parameter
 
 from ..data import Preprocessing
+from ..errors import RunError, WeightsError
 from ..models.factory import own_preprocessing
-from ..weights import WeightsError
-from ..weights.files import EMA_PREFIX, STATE_PREFIX, read_file
+from ..weights.convert import EMA_PREFIX, STATE_PREFIX
+from ..weights.formats import read_file
 from ..weights.loading import load_into
-from .folder import RunError, Saved
+from .folder import Saved
 from .step import TrainStep
 
 NOT_STATE = "learning_rate"  # the optimiser's table of learning rates: it follows from the configuration

@@ -1,34 +1,24 @@
-"""Weights in and out: PyTorch's and Caffe's published ones, safetensors, MindSpore checkpoints."""
+"""Weights in and out: PyTorch's and Caffe's published ones, safetensors, MindSpore checkpoints.
 
+One door: `open_weights(path)` gives a file's weights with their record; `load_into` puts them into a network.
+"""
+
+from ..errors import MissingWeights, WeightsError
 from . import factory  # noqa: F401  MindCV's factory loads our models strictly from now on
-from .convert import WeightsError, for_channels, from_caffe, from_torch, to_torch
+from .convert import from_caffe, from_torch, to_torch
 from .foreign import read_caffemodel, read_torch
-from .loading import (
-    Weights,
-    describe,
-    load_checkpoint_into,
-    load_into,
-    open_weights,
-    read_weights,
-    unusual_options,
-)
-from .source import MissingWeights, open_source
+from .loading import Weights, load_into, open_weights, unusual_options
 
 __all__ = [
     "MissingWeights",
     "Weights",
     "WeightsError",
-    "describe",
-    "for_channels",
     "from_caffe",
     "from_torch",
-    "load_checkpoint_into",
     "load_into",
-    "open_source",
     "open_weights",
     "read_caffemodel",
     "read_torch",
-    "read_weights",
     "to_torch",
     "unusual_options",
 ]

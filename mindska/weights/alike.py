@@ -25,7 +25,7 @@ def unlike(first: Weights, other: Weights) -> list[str]:
 
 
 def _identity(weights: Weights) -> dict[str, Any]:
-    record = weights.record()
+    record = weights.record
     return dict(
         model=weights.model,
         num_classes=weights.num_classes or "none: a backbone",

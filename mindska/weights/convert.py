@@ -18,7 +18,7 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from .. import kernels
-from ..errors import UserError, few, listing
+from ..errors import WeightsError, few, listing
 from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
 
@@ -39,10 +39,6 @@ COUNTERS = {"num_batches_tracked", "n_averaged", "steps", "total_ops", "total_pa
 HEAD = "classifier."
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
-
-
-class WeightsError(UserError, ValueError):
-    """Weights that do not fit the network; the message lists the names and shapes."""
 
 
 @cache

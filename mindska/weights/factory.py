@@ -11,7 +11,7 @@ from mindcv.models.features import FeatureExtractWrapper
 from mindspore import nn
 
 from ..models.factory import OUR_MODELS
-from .loading import load_checkpoint_into
+from .loading import open_weights
 
 _mindcvs = model_factory.load_model_checkpoint
 
@@ -20,7 +20,7 @@ def _load_model_checkpoint(model: nn.Cell, checkpoint_path: str = "", ema: bool 
     # MindCV's loader does nothing, without a word, when the file is missing or no name fits.
     inner = model.net if isinstance(model, FeatureExtractWrapper) else model
     if getattr(inner, "model_name", None) in OUR_MODELS:
-        load_checkpoint_into(inner, checkpoint_path, ema=ema or None)
+        open_weights(checkpoint_path, inner.model_name, ema or None).load_into(inner)
     else:
         _mindcvs(model, checkpoint_path, ema, auto_mapping)
 

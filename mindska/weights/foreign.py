@@ -18,9 +18,8 @@ from typing import Any, BinaryIO, NoReturn, Union
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from ..errors import few
-from .convert import WeightsError
-from .files import read_bytes
+from ..errors import WeightsError, few
+from .formats import read_bytes
 from .protobuf import Field, check_fields, message_classes
 
 # What PyTorch's safe loader would make of a size in a pickle alone, without a byte of content.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,20 +16,11 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from ..data.transforms import Preprocessing
-from ..errors import SettingError, few, listing, printable
+from ..errors import SettingError, WeightsError, few, listing, printable
+from ..files import sha256
 from ..models.factory import OUR_MODELS, own_preprocessing
-from .convert import (
-    HEAD,
-    WeightsError,
-    check_finite,
-    default_options,
-    first_weight,
-    models_that_fit,
-    rather,
-    recognise,
-    translate,
-)
-from .files import sha256, with_path
+from .convert import HEAD, check_finite, default_options, first_weight, for_channels, models_that_fit, rather, translate
+from .formats import with_path
 from .names import Dialect
 from .source import Source, open_source
 
@@ -43,13 +35,14 @@ class Weights:
 
     Attributes:
         parameters: name -> float32 array.
-        dialect: who named them in the file.
+        source: what they are in the file.
+        dialect: who named them in the file; None of a model that is not ours, whose names stay as they are.
     """
 
     model: str
     parameters: dict[str, np.ndarray]
     source: Source
-    dialect: Dialect
+    dialect: Optional[Dialect]
 
     @property
     def num_classes(self) -> Optional[int]:
@@ -87,16 +80,19 @@ class Weights:
         except SettingError as error:
             raise WeightsError(f"{self.source.path}: {error}") from None
 
-    def description(self) -> dict[str, Any]:
-        """The record's part on the network: model, classes, pixels, options."""
-        known = dict(model=self.model, num_classes=self.num_classes, preprocessing=self.preprocessing)
-        return dict(known, network=self.unusual) if self.unusual else known
-
+    @cached_property
     def record(self) -> dict[str, Any]:
-        """What a file with these weights should say of itself."""
+        """What a file with these weights should say of itself: model, classes, pixels, options, and their source.
+
+        Of a model that is not ours, what its file says.
+        """
         origin = self.source
+        if self.dialect is None:
+            return origin.record
         record = {name: origin.record[name] for name in KEPT if name in origin.record}
-        record.update(self.description())
+        record.update(model=self.model, num_classes=self.num_classes, preprocessing=self.preprocessing)
+        if self.unusual:
+            record["network"] = self.unusual
         record["source"] = dict(
             file=origin.path.name,
             sha256=sha256(origin.path),
@@ -113,8 +109,27 @@ class Weights:
         keywords = dict(self.unusual, features_only=self.num_classes is None)
         with no_init_parameters():
             net = mindcv.create_model(self.model, self.num_classes or 1000, in_channels=self.in_channels, **keywords)
-        load_into(getattr(net, "net", net), self.parameters, str(self.source.path))
+        self.load_into(getattr(net, "net", net))
         return net.set_train(False)
+
+    def load_into(self, network: nn.Cell) -> None:
+        """Puts them into a network, strictly (see `load_into`).
+
+        Raises:
+            WeightsError: they do not fit, or were trained with other options than the network was made with.
+        """
+        path = self.source.path
+        for name, value in (self.options if self.dialect else {}).items():
+            if value != network.options[name]:
+                raise WeightsError(
+                    f"{path} was trained with {name}={value!r}; the network was made with {network.options[name]!r}. "
+                    f"Pass {name}={value!r} to create_model."
+                )
+        load_into(network, self.parameters, str(path))
+
+    def for_channels(self, in_channels: int) -> Weights:
+        """The same for images of 1 or 3 channels: see `convert.for_channels`."""
+        return replace(self, parameters=for_channels(self.parameters, self.model, in_channels))
 
 
 def unusual_options(model_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,44 +137,28 @@ def unusual_options(model_name: str, options: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in options.items() if value != default_options(model_name)[name]}
 
 
-def open_weights(path: Union[str, Path], model_name: str = "", ema: Optional[bool] = None) -> Weights:
-    """The weights of one of our models in a file of any kind that we read (see `open_source`).
+def open_weights(
+    path: Union[str, Path], model: str = "", ema: Optional[bool] = None, any_model: bool = False
+) -> Weights:
+    """The weights in a file of any kind that we read: PyTorch, safetensors, Caffe, MindSpore (see `open_source`).
 
     Args:
-        model_name: the model; empty: the one that the file names, or the only one that it fits.
+        model: its name; empty: the one that the file names, or the only one that it fits.
         ema: True for the averaged weights (an error when there are none), False for the raw ones, None for the averaged
-            where the file has them.
+            where the file has them (of a run's best checkpoint: for the kind that scored higher), which is said.
+        any_model: take a model of MindCV's that is not ours as well; its parameters stay as they are in the file.
 
     Raises:
         MissingWeights, WeightsError: the file does not fit the model; the message says whose it is where that is known.
     """
-    weights = _translated(open_source(path, ema), model_name)
-    if ema is None:
-        say(weights.source, logging.WARNING)
-    return weights
-
-
-def say(source: Source, level: int) -> None:
-    """One line in the log where a file has averaged and raw weights: which are taken."""
-    if source.choice:
-        log.log(level, "%s", printable(source.choice))
-
-
-def describe(path: Union[str, Path], model_name: str = "", ema: Optional[bool] = None) -> dict[str, Any]:
-    """The record of a file of weights: its own, else what its content tells (see `Weights.record`).
-
-    Args:
-        model_name: the model, where it is known; of a model that is not ours only the file's own record is returned.
-        ema: see `open_weights`.
-
-    Raises:
-        MissingWeights, WeightsError.
-    """
     source = open_source(path, ema)
-    if (model_name or source.record.get("model")) not in (None, "", *OUR_MODELS):
-        return source.record
-    weights = _translated(source, model_name)
-    return {**source.record, **weights.description()}
+    if ema is None and source.choice:
+        log.warning("%s", printable(source.choice))
+    name = model or source.record.get("model", "")
+    if any_model and name and name not in OUR_MODELS:
+        with_path(source.path, check_finite, source.arrays)
+        return Weights(name, dict(source.arrays), source, None)
+    return _translated(source, model)
 
 
 def _translated(source: Source, model_name: str) -> Weights:
@@ -197,36 +196,6 @@ def _only_model(source: Source) -> str:
     raise WeightsError(f"{source.path} does not say which model it is ({which}); name it with --model.{names}")
 
 
-def read_weights(
-    path: Union[str, Path], model_name: str, ema: Optional[bool] = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Parameters (name -> array) for `model_name` in a file of any kind that we read, and the network's options.
-
-    Options (see `Backbone.options`) are those that the weights were trained with, empty where the file does not tell. A
-    file with the network's own names and no record is returned as it is: `load_into` says what does not fit.
-
-    Args:
-        ema: see `open_weights`.
-
-    Raises:
-        MissingWeights, WeightsError.
-    """
-    return _read(path, model_name, ema, logging.INFO)
-
-
-def _read(
-    path: Union[str, Path], model_name: str, ema: Optional[bool], level: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    source = open_source(path, ema)
-    say(source, level)
-    ours = model_name in OUR_MODELS
-    if ours and (source.record or recognise(model_name, source.arrays, *source.frameworks).rules):
-        weights = _translated(source, model_name)
-        return weights.parameters, weights.options
-    with_path(source.path, check_finite, source.arrays)
-    return dict(source.arrays), {}
-
-
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
     """Puts weights into a network; every parameter is filled and every weight used.
 
@@ -258,15 +227,3 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
         )
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
-
-
-def load_checkpoint_into(net: nn.Cell, path: Union[str, Path], ema: Optional[bool] = None) -> None:
-    """Loads a file of weights (see `read_weights`) into a model of mindska (see `load_into`)."""
-    weights, options = _read(path, net.model_name, ema, logging.WARNING)
-    for name, value in options.items():
-        if value != net.options[name]:
-            raise WeightsError(
-                f"{path} was trained with {name}={value!r}; the network was made with {net.options[name]!r}. "
-                f"Pass {name}={value!r} to create_model."
-            )
-    load_into(net, weights, str(path))

@@ -14,8 +14,7 @@ from dataclasses import fields
 from typing import Any, Callable, Optional, Union
 
 from ..data.transforms import FILTERS, Preprocessing
-from ..errors import printable
-from .convert import WeightsError
+from ..errors import WeightsError, printable
 
 MOST_CLASSES = 1_000_000
 MOST_PIXELS = 16_384  # of a side

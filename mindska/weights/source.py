@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from ..errors import UserError, few, printable
-from .convert import STATE_PREFIX, WeightsError, from_layers, split
-from .files import MOST_BYTES, read_file, read_safetensors
+from ..errors import MissingWeights, WeightsError, few, printable
+from .convert import STATE_PREFIX, from_layers, split
 from .foreign import read_caffemodel, read_torch
+from .formats import MOST_BYTES, read_file, read_safetensors
 
 log = logging.getLogger("mindska")
 
@@ -22,10 +22,6 @@ KINDS = {
     "Caffe": ("caffe",),
     "MindSpore": ("mindspore",),
 }
-
-
-class MissingWeights(UserError, FileNotFoundError):
-    """A checkpoint file that does not exist."""
 
 
 @dataclass(frozen=True)

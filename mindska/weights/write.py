@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .convert import WeightsError, to_torch
-from .files import WriteError, as_oserror, replacing, write_checkpoint, write_safetensors
+from ..errors import WeightsError, WriteError
+from ..files import as_oserror, replacing
+from .convert import to_torch
 from .foreign import write_torch
+from .formats import write_checkpoint, write_safetensors
 from .loading import open_weights
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")

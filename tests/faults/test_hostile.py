@@ -20,12 +20,14 @@ from safetensors.numpy import save_file
 from test_convert import caffemodel, message
 
 from mindska import export
-from mindska.config import ConfigError, read_yaml
+from mindska.config import read_yaml
+from mindska.errors import ConfigError, WeightsError
 from mindska.models.factory import own_preprocessing
-from mindska.weights import WeightsError, open_source, open_weights, read_weights
+from mindska.weights import open_weights
 from mindska.weights.convert import key_map, parameter_shapes
-from mindska.weights.files import METADATA, write_checkpoint, write_safetensors
+from mindska.weights.formats import METADATA, write_checkpoint, write_safetensors
 from mindska.weights.record import read_record
+from mindska.weights.source import open_source
 
 peak_memory = script("benchmark").peak_memory
 MODEL = "skanet_nano"
@@ -496,7 +498,7 @@ def test_the_command_refuses_before_it_trains(images, tmp_path):
 
 def test_weights_of_another_head_are_refused(tmp_path):
     ms.save_checkpoint(mindcv.create_model(MODEL, num_classes=7), str(tmp_path / "a.ckpt"))
-    weights, _ = read_weights(tmp_path / "a.ckpt", MODEL)
+    weights, _ = open_weights(tmp_path / "a.ckpt", MODEL)
     assert weights["classifier.weight"].shape == (7, 96)
     with pytest.raises(WeightsError, match=r"classifier.weight: \(7, 96\) in the file, \(1000, 96\) in the network"):
         mindcv.create_model(MODEL, checkpoint_path=str(tmp_path / "a.ckpt"))

@@ -21,9 +21,10 @@ from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mindska.data import DataError, EvalTransform, Preprocessing, TrainTransform, open_dataset, transforms
+from mindska.data import EvalTransform, Preprocessing, TrainTransform, open_dataset, transforms
 from mindska.data.images import MAX_BYTES, read_image
 from mindska.data.transforms import Augmentation
+from mindska.errors import DataError
 
 
 def broken_webp(path):

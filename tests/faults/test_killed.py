@@ -27,9 +27,9 @@ from commands import (
 )
 from mindspore import Parameter, Tensor
 
+from mindska.errors import WeightsError
 from mindska.training.record import RunRecord
-from mindska.weights import WeightsError
-from mindska.weights.files import read_file, write_checkpoint
+from mindska.weights.formats import read_file, write_checkpoint
 
 KILLS = 20
 STEPS = 800

@@ -11,11 +11,12 @@ from mindspore import Tensor
 from runs import fit, trainer
 
 from mindska.config import settings_that
-from mindska.training import RunError, resume
+from mindska.errors import RunError
+from mindska.training import resume
 from mindska.training.folder import RunFolder
 from mindska.training.record import COLUMNS, RunRecord, read_rows
 from mindska.training.state import Progress
-from mindska.weights.files import read_file, write_checkpoint
+from mindska.weights.formats import read_file, write_checkpoint
 from mindska.weights.source import open_source
 
 

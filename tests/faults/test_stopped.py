@@ -28,7 +28,8 @@ from commands import (
     SETTINGS as TINY,
 )
 
-from mindska.training.folder import RunError, RunFolder
+from mindska.errors import RunError
+from mindska.training.folder import RunFolder
 from mindska.training.interrupt import EXIT_CODE
 from mindska.training.record import RunRecord
 

@@ -14,14 +14,15 @@ from mindcv.loss import create_loss
 from mindspore import Tensor, nn
 
 from . import kernels
-from .config import Config, ConfigError
+from .config import Config
 from .data import Augmentation, Preprocessing, natural_order
 from .data.datasets import Dataset
 from .distributed import World
+from .errors import ConfigError
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.record import before_run
 from .training.step import StepOptions
-from .weights import describe, for_channels, load_into, read_weights, unusual_options
+from .weights import Weights, open_weights, unusual_options
 
 log = logging.getLogger("mindska")
 
@@ -52,7 +53,7 @@ def set_up(config: Config, world: World) -> None:
     log.addHandler(before_run)
 
 
-def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
+def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
     """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
     default = Preprocessing(**(recorded or own_preprocessing(config.model)))
     default = default.for_channels(config.in_channels or default.in_channels)
@@ -66,31 +67,31 @@ def preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> 
     return dataclasses.replace(default, **{name: value for name, value in changes.items() if value is not None})
 
 
-def augmentation(config: Config) -> Augmentation:
+def build_augmentation(config: Config) -> Augmentation:
     """The configuration's augmentation of training images."""
     return Augmentation(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augmentation)})
 
 
-def loading(config: Config) -> dict[str, float]:
+def loading_options(config: Config) -> dict[str, float]:
     """The configuration's options of `TrainLoader` that are no business of a single image."""
     names = ("max_damaged", "aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
     return {name: getattr(config, name) for name in names}
 
 
-def reading(config: Config) -> dict[str, Any]:
+def dataset_options(config: Config) -> dict[str, Any]:
     """The configuration's options of `open_dataset` on the order of classes and on reading images."""
     return dict(class_map=config.class_map, exif_orientation=config.exif_orientation)
 
 
-def share(config: Config, world: World) -> dict[str, int]:
+def loader_share(config: Config, world: World) -> dict[str, int]:
     """Which share of the batches this process loads, and with how many threads: its share of the cores."""
     workers = config.num_parallel_workers or max(2, world.threads)
     return dict(rank=world.rank, world_size=world.size, num_workers=workers)
 
 
-def weights_record(config: Config) -> dict[str, Any]:
-    """The record of the weights that the configuration names, if any (see `mindska.weights.describe`)."""
-    return describe(config.ckpt_path, config.model, config.use_ema) if config.ckpt_path else {}
+def configured_weights(config: Config) -> Optional[Weights]:
+    """The weights that the configuration names, if any."""
+    return open_weights(config.ckpt_path, config.model, config.use_ema, any_model=True) if config.ckpt_path else None
 
 
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
@@ -158,7 +159,7 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
     return number or len(class_names)
 
 
-def num_classes(config: Config, class_names: list[str]) -> int:
+def training_classes(config: Config, class_names: list[str]) -> int:
     """The number of classes of the network to train: as configured, or as many as the data has.
 
     Raises:
@@ -198,7 +199,7 @@ def check_labels(dataset: Dataset, training: bool) -> None:
     log.info("%s: the accuracy says little", said)
 
 
-def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier: dict[str, Any]) -> None:
+def check_batch(config: Config, num_classes: int, pixels: Preprocessing, began: dict[str, Any]) -> None:
     """Whether a batch is enough for the network's batch norms: of one value a channel they make a constant.
 
     Raises:
@@ -207,11 +208,11 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier
     if config.batch_size > 1:
         return
     mode, seen = ms.get_context("mode"), {}
-    plain = dataclasses.replace(config, ckpt_path="", pretrained=False, amp_level="O0")
     ms.set_context(mode=ms.PYNATIVE_MODE)  # only there cells have hooks
     try:
         with kernels.plain():
-            net = _create(plain, num_classes, pixels.in_channels, earlier.get("network", {}), {}).set_train(False)
+            net = _create(config, num_classes, pixels.in_channels, began.get("network", {}), pretrained=False)
+        net.set_train(False)
         for name, cell in net.cells_and_names():
             if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 cell.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
@@ -228,32 +229,34 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, earlier
         )
 
 
-def network(config: Config, num_classes: int, in_channels: int, earlier: Optional[dict[str, Any]] = None) -> nn.Cell:
+def build_network(
+    config: Config,
+    num_classes: int,
+    in_channels: int = 3,
+    weights: Optional[Weights] = None,
+    earlier: Optional[dict[str, Any]] = None,
+) -> nn.Cell:
     """The network, with its initial weights, in the configured precision.
 
-    With weights from a file it has the options that they were trained with.
-
     Args:
-        earlier: the record of the checkpoint from which a run goes on (see `mindska.training.earlier_record`): the
-            network is like the one in there, and the weights from which the run began are not read.
+        weights: what to put in, and with which options the network is made; the first convolution's are adapted to
+            `in_channels`.
+        earlier: the record of the checkpoint from which a run goes on, with the options of its network.
     """
-    if earlier:
-        config = dataclasses.replace(config, ckpt_path="", pretrained=False)
-        return _create(config, num_classes, in_channels, earlier.get("network", {}), {})
-    path = config.ckpt_path
-    weights, options = read_weights(path, config.model, config.use_ema) if path else ({}, {})
-    return _create(config, num_classes, in_channels, options, for_channels(weights, config.model, in_channels))
+    began = earlier or (weights.record if weights else {})
+    net = _create(config, num_classes, in_channels, began.get("network", {}), config.pretrained and not began)
+    if weights is not None:
+        weights.for_channels(in_channels).load_into(net)
+    return _in_precision(net, config)
 
 
-def evaluation_network(config: Config, num_classes: int, in_channels: int, trained: nn.Cell) -> nn.Cell:
+def build_evaluation_network(config: Config, num_classes: int, in_channels: int, trained: nn.Cell) -> nn.Cell:
     """A second network like the one in training, for evaluation: the trainer puts its weights in."""
-    config = dataclasses.replace(config, ckpt_path="", pretrained=False)
-    return _create(config, num_classes, in_channels, getattr(trained, "options", {}), {}).set_train(False)
+    net = _create(config, num_classes, in_channels, getattr(trained, "options", {}), pretrained=False)
+    return _in_precision(net, config).set_train(False)
 
 
-def _create(
-    config: Config, num_classes: int, in_channels: int, options: dict[str, Any], weights: dict[str, np.ndarray]
-) -> nn.Cell:
+def _create(config: Config, num_classes: int, in_channels: int, options: dict[str, Any], pretrained: bool) -> nn.Cell:
     if not config.model:
         raise ConfigError("model is not set: name one, or take a recipe from configs/")
     if config.model not in mindcv.list_models():
@@ -265,15 +268,18 @@ def _create(
         )
     keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     keywords.update(unusual_options(config.model, options))
-    net = mindcv.create_model(config.model, num_classes, config.pretrained, in_channels, **keywords)
-    if config.ckpt_path:
-        load_into(net, weights, config.ckpt_path)
+    return mindcv.create_model(config.model, num_classes, pretrained, in_channels, **keywords)
+
+
+def _in_precision(net: nn.Cell, config: Config) -> nn.Cell:
     if config.amp_level != "O0":
         ms.amp.auto_mixed_precision(net, config.amp_level)
     return net
 
 
-def record(config: Config, network: nn.Cell, class_names: list[str], pixels: Preprocessing) -> dict[str, Any]:
+def checkpoint_record(
+    config: Config, network: nn.Cell, class_names: list[str], pixels: Preprocessing
+) -> dict[str, Any]:
     """What a checkpoint says of itself (as `mindska.weights.Weights.record`)."""
     said = dict(
         model=config.model,
@@ -285,12 +291,12 @@ def record(config: Config, network: nn.Cell, class_names: list[str], pixels: Pre
     return dict(said, network=unusual) if unusual else said
 
 
-def loss(config: Config) -> nn.Cell:
+def build_loss(config: Config) -> nn.Cell:
     """MindCV's loss with the configured label smoothing."""
     return create_loss(config.loss, label_smoothing=config.label_smoothing)
 
 
-def step_options(config: Config) -> StepOptions:
+def build_step_options(config: Config) -> StepOptions:
     """How a step updates the network."""
     return StepOptions(
         clip_value=config.clip_value if config.clip_grad else None,

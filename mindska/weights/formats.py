@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import binascii
-import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Union
 
@@ -21,8 +16,8 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..errors import UserError
-from .convert import EMA_PREFIX, STATE_PREFIX, WeightsError  # noqa: F401  the names of our own files
+from ..errors import WeightsError
+from ..files import as_oserror, replacing
 from .protobuf import check_fields
 from .record import read_record
 
@@ -36,58 +31,6 @@ TYPES = {  # MindSpore's name of a type -> numpy's
     "Int8": "i1", "Int16": "<i2", "Int32": "<i4", "Int64": "<i8",
     "UInt8": "u1", "UInt16": "<u2", "UInt32": "<u4", "UInt64": "<u8",
 }  # fmt: skip
-
-
-class WriteError(UserError, OSError):
-    """A file that cannot be written; what lay there before is intact."""
-
-
-def sha256(path: Union[str, Path]) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file of the same name in a temporary folder beside `path`, which is moved to `path` when the block ends.
-
-    So no reader ever sees half a file, and when the block fails nothing has changed.
-
-    Raises:
-        WriteError: it cannot be written.
-    """
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp"))
-        temporary = folder / path.name
-        yield temporary
-        temporary.chmod(0o644)  # MindSpore makes it readable for its owner only
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, UserError):
-            raise
-        raise WriteError(
-            f"{path} could not be written: {error}. What was there before is intact; make room or mend the folder, "
-            f"and the same command goes on."
-        ) from error
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def as_oserror(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds, in which a library hides that a file cannot be written, become OSErrors."""
-    try:
-        yield
-    except kinds as error:
-        raise OSError(str(error)) from error
 
 
 def write_checkpoint(

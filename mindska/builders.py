@@ -57,14 +57,16 @@ def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = Non
     """How images become the network's input: the configuration, else the checkpoint's record, else the model's own."""
     default = Preprocessing(**(recorded or own_preprocessing(config.model)))
     default = default.for_channels(config.in_channels or default.in_channels)
-    for name in ("mean", "std"):
-        given = getattr(config, name)
-        if given is not None and len(given) != default.in_channels:
-            raise ConfigError(f"{name} is {given}; expected one number for each of {default.in_channels} channels")
     changes = {name: getattr(config, name) for name in ("crop_pct", "interpolation", "mean", "std")}
     if config.image_resize is not None:
         changes["image_size"] = config.image_resize * 2 if len(config.image_resize) == 1 else config.image_resize
-    return dataclasses.replace(default, **{name: value for name, value in changes.items() if value is not None})
+    pixels = dataclasses.replace(default, **{name: value for name, value in changes.items() if value is not None})
+    if pixels.in_channels != default.in_channels:
+        raise ConfigError(
+            f"mean {pixels.mean} and std {pixels.std} are of {pixels.in_channels} channels, but images have "
+            f"{default.in_channels}; --in_channels {pixels.in_channels} makes them of as many"
+        )
+    return pixels
 
 
 def build_augmentation(config: Config) -> Augmentation:
@@ -98,7 +100,7 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
     """The configuration for the model that a checkpoint's record names, when it names one.
 
     Raises:
-        ConfigError: the configuration asks for another model.
+        ConfigError: neither names one, or the weights take other channels than are configured.
     """
     recorded = record.get("model")
     if recorded is None and not config.model:
@@ -109,11 +111,7 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
             f"{config.ckpt_path} takes images of {channels} channels, but in_channels is {config.in_channels}; "
             f"leave it out"
         )
-    if recorded is None or recorded == config.model:
-        return config
-    if config.model:
-        raise ConfigError(f"{config.ckpt_path} holds {recorded}, but model is {config.model}; leave --model out")
-    return dataclasses.replace(config, model=recorded)
+    return config if config.model else dataclasses.replace(config, model=recorded)
 
 
 def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[str]) -> int:

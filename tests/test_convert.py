@@ -348,7 +348,7 @@ def test_without_pytorch_its_absence_is_said(convert, tmp_path, monkeypatch):
 
 
 def test_weights_that_do_not_verify_are_not_written(convert, reference, tmp_path, monkeypatch):
-    import verify
+    from mindska.reference import verify
 
     monkeypatch.setitem(verify.BOUNDS, "skanet", 0.0)
     torch.save(reference.state_dict(), tmp_path / "a.pth")

@@ -154,18 +154,19 @@ def open_weights(
     source = open_source(path, ema)
     if ema is None and source.choice:
         log.warning("%s", printable(source.choice))
-    name = model or source.record.get("model", "")
+    recorded = source.record.get("model", "")
+    if model and recorded and model != recorded:
+        raise WeightsError(f"{path} holds {recorded}, but the model asked for is {model}; leave --model out")
+    name = model or recorded
     if any_model and name and name not in OUR_MODELS:
         with_path(source.path, check_finite, source.arrays)
         return Weights(name, dict(source.arrays), source, None)
-    return _translated(source, model)
+    return _translated(source, name)
 
 
 def _translated(source: Source, model_name: str) -> Weights:
-    path, recorded = source.path, source.record.get("model", "")
-    if model_name and recorded and model_name != recorded:
-        raise WeightsError(f"{path} does not fit {model_name}: it holds {recorded}")
-    model_name = model_name or recorded or _only_model(source)
+    path = source.path
+    model_name = model_name or _only_model(source)
     if model_name not in OUR_MODELS:
         raise WeightsError(f"{path}: {model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
     try:

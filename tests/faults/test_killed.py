@@ -28,7 +28,7 @@ from commands import (
 from mindspore import Parameter, Tensor
 
 from mindska.errors import WeightsError
-from mindska.training.record import RunRecord
+from mindska.training.record import RunRecord, before_run
 from mindska.weights.formats import read_file, write_checkpoint
 
 KILLS = 20
@@ -167,6 +167,7 @@ def test_a_resumed_run_on_two_ranks_accumulates_as_the_uninterrupted_one(images,
 
 
 def test_logging_is_left_as_it_was(tmp_path):
+    logging.getLogger("mindska").removeHandler(before_run)  # of another test
     before = list(logging.getLogger("mindska").handlers)
     with RunRecord(tmp_path) as record:
         record.begin(0)

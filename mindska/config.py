@@ -246,7 +246,9 @@ class Config:
         False, "feed batches through the device's queue (GPU and Ascend)", may_change=True
     )
 
-    ckpt_save_dir: str = _option("output", "folder for checkpoints, metrics, curves", heading="record", may_change=True)
+    ckpt_save_dir: str = _option(
+        "", "folder for checkpoints, metrics, curves; default: output/MODEL", heading="record", may_change=True
+    )
     resume: bool = _option(
         True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run", may_change=True
     )
@@ -267,6 +269,8 @@ class Config:
     result_json: str = _option("", "validate: write the results to this file", may_change=True)
 
     def __post_init__(self) -> None:
+        if not self.ckpt_save_dir:
+            object.__setattr__(self, "ckpt_save_dir", f"output/{self.model}" if self.model else "output")
         for entry in dataclasses.fields(self):
             choices, value = entry.metadata["choices"], getattr(self, entry.name)
             if choices and value is not None and value not in choices:

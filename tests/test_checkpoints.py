@@ -102,6 +102,7 @@ def test_only_checkpoints_of_one_network_are_averaged(tmp_path):
     assert not (tmp_path / "mean.ckpt").exists()
 
 
+@pytest.mark.fault("unlike")
 @pytest.mark.parametrize(
     "changes, difference",
     [

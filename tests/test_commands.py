@@ -47,6 +47,7 @@ def test_validation_repeats_the_best_figure(whole_run, images, tmp_path):
     assert f"top-1 {best:.2f} %" in printed
 
 
+@pytest.mark.fault("uneven-ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_validation_on_several_ranks_is_the_same(whole_run, images, tmp_path, ranks):

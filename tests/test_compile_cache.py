@@ -146,6 +146,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault("caches")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_graph_that_is_damaged_or_not_ours_is_deleted(kept, tmp_path, caplog, damage):
     if damage == "owner" and os.geteuid():
@@ -157,6 +158,7 @@ def test_a_graph_that_is_damaged_or_not_ours_is_deleted(kept, tmp_path, caplog, 
     assert "the graph is compiled anew" in caplog.text and len(caplog.records) == 1
 
 
+@pytest.mark.fault("caches")
 def test_a_graph_under_the_name_of_another_is_deleted(kept, tmp_path, caplog):
     kept.rename(kept.with_name("4567-0of1"))
     (tmp_path / "copy").mkdir()
@@ -174,6 +176,7 @@ def relu(graph, tmp_path, monkeypatch):
     return nn.ReLU(), Tensor(np.float32([-1, 2])), tmp_path / "cache"
 
 
+@pytest.mark.fault("caches")
 @pytest.mark.parametrize("mode", [0o777, 0o775])
 @pytest.mark.parametrize("place", ["", "graphs"])
 def test_graphs_are_not_kept_where_others_can_write(relu, caplog, place, mode):
@@ -185,6 +188,7 @@ def test_graphs_are_not_kept_where_others_can_write(relu, caplog, place, mode):
     assert cell(x).asnumpy().tolist() == [0, 2]
 
 
+@pytest.mark.fault("cache-deleted")
 def test_the_cache_may_be_deleted_while_a_graph_is_compiled(relu, monkeypatch, caplog):
     cell, x, cache = relu
     compiling = type(cell).compile
@@ -203,6 +207,7 @@ def test_the_cache_may_be_deleted_while_a_graph_is_compiled(relu, monkeypatch, c
     assert cell(x).asnumpy().tolist() == [0, 2]
 
 
+@pytest.mark.fault("cache-deleted")
 def test_libraries_that_are_deleted_while_a_graph_is_compiled_are_put_back(monkeypatch):
     calls = []
 

@@ -215,6 +215,7 @@ def names(dataset):
 PLAIN = [("a/00.png", 0), ("a/01.png", 0), ("b/00.png", 1), ("b/01.png", 1)]
 
 
+@pytest.mark.fault("links")
 @pytest.mark.parametrize(
     "links, said",
     [
@@ -233,6 +234,7 @@ def test_links_neither_multiply_images_nor_change_their_class(tmp_path, caplog, 
     assert said in caplog.text and f"{len(links)} links to folders" in str(dataset)
 
 
+@pytest.mark.fault("links")
 def test_a_folder_counts_once_by_its_real_name(tmp_path, caplog):
     train = write_folder(tmp_path / "train", {"a": 1, "b": 1}, "png")
     for i in range(2):
@@ -244,6 +246,7 @@ def test_a_folder_counts_once_by_its_real_name(tmp_path, caplog):
     assert "a/link0 is passed over: it leads to a folder that is listed already" in caplog.text
 
 
+@pytest.mark.fault("links")
 def test_links_to_other_places_are_followed(tmp_path, caplog):
     """A class folder that is a link is that class, whatever it leads to; so are folders and files that links bring."""
     write_folder(tmp_path / "elsewhere", {"more": 2, "c": 1}, "png")
@@ -260,6 +263,7 @@ def test_links_to_other_places_are_followed(tmp_path, caplog):
     assert "b/all is passed over: it leads to a folder above" in caplog.text  # above class c
 
 
+@pytest.mark.fault("unlistable")
 def test_system_folders_and_what_is_no_image_are_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train = write_folder(tmp_path / "train", {"a": 2, "b": 2}, "png")
@@ -292,6 +296,7 @@ def test_system_folders_and_what_is_no_image_are_counted(tmp_path, caplog):
     assert f"3 images in {train / 'b'}; passed over: " in caplog.messages[-1]
 
 
+@pytest.mark.fault("folders", "unlistable")
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("where", ["train", "train/a", "train/a/more"])
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
@@ -326,6 +331,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch, code,
         image_files(train)
 
 
+@pytest.mark.fault("unlistable")
 @pytest.mark.parametrize("place, split", [("train/c", "train"), ("train/a/more", "train"), ("val", "val")])
 def test_a_folder_that_is_not_mounted_is_an_error(tmp_path, place, split):
     links_of(
@@ -346,6 +352,7 @@ def test_an_image_that_a_link_does_not_reach_is_an_unreadable_image(tmp_path):
     assert len(dataset.identity()["digest"]) == 32
 
 
+@pytest.mark.fault("folders")
 @pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may list everything")
 def test_without_permission_nothing_vanishes(tmp_path):
     (links_of(tmp_path) / "train" / "b").chmod(0)
@@ -375,6 +382,7 @@ def test_the_natural_order_is_timms():
     assert natural_order(["x²", "x3"]) == ["x3", "x²"]  # a power is no number
 
 
+@pytest.mark.fault("class-order")
 @pytest.mark.parametrize("name", ["imagenet", "cifar10"])
 def test_a_class_map_numbers_the_classes(tmp_path, name):
     if name == "imagenet":
@@ -399,6 +407,7 @@ def test_a_class_map_numbers_the_classes(tmp_path, name):
     assert open_dataset(name, tmp_path, "train", trained_on=["dog", "frog"]).class_names[0] == "cat"
 
 
+@pytest.mark.fault("class-order")
 @pytest.mark.parametrize(
     "content, said",
     [
@@ -420,6 +429,7 @@ def test_a_class_map_that_does_not_fit_is_refused(tmp_path, content, said):
         read_class_map(tmp_path)
 
 
+@pytest.mark.fault("class-order")
 def test_an_order_that_nobody_knows_is_refused():
     numbers = [str(i) for i in range(12)]
     config, text = Config(), sorted(numbers)
@@ -479,6 +489,7 @@ def on_ranks(monkeypatch, datasets):
         return list(pool.map(compare, range(len(datasets))))
 
 
+@pytest.mark.fault("other-data")
 def test_ranks_that_see_other_data_all_say_so(tmp_path, monkeypatch):
     def other(rank):
         root = tmp_path / str(rank)
@@ -556,6 +567,7 @@ def pnm(array: np.ndarray, magic: str, top: int) -> bytes:
     return f"{magic} {array.shape[1]} {array.shape[0]} {top}\n".encode() + array.astype(">u2").tobytes()
 
 
+@pytest.mark.fault("pixels")
 @pytest.mark.parametrize(
     "content, expected",
     [
@@ -584,6 +596,7 @@ def test_the_range_of_a_type_becomes_black_to_white(tmp_path, content, expected)
     np.testing.assert_array_equal(np.asarray(image), np.repeat(expected[..., None], 3, 2))
 
 
+@pytest.mark.fault("pixels")
 @pytest.mark.parametrize(
     "content, said",
     [
@@ -880,6 +893,7 @@ def test_preprocessing_from_strangers_is_checked():
         Preprocessing(**{**good, "mean": (0,) * 4, "std": (1,) * 4})
 
 
+@pytest.mark.fault("scale-255")
 @pytest.mark.parametrize(
     "mean, std, expected",
     [
@@ -898,6 +912,7 @@ def test_the_scale_of_255_is_recognised_and_said(caplog, mean, std, expected):
     assert not caplog.text
 
 
+@pytest.mark.fault("scale-255")
 @pytest.mark.parametrize(
     "mean, std",
     [

@@ -108,6 +108,7 @@ def test_barrier_waits_longer_than_collectives(tmp_path):
     assert code == 0, output
 
 
+@pytest.mark.fault("silent-rank")
 @pytest.mark.slow
 def test_a_rank_may_be_silent_for_longer_than_mindspore_waits_by_default(tmp_path):
     code, output, _ = launch("mpirun", tmp_path, "stopped")
@@ -115,6 +116,7 @@ def test_a_rank_may_be_silent_for_longer_than_mindspore_waits_by_default(tmp_pat
     assert output.count("done") == 2
 
 
+@pytest.mark.fault("strangers")
 @pytest.mark.slow
 def test_strangers_at_all_ports_while_the_world_forms(tmp_path):
     token, stop, found = f"mindska-{uuid.uuid4()}", threading.Event(), set()
@@ -148,6 +150,7 @@ def knock_at_all_ports(token, stop, found):
                         found.add(port)
 
 
+@pytest.mark.fault("scheduler-port")
 @pytest.mark.slow
 def test_a_port_that_another_program_takes_first_is_changed(tmp_path):
     code, output, _ = launch("mpirun", tmp_path, "port_taken")
@@ -156,6 +159,7 @@ def test_a_port_that_another_program_takes_first_is_changed(tmp_path):
     assert output.count("done") == 2
 
 
+@pytest.mark.fault("damaged-records")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "message"),
@@ -171,6 +175,7 @@ def test_what_makes_no_sense_is_said_without_traceback(variables, message, tmp_p
     assert "Traceback" not in output or "SettingError" in output  # a program that lets it pass shows it as Python does
 
 
+@pytest.mark.fault("lost-rank")
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_one_rank_raises_and_all_end(launcher, tmp_path):
@@ -181,12 +186,14 @@ def test_one_rank_raises_and_all_end(launcher, tmp_path):
     assert "done" not in output
 
 
+@pytest.mark.fault("lost-rank")
 @pytest.mark.slow
 def test_exit_code_of_one_rank_is_that_of_the_job(tmp_path):
     code, output, _ = launch("mpirun", tmp_path, "exits")
     assert code == 7, output
 
 
+@pytest.mark.fault("lost-rank")
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "victim"), [("mpirun", 0), ("mpirun", 1), ("msrun", 1)])
 def test_one_rank_is_killed_and_all_end(launcher, victim, tmp_path):
@@ -262,6 +269,7 @@ MSRUN = dict(MS_ROLE="MS_WORKER", MS_WORKER_NUM="2", MS_SCHED_HOST="127.0.0.1", 
 MPIRUN = dict(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_SIZE="2")
 
 
+@pytest.mark.fault("hosts")
 @pytest.mark.parametrize(
     ("variables", "named"),
     [
@@ -308,6 +316,7 @@ def test_what_the_user_has_set_stays(monkeypatch):
     assert environment.formation_timeout() == float("inf")
 
 
+@pytest.mark.fault("hosts")
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "::1", "[::1]", "0:0:0:0:0:0:0:1", "localhost", "LOCALHOST.", "localhost.localdomain", "127.1"]
@@ -319,6 +328,7 @@ def test_hosts_that_lead_to_an_ipv4_address(host, monkeypatch):
     assert cluster.ipv4_address(host, "MS_SCHED_HOST") == "127.0.0.1"
 
 
+@pytest.mark.fault("hosts")
 @pytest.mark.parametrize("host", ["", ".", "nowhere.invalid", "ipv6only.example", "2001:db8::1", "fe80::1%eth0"])
 @pytest.mark.parametrize("really", [False, True])
 def test_hosts_that_lead_to_none(host, really, monkeypatch):
@@ -328,6 +338,7 @@ def test_hosts_that_lead_to_none(host, really, monkeypatch):
         cluster.ipv4_address(host, "MS_SCHED_HOST")
 
 
+@pytest.mark.fault("hosts")
 @pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example", "zero\0byte", "0.0.0.0", "\udcff"])
 def test_impossible_hosts(host):
     with pytest.raises(SettingError, match="MS_SCHED_HOST"):
@@ -346,6 +357,7 @@ def resolver(known):
     return getaddrinfo
 
 
+@pytest.mark.fault("hosts")
 def test_the_address_of_rank_0(monkeypatch):
     clean(monkeypatch)
     assert cluster.address_of_rank_0(["no.such.name"] * 3) == "127.0.0.1", "one host: its name is not asked for"

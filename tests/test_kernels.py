@@ -694,6 +694,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault("caches")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_library_that_is_damaged_or_not_ours_is_built_anew(filled, caplog, gelu_library, damage):
     if damage == "owner" and os.geteuid():
@@ -721,6 +722,7 @@ def test_a_sound_library_is_loaded_from_a_cache_that_cannot_be_written(filled, m
     assert build.library("gelu") == filled[0] and not filled[1]
 
 
+@pytest.mark.fault("caches")
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775])
 def test_a_cache_that_others_can_write_is_not_used(filled, caplog, mode):
     path, built = filled
@@ -731,6 +733,7 @@ def test_a_cache_that_others_can_write_is_not_used(filled, caplog, mode):
         build.library("gelu")
 
 
+@pytest.mark.fault("caches")
 def test_a_cache_that_all_can_replace_is_not_used(filled, caplog, tmp_path):
     tmp_path.chmod(0o777)
     assert not kernels.available() and not filled[1] and f"all can write {tmp_path} (mode 777)" in caplog.text
@@ -740,6 +743,7 @@ def test_a_cache_that_all_can_replace_is_not_used(filled, caplog, tmp_path):
     assert build.library("gelu") == filled[0] and not caplog.records
 
 
+@pytest.mark.fault("caches")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_cache_of_another_user_is_not_used(filled, caplog):
     os.chown(filled[0].parent, 12345, -1)
@@ -765,6 +769,7 @@ def test_what_is_made_only_the_user_can_write(fresh, monkeypatch, tmp_path, gelu
         os.umask(before)
 
 
+@pytest.mark.fault("cache-deleted")
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_a_process_keeps_what_it_loaded(filled, mode, gelu_library, caplog):
     """The cache is deleted during a run, or its files are replaced: new shapes, gradients and layers still work."""
@@ -848,6 +853,7 @@ has_avx512 = "avx512f" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuin
 without_avx512 = pytest.mark.skipif(not has_avx512, reason="no processor that could do more")
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], pytest.param(["-mno-avx512f"], marks=without_avx512)])
 def test_memory_is_not_touched_outside(tmp_path, options):

@@ -123,6 +123,7 @@ STRANGERS = {
 }
 
 
+@pytest.mark.fault("strangers")
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_stranger_neither_stops_nor_delays_the_ranks(stranger):
     mine, others, seconds = form(4, [STRANGERS[stranger]])
@@ -132,11 +133,13 @@ def test_a_stranger_neither_stops_nor_delays_the_ranks(stranger):
         assert mine_to_rank.recv() == f"I am {rank}"
 
 
+@pytest.mark.fault("strangers")
 def test_all_strangers_at_once():
     mine, others, _ = form(4, list(STRANGERS.values()))
     assert len(mine) == len(others) == 3
 
 
+@pytest.mark.fault("strangers")
 def test_descriptors_that_run_out_are_taken_from_strangers(monkeypatch):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -149,6 +152,7 @@ def test_descriptors_that_run_out_are_taken_from_strangers(monkeypatch):
     assert len(mine) == 2 and seconds < 15
 
 
+@pytest.mark.fault("strangers")
 def test_missing_ranks_are_named_in_time():
     start = time.monotonic()
     with pytest.raises(WorldError, match=r"of 4 ranks, ranks 1, 3 did not connect .* within 1 seconds"):
@@ -156,6 +160,7 @@ def test_missing_ranks_are_named_in_time():
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.fault("strangers")
 def test_ranks_that_cannot_be_are_turned_away():
     """With the right key: rank 0, a negative one, one too many; a rank that comes twice counts once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -173,6 +178,7 @@ def _try_once(address, rank):
         return
 
 
+@pytest.mark.fault("strangers")
 def test_a_rank_that_tries_again_takes_the_place_of_its_first_connection():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address, found = listener.getsockname(), []
@@ -188,6 +194,7 @@ def test_a_rank_that_tries_again_takes_the_place_of_its_first_connection():
     assert mine[0].recv() == "again"
 
 
+@pytest.mark.fault("strangers")
 def test_nothing_is_unpickled_before_the_proof():
     import pickle
 
@@ -197,6 +204,7 @@ def test_nothing_is_unpickled_before_the_proof():
     assert len(mine) == 1
 
 
+@pytest.mark.fault("strangers")
 def test_a_rank_does_not_believe_who_does_not_know_the_key():
     with socket.create_server(("127.0.0.1", 0)) as impostor:
 
@@ -215,6 +223,7 @@ def test_a_rank_does_not_believe_who_does_not_know_the_key():
             connect_to_rank_0(impostor.getsockname(), KEY, 1, timeout=1)
 
 
+@pytest.mark.fault("strangers")
 @pytest.mark.parametrize("what", ["nobody", "silence"])
 def test_a_rank_gives_up_in_time(what):
     with socket.socket() as server:
@@ -227,6 +236,7 @@ def test_a_rank_gives_up_in_time(what):
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.fault("strangers")
 def test_a_rank_may_come_before_rank_0_listens():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -39,3 +39,15 @@ def test_counts_are_the_originals():
 def test_every_file_that_is_named_exists():
     named = re.findall(r"\b((?:scripts|configs|tests|mindska)/[\w/.-]+\.\w+)", README)
     assert named and all((ROOT / path).exists() for path in named), named
+
+
+def test_every_fault_has_a_row_and_a_test():
+    report = (ROOT / "tests" / "faults" / "report.py").read_text()
+    keys = re.findall(r'^    "([\w-]+)": \(', report, re.M)
+    marked = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for mark in re.findall(r"^@pytest.mark.fault\((.*)\)", path.read_text(), re.M):
+            marked |= set(re.findall(r'"([\w-]+)"', mark))
+    assert marked == set(keys)
+    table = README[README.index("<!-- faults -->") : README.index("<!-- /faults -->")]
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.M)] == list(range(1, len(keys) + 1))

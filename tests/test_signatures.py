@@ -62,6 +62,7 @@ def wrong_shapes(signature: Signature):
                 yield [*shapes[:i], shape, *shapes[i + 1 :]], i
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.parametrize("name", signatures())
 def test_shapes_that_do_not_fit_are_refused(name):
     signature = signatures()[name]
@@ -82,6 +83,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
                 signature.infer(shapes, {**numbers, number: 0})
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.parametrize("name", signatures())
 def test_types_that_do_not_fit_are_refused(name):
     signature = signatures()[name]
@@ -175,6 +177,7 @@ def call(cell, inputs):
     return cell(inputs) if isinstance(cell, operators.SquareSum) else cell(*inputs)
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.parametrize("operator", CELLS)
 def test_operators_refuse_what_does_not_fit(operator):
     """In PyNative mode: all shapes that are wrong, forward; and a slope of another shape, backward."""
@@ -220,6 +223,7 @@ class Backward(nn.Cell):
         return self.cell.bprop(*inputs)
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.slow
 @pytest.mark.parametrize("operator", CELLS)
 def test_operators_refuse_what_does_not_fit_in_graph_mode(operator, graph):
@@ -245,6 +249,7 @@ def test_operators_refuse_what_does_not_fit_in_graph_mode(operator, graph):
 SLOW_NETWORKS = [pytest.param(name, marks=pytest.mark.slow) for name in ("van_tiny", "sk_resnet18", "sknet50")]
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.parametrize("name", ["skanet_nano", *SLOW_NETWORKS])
 def test_a_network_refuses_other_channels(name):
     """And images the wrong way round, one without its batch, and no images; with C++ operators and without."""
@@ -279,6 +284,7 @@ def entry(name, arrays, types=None):
     )  # fmt: skip
 
 
+@pytest.mark.fault("operators")
 def test_an_entry_refuses_and_says_why(capfd):
     x, y = np.ones((1, 4, 5, 5), np.float32), np.zeros((1, 2, 5, 5), np.float32)
     weight, bias = np.ones((2, 3, 1, 1), np.float32), np.ones(2, np.float32)
@@ -297,6 +303,7 @@ def test_an_entry_refuses_and_says_why(capfd):
     assert "an index is not that of a node" in capfd.readouterr().err
 
 
+@pytest.mark.fault("operators")
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_what_an_entry_refuses_is_an_error_of_mindspore(mode):
     """Where a shape came past Python's check."""

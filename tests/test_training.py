@@ -153,6 +153,7 @@ def test_several_weights_are_evaluated_in_one_pass():
         assert evaluate(step, batches, lambda total: total) == result
 
 
+@pytest.mark.fault("ranges")
 def test_a_learning_rate_that_float32_cannot_hold_is_refused():
     falling = dict(scheduler="step_decay", epoch_size=50, warmup_epochs=0, decay_epochs=1)
     with pytest.raises(SettingError, match="falls to 1e-38 in epoch 36, below what float32 holds"):
@@ -180,6 +181,7 @@ class Labelled:
         return len(self.labels)
 
 
+@pytest.mark.fault("nothing-to-learn")
 def test_nothing_to_tell_apart(caplog):
     caplog.set_level("INFO", "mindska")
     for images in (Labelled(0, 0, names=["cat"]), Labelled(1, 1, 1)):
@@ -196,6 +198,7 @@ def test_nothing_to_tell_apart(caplog):
     assert not caplog.text
 
 
+@pytest.mark.fault("nothing-to-learn")
 @pytest.mark.slow
 def test_a_batch_of_one_under_batch_norms_of_one_pixel():
     """SKNet's attention has such at any size, VAN's last stage at 32x32. And what is random stays as it was."""
@@ -222,6 +225,7 @@ def test_a_batch_of_one_under_batch_norms_of_one_pixel():
     )
 
 
+@pytest.mark.fault("values")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_no_start(tmp_path, value):
     arrays = {p.name: p.asnumpy().copy() for p in Tiny(3).get_parameters()}

@@ -95,6 +95,7 @@ WRAPPED = {  # how training tools save the raw weights and their average
 }  # fmt: skip
 
 
+@pytest.mark.fault("averaged")
 @pytest.mark.parametrize("tool", WRAPPED)
 def test_averaged_weights_of_other_tools(state, tmp_path, caplog, tool):
     """Taken where there are any, in one line that names the other choice; either by choice, without a line."""
@@ -113,6 +114,7 @@ def test_averaged_weights_of_other_tools(state, tmp_path, caplog, tool):
     assert len(caplog.messages) == 1 and "the averaged (EMA) weights are taken" in caplog.messages[0]
 
 
+@pytest.mark.fault("averaged")
 def test_the_configuration_chooses(state, tmp_path):
     path = str(tmp_path / "a.pth")
     torch.save({"model": state, "model_ema": averaged_of(state)}, path)
@@ -138,6 +140,7 @@ def test_two_weights_of_one_name_are_refused(state):
         from_torch(MODEL, {**state, "module.classifier.fc.bias": state["classifier.fc.bias"]})
 
 
+@pytest.mark.fault("values")
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -169,6 +172,7 @@ def test_values_that_are_no_weights(state, tmp_path, change, message):
         )
 
 
+@pytest.mark.fault("values")
 def test_values_that_are_no_weights_in_our_own_files(tmp_path):
     """Without a record, and of MindCV's models, whose arrays are taken as they are."""
     for name, options in ((MODEL, {}), ("skresnet18", {})):

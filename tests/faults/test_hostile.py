@@ -142,6 +142,7 @@ def partial(path, harm):
     ms.save_checkpoint(list(mindcv.create_model(MODEL).get_parameters())[:20], str(path))
 
 
+@pytest.mark.fault("hostile-weights")
 @pytest.mark.parametrize(
     "make, suffix, message",
     [
@@ -195,6 +196,7 @@ def files(tmp_path_factory):
 RECORD = dict(model=MODEL, num_classes=3, class_names=["a", "b", "c"], preprocessing=own_preprocessing(MODEL), epoch=1)
 
 
+@pytest.mark.fault("hostile-weights")
 def test_damaged_bytes_end_in_messages(files, tmp_path):
     """Files of every kind with bytes changed, left out and put in: what is read or refused, never a traceback."""
     choose = random.Random(0)
@@ -226,6 +228,7 @@ def test_damaged_bytes_end_in_messages(files, tmp_path):
     assert min(outcomes.values()) > 5
 
 
+@pytest.mark.fault("records")
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -271,6 +274,7 @@ def test_what_a_record_claims_is_checked(tmp_path, changes, message):
     assert message in str(error.value) and str(path) in str(error.value)
 
 
+@pytest.mark.fault("records")
 @pytest.mark.parametrize(
     "text", ["", "nothing", "[]", "null", '"a"', "9" * 5000, '{"a":' * 100_000, '{"num_classes": NaN}']
 )
@@ -339,6 +343,7 @@ def input_that_is_nowhere(model):
     model.graph.node[0].input[0] = "z"
 
 
+@pytest.mark.fault("exported")
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -401,6 +406,7 @@ def values_without_end(onnx, model):
     model.graph.node[0].op_type = "ConstantOfShape"
 
 
+@pytest.mark.fault("exported")
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -433,6 +439,7 @@ def test_an_onnx_file_is_read_before_a_runtime_sees_it(tmp_path, monkeypatch, ch
     assert message in str(error.value) and str(path) in str(error.value) or change is None
 
 
+@pytest.mark.fault("records")
 def test_names_of_strangers_are_escaped_and_counted(tmp_path):
     """No key or file name reaches a terminal as it is, and a message lists ten of them."""
     path = tmp_path / "a\x1b[2J.pth"
@@ -448,6 +455,7 @@ def test_names_of_strangers_are_escaped_and_counted(tmp_path):
     assert "\x1b" not in str(ended.value)
 
 
+@pytest.mark.fault("hostile-weights")
 def test_yaml_that_makes_objects_is_refused(tmp_path):
     harm = tmp_path / "harm"
     (tmp_path / "a.yaml").write_text(f"model: !!python/object/apply:os.mkdir ['{harm}']\n")
@@ -456,6 +464,7 @@ def test_yaml_that_makes_objects_is_refused(tmp_path):
     assert not harm.exists()
 
 
+@pytest.mark.fault("hostile-weights")
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -471,6 +480,7 @@ def test_yaml_that_grows_is_refused(tmp_path, text, message):
         read_yaml(tmp_path / "a.yaml")
 
 
+@pytest.mark.fault("hostile-weights")
 def test_objects_that_pose_as_arrays(tmp_path):
     """The safe loader makes namespaces and dictionaries with any attributes."""
     posing = OrderedDict()
@@ -489,6 +499,7 @@ def test_objects_that_pose_as_arrays(tmp_path):
         script("inspect_checkpoint").main([str(tmp_path / "a.pth"), "--keys"])
 
 
+@pytest.mark.fault("hostile-weights")
 def test_the_command_refuses_before_it_trains(images, tmp_path):
     saved_by_torch(tmp_path / "a.pth", tmp_path / "harm")
     printed = train(images, tmp_path / "run", expect=1, ckpt_path=tmp_path / "a.pth", model=MODEL, image_resize=64)
@@ -496,6 +507,7 @@ def test_the_command_refuses_before_it_trains(images, tmp_path):
     assert not (tmp_path / "harm").exists() and not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault("hostile-weights")
 def test_weights_of_another_head_are_refused(tmp_path):
     ms.save_checkpoint(mindcv.create_model(MODEL, num_classes=7), str(tmp_path / "a.ckpt"))
     weights = open_weights(tmp_path / "a.ckpt", MODEL)
@@ -504,6 +516,7 @@ def test_weights_of_another_head_are_refused(tmp_path):
         mindcv.create_model(MODEL, checkpoint_path=str(tmp_path / "a.ckpt"))
 
 
+@pytest.mark.fault("other-settings")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings, message",
@@ -523,6 +536,7 @@ def test_a_run_does_not_go_on_with_other_settings(whole_run, images, settings, m
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()} | {".lock": before[".lock"]}
 
 
+@pytest.mark.fault("other-settings")
 @pytest.mark.slow
 def test_another_number_of_ranks(images, tmp_path):
     """Accepted at the end of an epoch with the same global batch, and said; refused within an epoch."""

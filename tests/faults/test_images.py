@@ -73,6 +73,7 @@ def damaged(images, tmp_path_factory):
     return folder, damage(folder / "train")
 
 
+@pytest.mark.fault("images")
 @pytest.mark.parametrize("error", [OSError, EOFError])
 def test_an_image_that_does_not_decode_is_unreadable(images, tmp_path, monkeypatch, error):
     """Pillow's decoders of WebP, GIF and TIFF end with an EOFError where there is no frame."""
@@ -87,6 +88,7 @@ def test_an_image_that_does_not_decode_is_unreadable(images, tmp_path, monkeypat
         read_image(path)
 
 
+@pytest.mark.fault("decoders")
 @pytest.mark.parametrize(
     "error", [MemoryError(), KeyError("x"), struct.error("y"), ZeroDivisionError("z"), RecursionError(), TypeError("t")]
 )
@@ -110,6 +112,7 @@ def test_an_interrupt_while_decoding_is_no_damage(images, monkeypatch):
         read_image(images / "train" / "class0" / "000.png")
 
 
+@pytest.mark.fault("decoders")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_decoders_see_no_file(images, tmp_path, monkeypatch):
     """EPS would start Ghostscript; DDS and others raise what nobody expects; AVIF is not in every Pillow."""
@@ -132,6 +135,7 @@ def test_other_decoders_see_no_file(images, tmp_path, monkeypatch):
     assert {"EPS", "DDS", "ICO", "TGA", "JPEG2000"} <= set(formats)
 
 
+@pytest.mark.fault("decoders")
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "empty.png").write_bytes(b"")
@@ -153,6 +157,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
                 read_image(path)
 
 
+@pytest.mark.fault("image-bombs")
 def test_the_number_of_pixels_has_a_limit(tmp_path, monkeypatch):
     """Pillow's own, above which it warns; a JPEG file is decoded at half its size up to twice as many."""
     for name in ("a.png", "a.jpg", "a.tif", "a.gif", "a.webp", "a.ppm", "a.bmp"):
@@ -173,6 +178,7 @@ def test_the_number_of_pixels_has_a_limit(tmp_path, monkeypatch):
             read_image(path)
 
 
+@pytest.mark.fault("image-bombs")
 def test_a_tile_of_a_tiff_has_the_limit_as_well(tmp_path):
     """It is decoded as a whole, however small the image."""
     data = zlib.compress(bytes(64))
@@ -203,6 +209,7 @@ STRIPS = [(30000, 4), (60000, 1), (1, 80000), (4, 30000), (7, 300000)]
 INPUTS = [((224, 224), 0.9), ((64, 64), 1.0), ((64, 96), 0.9), ((32, 32), 1e-5)]
 
 
+@pytest.mark.fault("image-bombs")
 @pytest.mark.parametrize("size", STRIPS, ids=str)
 def test_a_strip_makes_no_large_image(size, monkeypatch):
     """Not when it is resized, nor between the passes of Pillow's resize (over the rows, then over the columns)."""
@@ -227,6 +234,7 @@ def test_a_strip_makes_no_large_image(size, monkeypatch):
     assert max(largest) <= max(1 << 20, size[0] * size[1])
 
 
+@pytest.mark.fault("image-bombs")
 @pytest.mark.slow
 def test_memory_for_strips(tmp_path):
     """Strips of 8 million pixels in files of 15 KB, with 700 MB more than the program needs."""
@@ -256,6 +264,7 @@ for path in sys.argv[1:]:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.fault("other-data")
 @pytest.mark.slow
 def test_ranks_that_see_different_images_end_with_the_difference(images, tmp_path):
     for rank in (0, 1):
@@ -268,6 +277,7 @@ def test_ranks_that_see_different_images_end_with_the_difference(images, tmp_pat
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
+@pytest.mark.fault("images")
 @pytest.mark.slow
 def test_damaged_images_are_replaced_counted_and_named(damaged, tmp_path):
     folder, bad = damaged
@@ -280,6 +290,7 @@ def test_damaged_images_are_replaced_counted_and_named(damaged, tmp_path):
     assert_same_losses(tmp_path / "a", tmp_path / "b")  # which image replaces which is no chance
 
 
+@pytest.mark.fault("images")
 @pytest.mark.slow
 def test_two_ranks_with_damaged_images_do_not_hang(damaged, tmp_path):
     folder, _ = damaged
@@ -287,6 +298,7 @@ def test_two_ranks_with_damaged_images_do_not_hang(damaged, tmp_path):
     assert np.isfinite(losses(tmp_path / "run")).all()
 
 
+@pytest.mark.fault("images")
 def test_more_than_the_allowed_share_is_an_error(damaged, tmp_path):
     folder, bad = damaged
     printed = train(folder, tmp_path / "run", expect=1, epoch_size=6)
@@ -295,6 +307,7 @@ def test_more_than_the_allowed_share_is_an_error(damaged, tmp_path):
     assert any(str(path) in printed for path in bad) and "Traceback" not in printed
 
 
+@pytest.mark.fault("images")
 @pytest.mark.slow
 def test_validation_fails_or_leaves_out_by_choice(images, whole_run, tmp_path):
     whole, _ = whole_run

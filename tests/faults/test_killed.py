@@ -36,6 +36,7 @@ STEPS = 800
 LONG = dict(epoch_size=STEPS // 4, ckpt_save_steps=1, keep_checkpoint_max=1, val_while_train="false")
 
 
+@pytest.mark.fault("killed", "one-record")
 @pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_as_the_uninterrupted_one(images, tmp_path):
     train(images, tmp_path / "whole", **LONG)
@@ -67,6 +68,7 @@ def some_parameters(size=20_000):
     return {f"p{i}": Parameter(Tensor(rng.standard_normal(size, dtype=np.float32)), name=f"p{i}") for i in range(5)}
 
 
+@pytest.mark.fault("killed-writing")
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(tmp_path):
     """50 times: the newest checkpoint is always readable, and nothing stray is left after the next start."""
@@ -82,6 +84,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path):
     assert int(done.stdout.split()[-1]) > 5, "no kill hit a write: the test proves nothing"
 
 
+@pytest.mark.fault("damaged-checkpoint")
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_every_damage_is_detected(tmp_path, damage):
     """Fifty random truncations, fifty random flipped bits, the ends of the file among them."""
@@ -104,6 +107,7 @@ def test_every_damage_is_detected(tmp_path, damage):
     read_file(path, checksum_required=True)
 
 
+@pytest.mark.fault("damaged-checkpoint")
 @pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(whole_run, images, tmp_path):
     whole, _ = whole_run
@@ -118,6 +122,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(whole_run, im
     assert_same_losses(out, whole)
 
 
+@pytest.mark.fault("damaged-checkpoint")
 def test_when_no_checkpoint_can_be_used_nothing_is_overwritten(whole_run, images, tmp_path):
     whole, _ = whole_run
     out = tmp_path / "run"
@@ -140,6 +145,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(whole_run, images, 
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.fault("one-record")
 @pytest.mark.slow
 def test_half_a_row_at_the_end_is_taken_back(whole_run, images, tmp_path):
     whole, _ = whole_run
@@ -175,6 +181,7 @@ def test_logging_is_left_as_it_was(tmp_path):
     assert logging.getLogger("mindska").handlers == before
 
 
+@pytest.mark.fault("one-record")
 def test_the_log_has_what_comes_before_it_is_opened_and_no_step_twice(tmp_path):
     log = logging.getLogger("mindska")
     for message in ("Skipping a checkpoint", "Going on with 2 ranks"):
@@ -203,6 +210,7 @@ def events(folder):
     return found
 
 
+@pytest.mark.fault("one-record")
 def test_the_events_are_the_rows_of_metrics_at_any_time(tmp_path):
     for start in range(2):
         record = RunRecord(tmp_path)  # never left: a killed process

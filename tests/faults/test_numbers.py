@@ -41,6 +41,7 @@ def assert_same(left, right):
         np.testing.assert_array_equal(right[name], value, err_msg=name)
 
 
+@pytest.mark.fault("not-finite")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 def test_a_batch_without_a_finite_loss_changes_nothing(value, mode):
@@ -59,6 +60,7 @@ def test_a_batch_without_a_finite_loss_changes_nothing(value, mode):
     assert any((after[name] != before[name]).any() for name in before)
 
 
+@pytest.mark.fault("overflow")
 def test_an_overflow_halves_the_scale_and_advances_nothing():
     ms.set_context(mode=ms.GRAPH_MODE)
     train_step = step(loss_scale=2.0**120, dynamic_loss_scale=True)
@@ -71,6 +73,7 @@ def test_an_overflow_halves_the_scale_and_advances_nothing():
     assert int(train_step.optimizer.global_step.asnumpy().item()) == 0
 
 
+@pytest.mark.fault("overflow")
 def test_the_scale_doubles_after_its_window_and_does_not_change_the_update():
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(1)
@@ -85,6 +88,7 @@ def test_the_scale_doubles_after_its_window_and_does_not_change_the_update():
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-6)  # 1024 is a power of two
 
 
+@pytest.mark.fault("overflow")
 def test_accumulation_is_the_mean_of_its_batches():
     """Two halves accumulated are the whole batch (without batch norm); a bad half spoils the update, not the state."""
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -113,6 +117,7 @@ def test_accumulation_is_the_mean_of_its_batches():
     assert int(train_step.skipped.asnumpy()) == 1
 
 
+@pytest.mark.fault("not-finite")
 @pytest.mark.slow
 def test_training_stops_after_too_many_skipped_updates(images, tmp_path):
     printed = train(images, tmp_path / "run", expect=1, lr=1e30, warmup_epochs=0, max_skipped_steps=3, opt="momentum")
@@ -120,6 +125,7 @@ def test_training_stops_after_too_many_skipped_updates(images, tmp_path):
     assert "not finite in 3 updates in a row, up to step" in printed and "Traceback" not in printed
 
 
+@pytest.mark.fault("same-seed")
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses_whatever_the_workers(images, tmp_path):
     settings = dict(epoch_size=13, val_while_train="false", ckpt_save_interval=100, mixup=0.2, cutmix=1.0)

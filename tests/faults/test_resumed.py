@@ -55,6 +55,7 @@ def contents(folder):
 # --------------------------------------------------------------------------------------------------- environment
 
 
+@pytest.mark.fault("environment")
 def test_another_environment_is_refused_unless_it_is_asked_for(images, run, monkeypatch, caplog):
     """Operators gone, another MindSpore, another mode: the numbers differ though no setting does."""
     caplog.set_level("INFO", "mindska")
@@ -110,6 +111,7 @@ def test_a_run_of_an_earlier_version_goes_on(images, run, whole, caplog):
 # ------------------------------------------------------------------------------------------------------- records
 
 
+@pytest.mark.fault("damaged-records")
 @pytest.mark.parametrize(
     "damage",
     [None, b"", b"\0" * 100, b"{", b"[1]", b'{"lr": 0.5}', b"\xff\xfe", b"[" * 100_000],
@@ -131,6 +133,7 @@ def test_without_settings_the_checkpoints_own_are_compared(images, run, damage):
         assert (run / "settings.json.damaged").read_bytes() == damage
 
 
+@pytest.mark.fault("damaged-records")
 def test_an_edited_settings_file_does_not_hide_a_change(images, run):
     settings = json.loads((run / "settings.json").read_text())
     (run / "settings.json").write_text(json.dumps(dict(settings, lr=0.01)))
@@ -138,6 +141,7 @@ def test_an_edited_settings_file_does_not_hide_a_change(images, run):
         fit(trainer(images, run, lr=0.01))
 
 
+@pytest.mark.fault("damaged-records")
 @pytest.mark.parametrize(
     "change",
     [
@@ -171,6 +175,7 @@ HEADER = "step,epoch,time,loss"
 ROWS = ["1,0.5,100.0,1.5", "2,1.0,101.0,1.25"]
 
 
+@pytest.mark.fault("damaged-records")
 @pytest.mark.parametrize(
     "content, good, damaged",
     [
@@ -206,6 +211,7 @@ def test_damaged_metrics_are_set_aside_and_rebuilt(tmp_path, content, good, dama
     assert [other.read_bytes() for other in tmp_path.glob("metrics.csv.damaged")] == [content] * damaged
 
 
+@pytest.mark.fault("damaged-records")
 def test_two_damages_are_both_kept(tmp_path):
     for content in (b"\0\n", b"\1\n"):
         (tmp_path / "metrics.csv").write_bytes(content)
@@ -252,6 +258,7 @@ def begun_again(images, out, meanwhile):
     return str(error.value), then, contents(out) if out.exists() else {}
 
 
+@pytest.mark.fault("other-run")
 @pytest.mark.parametrize(
     "how", ["removed", "begun again", "other settings", "no settings", "damaged settings", "no lock", "no locks at all"]
 )
@@ -288,12 +295,14 @@ def test_a_living_run_notices_that_the_folder_is_no_longer_its_own(images, tmp_p
         assert fit(trainer(images, out, seed=7)) == [15, 10]
 
 
+@pytest.mark.fault("other-run")
 def test_every_file_says_whose_it_is(stopped):
     (run_id,) = {read_file(path)[1]["run_id"] for path in stopped.glob("*.ckpt")}
     assert len(run_id) == 16 and run_id in (stopped / ".lock").read_text()
     assert json.loads((stopped / "settings.json").read_text())["run_id"] == run_id
 
 
+@pytest.mark.fault("other-run")
 @pytest.mark.slow
 def test_checkpoints_of_another_run_are_left_alone(images, run, whole, caplog):
     """Neither resumed from, nor overwritten, nor deleted."""
@@ -309,6 +318,7 @@ def test_checkpoints_of_another_run_are_left_alone(images, run, whole, caplog):
     assert_same_state(run / "tiny-3_15.ckpt", whole)
 
 
+@pytest.mark.fault("other-run")
 def test_nothing_but_checkpoints_of_another_run(images, run):
     rewrite(run / "tiny-1_5.ckpt", lambda record: record.update(run_id="0" * 16))
     before = contents(run)
@@ -333,6 +343,7 @@ def test_a_lock_with_junk_in_it(tmp_path):
 # -------------------------------------------------------------------------------------------------- validation
 
 
+@pytest.mark.fault("other-validation")
 @pytest.mark.slow
 def test_best_starts_anew_on_another_validation_set(images, tmp_path, caplog):
     """r15: half of the labels are wrong in the new set, so that no later score reaches the earlier ones."""
@@ -365,6 +376,7 @@ def test_best_starts_anew_on_another_validation_set(images, tmp_path, caplog):
 # ------------------------------------------------------------------------------------------- the first weights
 
 
+@pytest.mark.fault("first-weights")
 def test_what_a_run_needs_at_its_first_start_only(images, run, caplog):
     """The trainer's part of it; that the file is not opened: test_commands-like, below."""
     caplog.set_level("INFO", "mindska")
@@ -376,6 +388,7 @@ def test_what_a_run_needs_at_its_first_start_only(images, run, caplog):
     assert read_file(run / "tiny-2_10.ckpt")[1]["config"]["ckpt_path"] == "began/with.ckpt"
 
 
+@pytest.mark.fault("no-room-records", "first-weights")
 @pytest.mark.slow
 def test_a_fine_tuning_goes_on_without_the_weights_that_it_began_with(images, tmp_path, whole_run):
     """r13: moved, written otherwise, left out. Its own checkpoints say what the network and its pixels are."""
@@ -415,6 +428,7 @@ def test_settings_that_come_to_the_same(stopped):
 # --------------------------------------------------------------------------------------------- raw and averaged
 
 
+@pytest.mark.fault("averaged")
 @pytest.mark.slow
 def test_the_better_of_raw_and_averaged_weights_is_best(images, tmp_path, caplog):
     """r18: an average that hardly moves; the raw weights are better, and every command takes them."""
@@ -447,6 +461,7 @@ def test_the_better_of_raw_and_averaged_weights_is_best(images, tmp_path, caplog
 # ------------------------------------------------------------------------------------------- not finite
 
 
+@pytest.mark.fault("values")
 @pytest.mark.parametrize("where", ["weights", "average", "state"])
 def test_weights_that_are_not_finite_are_never_saved(images, run, where):
     running = trainer(images, run)

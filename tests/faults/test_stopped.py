@@ -36,6 +36,7 @@ from mindska.training.record import RunRecord
 LONG = dict(epoch_size=4000, val_while_train="false", ckpt_save_interval=1000)
 
 
+@pytest.mark.fault("no-room")
 @pytest.mark.slow
 def test_no_room_for_a_checkpoint(images, tmp_path):
     """A limit on the size of files stands for a full disk: the earlier checkpoint stays, a message says what to do."""
@@ -56,6 +57,7 @@ def test_no_room_for_a_checkpoint(images, tmp_path):
     assert "Resuming after step 8" in train(images, out)
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     out = tmp_path / "run"
@@ -73,6 +75,7 @@ def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     assert f"Resuming after step {stopped} of 1600" in process.communicate()[0]
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
     out = tmp_path / "run"
@@ -85,6 +88,7 @@ def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
     wait_for(lambda: not processes(str(out)), what="the end of all processes")
 
 
+@pytest.mark.fault("lost-rank")
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["rank", "mpirun"])
 def test_a_killed_rank_takes_all_with_it(images, tmp_path, victim):
@@ -100,6 +104,7 @@ def test_a_killed_rank_takes_all_with_it(images, tmp_path, victim):
     wait_for(lambda: not processes(str(out)), seconds=60 - (time.monotonic() - start), what="the end of all processes")
 
 
+@pytest.mark.fault("lost-rank")
 @pytest.mark.slow
 def test_a_rank_that_fails_takes_all_with_it_and_says_why(images, tmp_path):
     """All images of one class are damaged: a rank meets them while the other waits for it."""
@@ -114,6 +119,7 @@ def test_a_rank_that_fails_takes_all_with_it_and_says_why(images, tmp_path):
     wait_for(lambda: not processes(str(tmp_path / "run")), what="the end of all processes")
 
 
+@pytest.mark.fault("folders")
 @pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(images, tmp_path):
     out = tmp_path / "run"
@@ -128,6 +134,7 @@ def test_a_second_run_in_the_same_folder_is_refused(images, tmp_path):
     process.communicate()
 
 
+@pytest.mark.fault("folders")
 def test_an_output_folder_that_cannot_be_written(images, tmp_path):
     (tmp_path / "file").write_text("no folder")
     printed = train(images, tmp_path / "file" / "run", expect=1)
@@ -143,6 +150,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
         assert "cannot be locked (No locks available)" in caplog.text
 
 
+@pytest.mark.fault("folders")
 def test_a_lock_that_cannot_be_written(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -153,6 +161,7 @@ def test_a_lock_that_cannot_be_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("no-room-records")
 def test_metrics_that_cannot_be_written(tmp_path):
     with pytest.raises(RunError, match="metrics.csv cannot be written: No space left"), RunRecord(tmp_path) as record:
         record.begin(0)
@@ -161,6 +170,7 @@ def test_metrics_that_cannot_be_written(tmp_path):
         record.add(1, 0.5, loss=1.0)
 
 
+@pytest.mark.fault("no-room-records")
 def test_a_run_goes_on_without_events_and_log(tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))  # noqa: SIM115, PTH123
     with RunRecord(tmp_path) as record:
@@ -176,6 +186,7 @@ def test_a_run_goes_on_without_events_and_log(tmp_path, monkeypatch, caplog, cap
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.fault("no-room-records")
 def test_a_run_goes_on_without_curves(tmp_path, monkeypatch, caplog):
     def savefig(figure, path, **_):
         path.write_bytes(b"half")
@@ -190,6 +201,7 @@ def test_a_run_goes_on_without_curves(tmp_path, monkeypatch, caplog):
     assert record.curves.read_bytes() == before and "curves.png could not be written" in caplog.text
 
 
+@pytest.mark.fault("folders")
 @pytest.mark.slow
 def test_a_data_folder_that_vanishes(images, tmp_path):
     data, out = tmp_path / "images", tmp_path / "run"
@@ -202,6 +214,7 @@ def test_a_data_folder_that_vanishes(images, tmp_path):
     assert "is the data folder still there?" in printed and "Traceback" not in printed
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 def test_the_whole_story(images, tmp_path, whole_run):
     """Stopped by a signal, then finished: the same figures as the uninterrupted run."""

@@ -37,7 +37,7 @@ from mindska.data import (
     natural_order,
     open_dataset,
 )
-from mindska.data.augment import APPLY, STRENGTHS, AutoAugment, Look, Operation
+from mindska.data.augment import APPLY, STRENGTHS, AffineOptions, AutoAugment, Operation
 from mindska.data.class_order import read_class_map
 from mindska.data.datasets import image_files
 from mindska.data.images import read_image
@@ -666,12 +666,12 @@ def test_a_large_photo_is_decoded_no_larger_than_its_crop_needs(tmp_path):
     dataset, transform = open_dataset("", tmp_path, "train"), TrainTransform(RAW, Augmentation(scale=(0.001, 0.3)))
     whole, widths = dataset.load(0), set()
     for seed in range(40):
-        sizes = []
-        enough = lambda size: sizes.append(size) or transform.enough(size, np.random.default_rng(seed))  # noqa: B023, E731
-        image = dataset.load(0, enough)
+        rng = np.random.default_rng(seed)
+        crop = transform.draw_crop((900, 700), rng)
+        image = dataset.load(0, lambda size: transform.decode_size(crop._replace(size=size)))  # noqa: B023
         widths.add(image.width)
-        assert sizes == [(900, 700)] and image.width >= transform.enough(sizes[0], np.random.default_rng(seed))[0]
-        ours = transform(image, np.random.default_rng(seed), sizes[0])
+        assert image.width >= transform.decode_size(crop)[0]
+        ours = transform(image, rng, crop)
         exact = transform(whole, np.random.default_rng(seed))
         if image.size == whole.size:
             np.testing.assert_array_equal(ours, exact)
@@ -964,9 +964,9 @@ def test_operations_take_grey_images(name):
     grey = noise_image(0, 50, 37).convert("L")
     for level in (0.1, 0.9):
         draws = (np.random.default_rng(0) for _ in range(2))
-        result = Operation(name, 1.0, 9).apply(grey, level, Look(Image.BICUBIC, (120,)), next(draws))
+        result = Operation(name, 1.0, 9).apply(grey, level, AffineOptions(Image.BICUBIC, (120,)), next(draws))
         expected = Operation(name, 1.0, 9).apply(
-            grey.convert("RGB"), level, Look(Image.BICUBIC, (120,) * 3), next(draws)
+            grey.convert("RGB"), level, AffineOptions(Image.BICUBIC, (120,) * 3), next(draws)
         )
         assert result.mode == "L"
         assert np.abs(np.float32(result) - np.float32(expected.convert("L"))).max() <= 1, name
@@ -1188,7 +1188,7 @@ def test_leaving_early_ends_the_workers(train_set):
 
 def test_batches_are_made_ahead_but_not_without_bound(train_set):
     loaded, load = [], train_set.load
-    train_set.load = lambda index, enough: loaded.append(index) or load(index)
+    train_set.load = lambda index, decode_size: loaded.append(index) or load(index)
     batches = loader(train_set).batches(0, 50)
     next(batches)
     assert wait_until(lambda: len(loaded) >= 8), "nothing is prepared while the network trains"

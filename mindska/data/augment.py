@@ -45,11 +45,11 @@ OPTIONS = {
 TIMMS_NAMES = {"rand": "randaug", "original": "autoaug", "originalr": "autoaugr"}
 
 Strength = Callable[[float, np.random.Generator], Any]
-Apply = Callable[[Image.Image, Any, "Look"], Image.Image]
+Apply = Callable[[Image.Image, Any, "AffineOptions"], Image.Image]
 
 
-class Look(NamedTuple):
-    """Pillow's filter for what is moved, and the colour (RGB or grey, 0 to 255) of what moves in."""
+class AffineOptions(NamedTuple):
+    """Of rotations, shears and translations: Pillow's filter, and the colour (0 to 255 a channel) of what moves in."""
 
     resample: int
     fill: tuple[int, ...]
@@ -68,10 +68,10 @@ def _either_way(span: float, about: float = 0.0) -> Strength:
 
 
 def _enhance(name: str) -> Apply:
-    return lambda image, factor, look: getattr(ImageEnhance, name)(image).enhance(max(factor, 0.0))
+    return lambda image, factor, affine: getattr(ImageEnhance, name)(image).enhance(max(factor, 0.0))
 
 
-def _posterize(image: Image.Image, bits: int, look: Look) -> Image.Image:
+def _posterize(image: Image.Image, bits: int, affine: AffineOptions) -> Image.Image:
     # Not ImageOps.posterize: newer Pillows refuse 0 bits (black), which timm's strongest level asks for.
     mask = 256 - (1 << (8 - min(max(bits, 0), 8)))
     return _by_value(image, lambda v: v & mask)
@@ -82,9 +82,9 @@ def _by_value(image: Image.Image, change: Callable[[int], int]) -> Image.Image:
 
 
 def _move(matrix: Callable[[float, int, int], tuple]) -> Apply:
-    def apply(image: Image.Image, value: float, look: Look) -> Image.Image:
+    def apply(image: Image.Image, value: float, affine: AffineOptions) -> Image.Image:
         coefficients = matrix(value, *image.size)
-        return image.transform(image.size, Image.Transform.AFFINE, coefficients, look.resample, fillcolor=look.fill)
+        return image.transform(image.size, Image.Transform.AFFINE, coefficients, affine.resample, fillcolor=affine.fill)
 
     return apply
 
@@ -116,17 +116,17 @@ STRENGTHS: dict[str, Strength] = {
     **{f"{name}Wide": _linear(1.99, 0.01) for name in ENHANCERS},
 }
 APPLY: dict[str, Apply] = {
-    "Identity": lambda image, _, look: image,
-    "AutoContrast": lambda image, _, look: ImageOps.autocontrast(image),
-    "Equalize": lambda image, _, look: ImageOps.equalize(image),
-    "Invert": lambda image, _, look: ImageOps.invert(image),
+    "Identity": lambda image, _, affine: image,
+    "AutoContrast": lambda image, _, affine: ImageOps.autocontrast(image),
+    "Equalize": lambda image, _, affine: ImageOps.equalize(image),
+    "Invert": lambda image, _, affine: ImageOps.invert(image),
     "Posterize": _posterize,
-    "Solarize": lambda image, threshold, look: ImageOps.solarize(image, threshold),
-    "SolarizeAdd": lambda image, add, look: _by_value(image, lambda v: min(v + add, 255) if v < 128 else v),
+    "Solarize": lambda image, threshold, affine: ImageOps.solarize(image, threshold),
+    "SolarizeAdd": lambda image, add, affine: _by_value(image, lambda v: min(v + add, 255) if v < 128 else v),
     **{name: _enhance(name) for name in ENHANCERS},
     "Desaturate": _enhance("Color"),
-    "GaussianBlurRand": lambda image, radius, look: image.filter(ImageFilter.GaussianBlur(radius)),
-    "Rotate": lambda image, degrees, look: image.rotate(degrees, look.resample, fillcolor=look.fill),
+    "GaussianBlurRand": lambda image, radius, affine: image.filter(ImageFilter.GaussianBlur(radius)),
+    "Rotate": lambda image, degrees, affine: image.rotate(degrees, affine.resample, fillcolor=affine.fill),
     "ShearX": _move(lambda tangent, width, height: (1, tangent, 0, 0, 1, 0)),
     "ShearY": _move(lambda tangent, width, height: (1, 0, 0, tangent, 1, 0)),
     "TranslateX": _move(lambda share, width, height: (1, 0, share * width, 0, 1, 0)),
@@ -145,11 +145,11 @@ class Operation(NamedTuple):
     probability: float
     magnitude: float
 
-    def apply(self, image: Image.Image, level: float, look: Look, rng: np.random.Generator) -> Image.Image:
+    def apply(self, image: Image.Image, level: float, affine: AffineOptions, rng: np.random.Generator) -> Image.Image:
         """The operation, at a level of 0 to 1, on an RGB or grey image (whose saturation stays)."""
         strength = STRENGTHS.get(self.name)
         value = strength(level, rng) if strength else None
-        return APPLY[re.sub("(Increasing|Original|Wide)$", "", self.name)](image, value, look)
+        return APPLY[re.sub("(Increasing|Original|Wide)$", "", self.name)](image, value, affine)
 
 
 class AutoAugment:
@@ -173,7 +173,7 @@ class AutoAugment:
     """
 
     def __init__(self, policy: str, fill: tuple[int, ...], resample: int) -> None:
-        self.look = Look(resample, fill)
+        self.affine = AffineOptions(resample, fill)
         name, *parts = policy.split("-")
         name = TIMMS_NAMES.get(name, name)
         if name not in OPTIONS:
@@ -210,7 +210,7 @@ class AutoAugment:
             for operation in self.choices[choice]:
                 if rng.random() < operation.probability:
                     level = self._magnitude(operation.magnitude, rng) / self.unit
-                    image = operation.apply(image, level, self.look, rng)
+                    image = operation.apply(image, level, self.affine, rng)
         return image
 
     def _magnitude(self, magnitude: float, rng: np.random.Generator) -> float:

@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import DataError, printable
 from .class_order import read_class_map
 from .folders import Surroundings, find_images, is_folder, subfolders
-from .images import EXTENSIONS, Enough, open_image, read_image
+from .images import EXTENSIONS, DecodeSize, open_image, read_image
 
 log = logging.getLogger("mindska")
 
@@ -116,13 +116,13 @@ class ImageFolder:
         """What to call image `index` in a message."""
         return self.paths[index]
 
-    def load(self, index: int, enough: Optional[Enough] = None) -> Image.Image:
-        """Image `index` as RGB; `enough` as for `read_image`.
+    def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
+        """Image `index` as RGB; `decode_size` as for `read_image`.
 
         Raises:
             DataError: it cannot be read; the message names its path.
         """
-        return read_image(self.paths[index], enough, self.exif_orientation)
+        return read_image(self.paths[index], decode_size, self.exif_orientation)
 
 
 def image_files(folder: Union[str, Path]) -> list[str]:
@@ -204,7 +204,7 @@ class Cifar:
         """What to call image `index` in a message."""
         return f"{self.name} {self.split} image {index}"
 
-    def load(self, index: int, enough: Optional[Enough] = None) -> Image.Image:
+    def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
         """Image `index` as RGB, always whole."""
         return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
 

@@ -35,16 +35,18 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 SIGNED, WHITE_IS_ZERO = 2, 0  # sample format, photometric interpretation
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # what Pillow converts to RGB by way of the other only
 
-# From an image's (width, height) in pixels to the size that is enough for its user.
-Enough = Callable[[tuple[int, int]], tuple[int, int]]
+# From an image's (width, height) in pixels to the least size at which it may be decoded.
+DecodeSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
-def read_image(path: Union[str, Path], enough: Optional[Enough] = None, exif_orientation: bool = False) -> Image.Image:
+def read_image(
+    path: Union[str, Path], decode_size: Optional[DecodeSize] = None, exif_orientation: bool = False
+) -> Image.Image:
     """An image file as RGB; this module says how unusual ones become that.
 
     Args:
-        enough: from the image's (width, height) to the size that is enough. A JPEG file is decoded at a half, a quarter
-            or an eighth of its size where that is no less, several times as fast.
+        decode_size: from the image's (width, height) to the least at which it may be decoded. A JPEG file is decoded at
+            a half, a quarter or an eighth of its size where that is no less, several times as fast.
         exif_orientation: turn the image as its EXIF tag says.
 
     Raises:
@@ -56,7 +58,7 @@ def read_image(path: Union[str, Path], enough: Optional[Enough] = None, exif_ori
         # Pillow turns TIFF images when it loads them, and then drops the tag.
         turned = exif_orientation and image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in range(5, 9)
         size = image.size[::-1] if turned else image.size
-        wanted = enough(size) if enough is not None else size
+        wanted = decode_size(size) if decode_size is not None else size
         limit = Image.MAX_IMAGE_PIXELS
         if limit and size[0] * size[1] > limit:
             wanted = min(wanted[0], size[0] // 2), min(wanted[1], size[1] // 2)

@@ -18,10 +18,9 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 from mindspore.dataset import GeneratorDataset, config
-from PIL import Image
 
 from ..errors import DataError
-from .datasets import Dataset, Enough
+from .datasets import Dataset
 from .mixing import Mixing
 from .transforms import EvalTransform, TrainTransform
 
@@ -168,29 +167,26 @@ class TrainLoader:
     def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, int, np.ndarray]:
         epoch, position, index = where
         noise = np.random.default_rng([self.seed, NOISE, epoch, position]).random(self.noise_size, np.float32)
-        whole: list[tuple[int, int]] = []
-
-        def rng() -> np.random.Generator:
-            return np.random.default_rng([self.seed, SAMPLE, epoch, position])
-
-        def enough(size: tuple[int, int]) -> tuple[int, int]:
-            whole[:] = [size]
-            return self.transform.enough(size, rng())
-
-        image, index = self._load(epoch, position, index, enough)
-        return self.transform(image, rng(), whole[0] if whole else None), self.dataset.labels[index], noise
-
-    def _load(self, epoch: int, position: int, index: int, enough: Enough) -> tuple[Image.Image, int]:
-        """Image `index`, or one in its place, and which it is."""
         others = None
         for _ in range(REPLACEMENTS):
             try:
-                return self.dataset.load(index, enough), index
+                return self._image(epoch, position, index), self.dataset.labels[index], noise
             except DataError as error:
                 self.damaged.note(self.dataset.describe(index), error)
             others = others or np.random.default_rng([self.seed, REPLACEMENT, epoch, position])
             index = int(others.integers(len(self.dataset)))
         raise DataError(f"{REPLACEMENTS} training images in a row cannot be read; is the data folder still there?")
+
+    def _image(self, epoch: int, position: int, index: int) -> np.ndarray:
+        """Image `index`, augmented for this position: its crop is drawn before it is decoded."""
+        rng, crop = np.random.default_rng([self.seed, SAMPLE, epoch, position]), None
+
+        def decode_size(size: tuple[int, int]) -> tuple[int, int]:
+            nonlocal crop
+            crop = self.transform.draw_crop(size, rng)
+            return self.transform.decode_size(crop)
+
+        return self.transform(self.dataset.load(index, decode_size), rng, crop)
 
     def _collate(self, ids: list[tuple[int, int, int]], samples: list[tuple]) -> Batch:
         images, labels, noise = (np.stack(column) for column in zip(*samples))

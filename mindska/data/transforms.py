@@ -11,7 +11,7 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -230,6 +230,16 @@ def resize_part(
     return image.resize(size, resample, (box[0] - left, box[1] - top, *ends))
 
 
+class Crop(NamedTuple):
+    """A part of an image, in pixels of the whole image, whose `size` is (width, height)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    size: tuple[int, int]
+
+
 class TrainTransform:
     """Random crop, flips, colours or a policy, normalise, random erasing: PIL image -> (C, H, W) float32."""
 
@@ -246,22 +256,26 @@ class TrainTransform:
         jitter = augmentation.color_jitter
         self.jitter = jitter * 3 if jitter is not None and len(jitter) == 1 else jitter
 
-    def enough(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """The size of an image that is enough for the crop that an equal generator will choose: (width, height)."""
+    def draw_crop(self, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+        """Which part of an image of so many pixels (width, height) the sample is: the first that is drawn for it."""
         if self.augmentation.pad_crop:
-            return size
-        _, _, w, h = self._box(size, rng)
-        height, width = self.preprocessing.image_size
-        smaller = min(1.0, DECODING_GAP * max(width / w, height / h))
-        return math.ceil(size[0] * smaller), math.ceil(size[1] * smaller)
+            pad = self.augmentation.pad_crop
+            left, top = (int(offset) - pad for offset in rng.integers(2 * pad + 1, size=2))
+            return Crop(left, top, *size, size)
+        return Crop(*self._box(size, rng), size)
 
-    def __call__(
-        self, image: Image.Image, rng: np.random.Generator, size: Optional[tuple[int, int]] = None
-    ) -> np.ndarray:
-        """`size`: (width, height) of the whole image, where a smaller one was decoded (see `enough`)."""
+    def decode_size(self, crop: Crop) -> tuple[int, int]:
+        """The least (width, height) at which the image may be decoded for this crop."""
+        if self.augmentation.pad_crop:
+            return crop.size
+        height, width = self.preprocessing.image_size
+        smaller = min(1.0, DECODING_GAP * max(width / crop.width, height / crop.height))
+        return math.ceil(crop.size[0] * smaller), math.ceil(crop.size[1] * smaller)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, crop: Optional[Crop] = None) -> np.ndarray:
+        """`crop`: what `draw_crop` drew from the same generator, before the image was decoded; else it is drawn now."""
         options = self.augmentation
-        image = self.preprocessing.in_its_mode(image)
-        image = self._pad_crop(image, rng) if options.pad_crop else self._resized_crop(image, rng, size or image.size)
+        image = self._cut(self.preprocessing.in_its_mode(image), crop or self.draw_crop(image.size, rng))
         if rng.random() < options.hflip:
             image = ImageOps.mirror(image)
         if rng.random() < options.vflip:
@@ -290,20 +304,14 @@ class TrainTransform:
         w, h = min(width, round(height * most)), min(height, round(width / least))
         return (width - w) // 2, (height - h) // 2, w, h
 
-    def _resized_crop(self, image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-        left, top, w, h = self._box(size, rng)
+    def _cut(self, image: Image.Image, crop: Crop) -> Image.Image:
+        """The crop at the network's input size; what lies outside of the image is black."""
+        left, top, width, height, size = crop
         if image.size == size:
-            return self._resize(image.crop((left, top, left + w, top + h)))
+            return self._resize(image.crop((left, top, left + width, top + height)))
         times = round(size[0] / image.width)  # 2, 4 or 8; the smaller image's last pixels may lie half outside
-        box = (left / times, top / times, (left + w) / times, (top + h) / times)
+        box = (left / times, top / times, (left + width) / times, (top + height) / times)
         return image.resize(self.preprocessing.image_size[::-1], self.filter, box)
-
-    def _pad_crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """A crop of the image's own size out of the padded image (as usual for CIFAR)."""
-        width, height = image.size
-        pad = self.augmentation.pad_crop
-        left, top = (int(offset) - pad for offset in rng.integers(2 * pad + 1, size=2))
-        return self._resize(image.crop((left, top, left + width, top + height)))
 
     def _resize(self, image: Image.Image) -> Image.Image:
         return resize(image, self.preprocessing.image_size[::-1], self.filter)

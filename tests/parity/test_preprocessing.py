@@ -10,7 +10,7 @@ from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance, ImageOps
 
 from mindska.data import EvalTransform, Preprocessing, transforms
-from mindska.data.augment import Look, Operation
+from mindska.data.augment import AffineOptions, Operation
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SIZES = [(500, 375), (375, 500), (256, 256), (91, 640), (300, 285), (33, 40)]
@@ -144,13 +144,13 @@ TIMM = {
 @pytest.mark.parametrize("name", TIMM)
 def test_operations_are_timms(name):
     image = photo(160, 120)
-    result = Operation(name, 1.0, 9).apply(image, 0.9, Look(Image.BICUBIC, FILL), FixedDraws(0.25))
+    result = Operation(name, 1.0, 9).apply(image, 0.9, AffineOptions(Image.BICUBIC, FILL), FixedDraws(0.25))
     assert np.array_equal(result, TIMM[name](image))
     assert not np.array_equal(result, image), "the operation does nothing"
 
 
 def test_signs_go_both_ways():
-    image, look = photo(160, 120), Look(Image.BICUBIC, FILL)
+    image, look = photo(160, 120), AffineOptions(Image.BICUBIC, FILL)
     result = Operation("ShearX", 1.0, 9).apply(image, 0.9, look, FixedDraws(0.75))
     assert np.array_equal(result, moved(image, 1, -0.27, 0, 0, 1, 0))
 

@@ -13,7 +13,7 @@ import numpy as np
 from mindcv.loss import create_loss
 from mindspore import Tensor, nn
 
-from . import kernels
+from . import acceleration, kernels
 from .config import Config
 from .data import Augmentation, Preprocessing, natural_order
 from .data.datasets import Dataset
@@ -22,7 +22,7 @@ from .errors import ConfigError
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.record import before_run
 from .training.step import StepOptions
-from .weights import Weights, open_weights, unusual_options
+from .weights import Weights, non_default_options, open_weights
 
 log = logging.getLogger("mindska")
 
@@ -245,6 +245,7 @@ def build_network(
     net = _create(config, num_classes, in_channels, began.get("network", {}), config.pretrained and not began)
     if weights is not None:
         weights.for_channels(in_channels).load_into(net)
+    log.info("%s", acceleration.summary(net))
     return _in_precision(net, config)
 
 
@@ -265,7 +266,7 @@ def _create(config: Config, num_classes: int, in_channels: int, options: dict[st
             + f"Ours: {', '.join(sorted(OUR_MODELS))}"
         )
     keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
-    keywords.update(unusual_options(config.model, options))
+    keywords.update(non_default_options(config.model, options))
     return mindcv.create_model(config.model, num_classes, pretrained, in_channels, **keywords)
 
 
@@ -285,8 +286,8 @@ def checkpoint_record(
         class_names=class_names,
         preprocessing=dataclasses.asdict(pixels),
     )
-    unusual = unusual_options(config.model, getattr(network, "options", {}))
-    return dict(said, network=unusual) if unusual else said
+    options = non_default_options(config.model, getattr(network, "options", {}))
+    return dict(said, network=options) if options else said
 
 
 def build_loss(config: Config) -> nn.Cell:

@@ -27,7 +27,7 @@ def few(names: Iterable[object], limit: int = MOST_NAMES) -> str:
     return ", ".join([*(printable(name) for name in names[:limit]), *more])
 
 
-def listing(title: str, names: Iterable[object], limit: int = MOST_NAMES) -> str:
+def formatted_list(title: str, names: Iterable[object], limit: int = MOST_NAMES) -> str:
     """`title`, the number of names and at most `limit` of them, one a line; an empty string when there are none."""
     names = list(names)
     if not names:

@@ -14,7 +14,7 @@ from typing import Optional
 import numpy as np
 from tqdm import tqdm
 
-from mindska.errors import SettingError, clear_errors, listing, printable
+from mindska.errors import SettingError, clear_errors, formatted_list, printable
 from mindska.weights import Weights, open_weights
 from mindska.weights.alike import unlike
 from mindska.weights.write import check_target, write_weights
@@ -44,7 +44,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
             if differences := unlike(first, weights):
                 raise SettingError(
                     f"{path} and {first.source.path} do not belong together: only checkpoints of one network can be "
-                    f"averaged." + listing("what differs", differences)
+                    f"averaged." + formatted_list("what differs", differences)
                 )
             record = weights.record
             sources.append(record["source"])

@@ -114,7 +114,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
         if class_names is not None:
             record["class_names"] = class_names
         write_weights(options.target, weights.parameters, record)
-        for name, value in weights.unusual.items():
+        for name, value in weights.non_default_options.items():
             print(f"note: the network needs {name}={value!r}: pass it to create_model")
         print(f"wrote {printable(options.target)}, and read it again: the same to the bit")
 

@@ -22,9 +22,9 @@ def compare(weights: Weights) -> tuple[float, float]:
         raise SettingError(f"--verify: the reference takes images of 3 channels, these weights {weights.in_channels}")
     overrides = {"num_classes": weights.num_classes} if weights.num_classes else {}
     try:
-        reference = create(weights.model, **{**overrides, **weights.unusual})
+        reference = create(weights.model, **{**overrides, **weights.non_default_options})
     except TypeError as error:
-        raise SettingError(f"--verify: the reference has no option {', '.join(weights.unusual)}") from error
+        raise SettingError(f"--verify: the reference has no option {', '.join(weights.non_default_options)}") from error
     theirs, state = key_map(weights.model, weights.dialect), reference.state_dict()
     for name, key in key_map(weights.model).items():
         if name in theirs and name in weights.parameters:  # a backbone has no classifier

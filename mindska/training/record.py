@@ -13,7 +13,6 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Optional
 
-from ..errors import WriteError
 from ..files import replacing
 from .folder import set_aside, writing
 
@@ -70,6 +69,8 @@ def _is_row(row: dict[str, str], after: int) -> bool:
     except ValueError:
         return False
 
+
+INSTALL = " (pip install 'mindska[train]')"
 
 # Keeps the messages from before a run's record is open (which data, which pixels) for its train.log.
 before_run = MemoryHandler(1)
@@ -153,25 +154,25 @@ class RunRecord:
         Not with tensorboardX's own SummaryWriter: its thread ends silently when a disk is full, and whoever adds events
         then waits for ever.
         """
-        # Imports PyTorch where there is one: a second, for one rank only.
-        from tensorboardX.event_file_writer import EventsWriter
-
         folder = self.folder / "tensorboard"
         try:
+            # Imports PyTorch where there is one: a second, for one rank only.
+            from tensorboardX.event_file_writer import EventsWriter
+
             folder.mkdir(exist_ok=True)
             for path in folder.glob("events.out.tfevents.*"):
                 path.unlink()
             self.events = EventsWriter(str(folder / "events"))
-        except OSError as error:
+        except (OSError, ImportError) as error:
             self._without_events(error)
         self._add_events(self.rows)
 
     def _add_events(self, rows: list[dict[str, str]]) -> None:
+        if not self.events:
+            return
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        if not self.events:
-            return
         try:
             for row in rows:
                 values = [Summary.Value(tag=name, simple_value=float(row[name])) for name in VALUES if row[name]]
@@ -181,11 +182,12 @@ class RunRecord:
         except OSError as error:
             self._without_events(error)
 
-    def _without_events(self, error: OSError) -> None:
+    def _without_events(self, error: Exception) -> None:
         self.events = None
         log.warning(
-            "TensorBoard's events cannot be written (%s): the run goes on without them; the next start writes them",
+            "TensorBoard's events cannot be written (%s): the run goes on without them; the next start writes them%s",
             error,
+            INSTALL if isinstance(error, ImportError) else "",
         )
 
     def add(self, step: int, epoch: float, **values: Any) -> None:
@@ -208,7 +210,16 @@ class RunRecord:
         return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
     def draw(self) -> None:
-        """Draws curves.png: loss, accuracy and learning rate against the epoch; a warning when it cannot be written."""
+        """Draws curves.png: loss, accuracy and learning rate against the epoch. A picture ends no run: whatever fails is a
+        warning.
+        """
+        try:
+            self._draw()
+        except Exception as error:
+            hint = INSTALL if isinstance(error, ImportError) else ""
+            log.warning("%s is not drawn (%s): the run goes on without%s", self.curves, error, hint)
+
+    def _draw(self) -> None:
         import matplotlib
 
         matplotlib.use("Agg")
@@ -230,6 +241,5 @@ class RunRecord:
         try:
             with replacing(self.curves) as temporary:
                 figure.savefig(temporary, dpi=100)
-        except WriteError as error:
-            log.warning("%s", error)
-        pyplot.close(figure)
+        finally:
+            pyplot.close(figure)

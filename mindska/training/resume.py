@@ -22,7 +22,7 @@ from ..data import EvalLoader
 from ..data.datasets import Dataset
 from ..errors import RunError, WeightsError
 from ..models.factory import own_preprocessing
-from ..weights import unusual_options
+from ..weights import non_default_options
 from .folder import RunFolder
 from .state import State, read_state
 
@@ -136,7 +136,7 @@ def earlier_record(config: Config) -> dict[str, Any]:
     if state is None:
         return {}
     try:
-        unusual_options(config.model, state.record.get("network", {}))
+        non_default_options(config.model, state.record.get("network", {}))
     except KeyError as error:
         raise RunError(f"{state.path} was trained with an option that {config.model} does not have: {error}") from None
     return dict(state.record, preprocessing=state.record.get("preprocessing") or own_preprocessing(config.model))

@@ -7,7 +7,7 @@ from ..errors import MissingWeights, WeightsError
 from . import factory  # noqa: F401  MindCV's factory loads our models strictly from now on
 from .convert import from_caffe, from_torch, to_torch
 from .foreign import read_caffemodel, read_torch
-from .loading import Weights, load_into, open_weights, unusual_options
+from .loading import Weights, load_into, non_default_options, open_weights
 
 __all__ = [
     "MissingWeights",
@@ -20,5 +20,5 @@ __all__ = [
     "read_caffemodel",
     "read_torch",
     "to_torch",
-    "unusual_options",
+    "non_default_options",
 ]

@@ -18,7 +18,7 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from .. import kernels
-from ..errors import WeightsError, few, listing
+from ..errors import WeightsError, few, formatted_list
 from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
 
@@ -252,7 +252,7 @@ def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str,
         mapping = {name: key for name, key in mapping.items() if not name.startswith(HEAD)}
     missing = [name for name in mapping if name not in parameters]
     if missing:
-        raise WeightsError(f"These parameters are not {model_name}'s." + listing("missing", missing))
+        raise WeightsError(f"These parameters are not {model_name}'s." + formatted_list("missing", missing))
     return {key: np.asarray(parameters[name], np.float32) for name, key in mapping.items()}
 
 
@@ -285,7 +285,7 @@ def _without_counters(source: Mapping) -> dict[str, Any]:
     return {key: value for key, value in source.items() if key.rpartition(".")[2] not in COUNTERS}
 
 
-def rather(model_name: str, source: Mapping, *frameworks: str) -> str:
+def suggestion(model_name: str, source: Mapping, *frameworks: str) -> str:
     """Return ", but NAME's" where the weights fit a relative of the model (another kernel or size), else nothing."""
     relatives = [name for name, module in OUR_MODELS.items() if module == OUR_MODELS.get(model_name)]
     fitting = models_that_fit(source, *frameworks, among=relatives)
@@ -323,10 +323,10 @@ def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[
     missing, unknown, wrong = _differences(model_name, source, dialect)
     if missing or unknown or wrong:
         raise WeightsError(
-            f"These weights are not {model_name}'s{rather(model_name, source, *frameworks)}."
-            + listing("keys that are missing", missing)
-            + listing("keys that are unknown", unknown)
-            + listing("keys of another shape", wrong)
+            f"These weights are not {model_name}'s{suggestion(model_name, source, *frameworks)}."
+            + formatted_list("keys that are missing", missing)
+            + formatted_list("keys that are unknown", unknown)
+            + formatted_list("keys of another shape", wrong)
         )
     keys = key_map(model_name, dialect).items()
     parameters = to_float32({name: source[key] for name, key in keys if key in source}, dict(keys))
@@ -367,7 +367,8 @@ def to_float32(weights: Mapping[str, Any], keys: Mapping[str, str] = MappingProx
     unfit = {keys.get(name, name): reason for name, value in weights.items() if (reason := value_problem(value))}
     if unfit:
         raise WeightsError(
-            "These are no plain weights." + listing("keys", [f"{key}: {reason}" for key, reason in unfit.items()])
+            "These are no plain weights."
+            + formatted_list("keys", [f"{key}: {reason}" for key, reason in unfit.items()])
         )
     with np.errstate(over="ignore"):
         arrays = {name: as_float32(value) for name, value in weights.items()}
@@ -382,7 +383,7 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     if bad:
         raise WeightsError(
             "Weights are NaN or infinite (in float32): the training that made them diverged, or the file is damaged; "
-            "take an earlier checkpoint." + listing("keys with such values", bad)
+            "take an earlier checkpoint." + formatted_list("keys with such values", bad)
         )
 
 

@@ -16,10 +16,19 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from ..data.transforms import Preprocessing
-from ..errors import SettingError, WeightsError, few, listing, printable
+from ..errors import SettingError, WeightsError, few, formatted_list, printable
 from ..files import sha256
 from ..models.factory import OUR_MODELS, own_preprocessing
-from .convert import HEAD, check_finite, default_options, first_weight, for_channels, models_that_fit, rather, translate
+from .convert import (
+    HEAD,
+    check_finite,
+    default_options,
+    first_weight,
+    for_channels,
+    models_that_fit,
+    suggestion,
+    translate,
+)
 from .formats import with_path
 from .names import Dialect
 from .source import Source, open_source
@@ -62,9 +71,9 @@ class Weights:
         return {**default, **self.dialect.network, **self.source.record.get("network", {})}
 
     @property
-    def unusual(self) -> dict[str, Any]:
+    def non_default_options(self) -> dict[str, Any]:
         """The options that are not the model's defaults."""
-        return unusual_options(self.model, self.options)
+        return non_default_options(self.model, self.options)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -91,8 +100,8 @@ class Weights:
             return origin.record
         record = {name: origin.record[name] for name in KEPT if name in origin.record}
         record.update(model=self.model, num_classes=self.num_classes, preprocessing=self.preprocessing)
-        if self.unusual:
-            record["network"] = self.unusual
+        if self.non_default_options:
+            record["network"] = self.non_default_options
         record["source"] = dict(
             file=origin.path.name,
             sha256=sha256(origin.path),
@@ -106,7 +115,7 @@ class Weights:
 
     def network(self) -> nn.Cell:
         """The network with these weights, for inference; of a backbone, the one that returns its features."""
-        keywords = dict(self.unusual, features_only=self.num_classes is None)
+        keywords = dict(self.non_default_options, features_only=self.num_classes is None)
         with no_init_parameters():
             net = mindcv.create_model(self.model, self.num_classes or 1000, in_channels=self.in_channels, **keywords)
         self.load_into(getattr(net, "net", net))
@@ -132,7 +141,7 @@ class Weights:
         return replace(self, parameters=for_channels(self.parameters, self.model, in_channels))
 
 
-def unusual_options(model_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def non_default_options(model_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a network's options (see `Backbone.options`) that are not the defaults of its model."""
     return {name: value for name, value in options.items() if value != default_options(model_name)[name]}
 
@@ -193,7 +202,7 @@ def _only_model(source: Source) -> str:
     if len(fitting) == 1:
         return fitting[0]
     which = f"it fits {' and '.join(fitting)}" if fitting else "no model of mindska has just these weights"
-    names = listing("it has", sorted(map(str, source.arrays))) if not fitting else ""
+    names = formatted_list("it has", sorted(map(str, source.arrays))) if not fitting else ""
     raise WeightsError(f"{source.path} does not say which model it is ({which}); name it with --model.{names}")
 
 
@@ -221,10 +230,10 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
     if missing or unknown or wrong:
         model_name = getattr(net, "model_name", type(net).__name__)
         raise WeightsError(
-            f"{source} does not fit {model_name}{rather(model_name, weights, 'mindspore')}."
-            + listing("missing in the file", missing)
-            + listing("unknown to the network", unknown)
-            + listing("of another shape", wrong)
+            f"{source} does not fit {model_name}{suggestion(model_name, weights, 'mindspore')}."
+            + formatted_list("missing in the file", missing)
+            + formatted_list("unknown to the network", unknown)
+            + formatted_list("of another shape", wrong)
         )
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))

@@ -210,7 +210,7 @@ class RunRecord:
         return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
     def draw(self) -> None:
-        """Draws curves.png: loss, accuracy and learning rate against the epoch. A picture ends no run: what fails is said."""
+        """Draws curves.png: loss, accuracy and learning rate against the epoch. No picture ends a run: failures are said."""
         try:
             self._draw()
         except Exception as error:

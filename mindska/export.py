@@ -18,7 +18,7 @@ from .errors import ExportError, UserError, WeightsError
 from .exported import Exported, private_copy, read_exported
 from .files import replacing
 from .models.layers.blocks import GELU, SQRT_HALF
-from .weights.formats import METADATA, read_bytes
+from .weights.files import METADATA, read_bytes
 from .weights.record import EXPORTED, checked_record, read_record
 
 FORMATS = ("mindir", "onnx")

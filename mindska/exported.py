@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from mindspore.train import mind_ir_pb2
 
 from .errors import ExportError, WeightsError, few, printable
-from .weights.formats import METADATA, read_bytes
+from .weights.files import METADATA, read_bytes
 from .weights.protobuf import Field, check_fields, message_classes
 
 

@@ -17,7 +17,7 @@ from mindska.errors import clear_errors, end_with_the_reader, few, printable
 from mindska.files import sha256
 from mindska.models.factory import OUR_MODELS
 from mindska.weights.convert import EMA_PREFIX, STATE_PREFIX, as_float32, is_array, models_that_fit, value_problem
-from mindska.weights.formats import read_file
+from mindska.weights.files import read_file
 from mindska.weights.source import open_source
 
 

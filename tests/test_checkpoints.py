@@ -10,7 +10,7 @@ from commands import parameters, script
 
 from mindska.models.factory import own_preprocessing
 from mindska.weights import open_weights, to_torch
-from mindska.weights.formats import write_checkpoint
+from mindska.weights.files import write_checkpoint
 
 MODEL = "skanet_nano"
 

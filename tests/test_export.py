@@ -19,7 +19,7 @@ from mindska.acceleration import is_accelerated
 from mindska.data.imagenet import imagenet_classes, readable_names
 from mindska.models.factory import own_preprocessing
 from mindska.prediction import Prediction, open_predictor
-from mindska.weights.formats import write_checkpoint
+from mindska.weights.files import write_checkpoint
 
 pytestmark = pytest.mark.slow
 CLASSES = [f"kind {i}" for i in range(10)]

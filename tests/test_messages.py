@@ -16,7 +16,7 @@ from mindska.errors import PredictionError
 from mindska.models.factory import own_preprocessing
 from mindska.prediction import Prediction, open_predictor
 from mindska.weights import source
-from mindska.weights.formats import write_checkpoint
+from mindska.weights.files import write_checkpoint
 
 NANO = ["--model", "skanet_nano", "--image_resize", "64", "--batch_size", "4"]
 

@@ -18,7 +18,7 @@ from mindska.data import Preprocessing
 from mindska.errors import RunError, SettingError, WeightsError
 from mindska.evaluation import EvalStep, evaluate, evaluate_each
 from mindska.training import StepOptions, TrainStep, build_optimizer, learning_rates
-from mindska.weights.formats import write_checkpoint
+from mindska.weights.files import write_checkpoint
 
 
 def test_the_authors_schedule():

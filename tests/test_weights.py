@@ -16,7 +16,7 @@ from mindska.config import parse_args
 from mindska.errors import WeightsError
 from mindska.reference import skanet as torch_skanet
 from mindska.weights import from_torch, open_weights, read_torch, to_torch
-from mindska.weights.formats import write_checkpoint
+from mindska.weights.files import write_checkpoint
 
 MODEL = "skanet_nano"
 

@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from ..errors import RunError, WeightsError
 from ..files import replacing
-from ..weights.formats import read_file
+from ..weights.files import read_file
 
 log = logging.getLogger("mindska")
 

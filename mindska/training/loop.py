@@ -22,7 +22,7 @@ from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
 from ..evaluation import EvalStep, Result, evaluate_each
 from ..weights.convert import EMA_PREFIX
-from ..weights.formats import write_checkpoint
+from ..weights.files import write_checkpoint
 from . import resume
 from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest

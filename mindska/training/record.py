@@ -210,7 +210,10 @@ class RunRecord:
         return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
     def draw(self) -> None:
-        """Draws curves.png: loss, accuracy and learning rate against the epoch. No picture ends a run: failures are said."""
+        """Draws curves.png: loss, accuracy and learning rate against the epoch.
+
+        No picture ends a run: a warning says what fails.
+        """
         try:
             self._draw()
         except Exception as error:

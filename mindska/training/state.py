@@ -20,7 +20,7 @@ from ..data import Preprocessing
 from ..errors import RunError, WeightsError
 from ..models.factory import own_preprocessing
 from ..weights.convert import EMA_PREFIX, STATE_PREFIX
-from ..weights.formats import read_file
+from ..weights.files import read_file
 from ..weights.loading import load_into
 from .folder import Saved
 from .step import TrainStep

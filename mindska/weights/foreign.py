@@ -19,7 +19,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from ..errors import WeightsError, few
-from .formats import read_bytes
+from .files import read_bytes
 from .protobuf import Field, check_fields, message_classes
 
 # What PyTorch's safe loader would make of a size in a pickle alone, without a byte of content.

@@ -29,7 +29,7 @@ from .convert import (
     suggestion,
     translate,
 )
-from .formats import with_path
+from .files import with_path
 from .names import Dialect
 from .source import Source, open_source
 

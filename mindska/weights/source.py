@@ -10,8 +10,8 @@ from typing import Any, Optional, Union
 
 from ..errors import MissingWeights, WeightsError, few, printable
 from .convert import STATE_PREFIX, from_layers, split
+from .files import MOST_BYTES, read_file, read_safetensors
 from .foreign import read_caffemodel, read_torch
-from .formats import MOST_BYTES, read_file, read_safetensors
 
 log = logging.getLogger("mindska")
 

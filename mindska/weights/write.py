@@ -10,8 +10,8 @@ import numpy as np
 from ..errors import WeightsError, WriteError
 from ..files import as_oserror, replacing
 from .convert import to_torch
+from .files import write_checkpoint, write_safetensors
 from .foreign import write_torch
-from .formats import write_checkpoint, write_safetensors
 from .loading import open_weights
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")

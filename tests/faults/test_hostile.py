@@ -26,7 +26,7 @@ from mindska.errors import ConfigError, WeightsError
 from mindska.models.factory import own_preprocessing
 from mindska.weights import open_weights
 from mindska.weights.convert import key_map, parameter_shapes
-from mindska.weights.formats import METADATA, write_checkpoint, write_safetensors
+from mindska.weights.files import METADATA, write_checkpoint, write_safetensors
 from mindska.weights.record import read_record
 from mindska.weights.source import open_source
 

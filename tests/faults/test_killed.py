@@ -29,7 +29,7 @@ from mindspore import Parameter, Tensor
 
 from mindska.errors import WeightsError
 from mindska.training.record import RunRecord, before_run
-from mindska.weights.formats import read_file, write_checkpoint
+from mindska.weights.files import read_file, write_checkpoint
 
 KILLS = 20
 STEPS = 800

@@ -16,7 +16,7 @@ from mindska.training import resume
 from mindska.training.folder import RunFolder
 from mindska.training.record import COLUMNS, RunRecord, read_rows
 from mindska.training.state import Progress
-from mindska.weights.formats import read_file, write_checkpoint
+from mindska.weights.files import read_file, write_checkpoint
 from mindska.weights.source import open_source
 
 

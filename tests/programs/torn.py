@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindska.training.folder import RunFolder
-from mindska.weights.formats import read_file, write_checkpoint
+from mindska.weights.files import read_file, write_checkpoint
 
 
 def main(root: Path) -> None:

@@ -15,6 +15,7 @@ from mindspore import nn
 
 from .. import kernels
 from . import layers, pyramid, sknet
+from .exporting import wrap_exports
 from .form import Form, forget_graphs, put_off, take
 
 FORMS: tuple[type[Form], ...] = (
@@ -82,3 +83,6 @@ def summary(network: nn.Cell) -> str:
     """What was chosen, for a log: "C++ operators: 9 kinds in 214 cells", or that there are none."""
     forms = [type(cell) for _, cell in network.cells_and_names() if isinstance(cell, Form)]
     return f"C++ operators: {len(set(forms))} kinds in {len(forms)} cells" if forms else "C++ operators: none"
+
+
+wrap_exports(decelerated)

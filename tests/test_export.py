@@ -71,7 +71,6 @@ def predict(capsys, *words, status=0):
     return {entry.pop("path"): entry for entry in json.loads(capsys.readouterr().out)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, fold, kind",
     [
@@ -184,7 +183,6 @@ def test_predictions_agree(nano, photos, capsys):
     np.testing.assert_allclose([c["probability"] for c in best], np.sort(row)[::-1][:3], rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_a_network_is_exported_without_its_operators(tmp_path):
     """A network as the README makes it, whose MindIR would name libraries of this machine. It stays accelerated."""
     net = mindcv.create_model("skanet_nano", num_classes=10).set_train(False)
@@ -195,13 +193,11 @@ def test_a_network_is_exported_without_its_operators(tmp_path):
         assert exporting.open_model(path) and is_accelerated(net) == before
 
 
-@pytest.mark.slow
 def test_mindspores_own_export_is_without_operators_as_well(tmp_path):
     net = mindcv.create_model("skanet_nano", num_classes=10).set_train(False)
-    x = ms.Tensor(np.zeros((1, 3, 64, 64), np.float32))
-    for kind, name in (("MINDIR", "a.mindir"), ("ONNX", "a.onnx")):
-        ms.export(net, x, file_name=str(tmp_path / "a"), file_format=kind)
-        assert b".so:" not in (tmp_path / name).read_bytes()
+    images = ms.Tensor(np.zeros((1, 3, 64, 64), np.float32))
+    ms.export(net, images, file_name=str(tmp_path / "a"), file_format="MINDIR")
+    assert b".so:" not in (tmp_path / "a.mindir").read_bytes()
 
 
 def test_what_was_written_is_checked_for_operators(nano, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def build_augmentation(config: Config) -> Augmentation:
     return Augmentation(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augmentation)})
 
 
-def loading_options(config: Config) -> dict[str, float]:
+def loading_options(config: Config) -> dict[str, Any]:
     """The configuration's options of `TrainLoader` that are no business of a single image."""
     names = ("max_damaged", "aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
     return {name: getattr(config, name) for name in names}
@@ -102,8 +102,8 @@ def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
     Raises:
         ConfigError: neither names one, or the weights take other channels than are configured.
     """
-    recorded = record.get("model")
-    if recorded is None and not config.model:
+    recorded = record.get("model") or ""
+    if not (recorded or config.model):
         raise ConfigError(f"{config.ckpt_path} does not say which model it is; name it with --model")
     channels = len(record["preprocessing"]["mean"]) if record.get("preprocessing") else config.in_channels
     if config.in_channels not in (None, channels):

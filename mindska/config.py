@@ -381,16 +381,17 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
     Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
     Exits with status 2 and a message when something is wrong.
     """
-    parser = group = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         usage="%(prog)s [--config FILE] [--key value ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="recipe in YAML; the options below go on top of it")
+    add_argument = parser.add_argument
     for entry in dataclasses.fields(Config):
         if entry.metadata["heading"]:
-            group = parser.add_argument_group(entry.metadata["heading"])
+            add_argument = parser.add_argument_group(entry.metadata["heading"]).add_argument
         choices = entry.metadata["choices"]
         text = entry.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
         text += f" [{entry.default}]" if entry.default not in (None, "") else ""
@@ -399,7 +400,7 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
             extra = dict(nargs="+", metavar="N")
-        group.add_argument(
+        add_argument(
             f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
         )
     known, unknown = parser.parse_known_args(arguments)

@@ -235,7 +235,7 @@ def _erf_as_softsign(net: nn.Cell) -> Iterator[None]:
     def construct(self, x: Tensor) -> Tensor:
         return x * 0.5 * (1.0 + ops.softsign(x * SQRT_HALF))
 
-    gelus = [cell for _, cell in net.cells_and_names() if isinstance(cell, GELU)]
+    gelus: list[nn.Cell] = [cell for _, cell in net.cells_and_names() if isinstance(cell, GELU)]
     for cell in gelus:
         cell.construct = MethodType(construct, cell)
     try:

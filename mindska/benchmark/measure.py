@@ -33,7 +33,8 @@ class Worker:
     """A variant in a process of its own."""
 
     def __init__(self, variant: Variant) -> None:
-        self.variant, self.seconds = variant, []
+        self.variant = variant
+        self.seconds: list[float] = []
         environment = {**os.environ, "MINDSKA_KERNELS": "require" if variant.kernels else "off"}
         if variant.library != "mindska":
             environment.pop("MINDSKA_KERNELS")
@@ -43,10 +44,12 @@ class Worker:
         self.process = subprocess.Popen(
             words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        assert self.process.stdin and self.process.stdout  # pipes
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.first = self._answer()
 
     def _answer(self) -> float:
-        for line in self.process.stdout:
+        for line in self.answers:
             try:
                 return json.loads(line)
             except ValueError:  # something that a library says
@@ -55,14 +58,14 @@ class Worker:
 
     def step(self) -> float:
         """One step's seconds."""
-        self.process.stdin.write("step\n")
+        self.requests.write("step\n")
         return self._answer()
 
     def end(self) -> int:
         """Ends the process and returns its peak memory."""
-        self.process.stdin.write("\n")
-        memory = self._answer()
-        self.process.stdin.close()
+        self.requests.write("\n")
+        memory = int(self._answer())
+        self.requests.close()
         self.process.wait()
         return memory
 
@@ -137,9 +140,9 @@ def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Cost against image size and batch, forward, and against the number of ranks, in training for us alone."""
     size, results = options.image_resize or own_size(model), []
     if options.what != ["train"]:
-        for case in [(size, options.batch) for size in SIZES] + [(size, batch) for batch in BATCHES]:
-            variants = others("forward", model, *case, options) + ours(model, options, ("forward", "folded"), *case)
-            results += measure(variants, options.rounds)
+        for side, batch in [(side, options.batch) for side in SIZES] + [(size, batch) for batch in BATCHES]:
+            variants = ours(model, options, ("forward", "folded"), side, batch)
+            results += measure(others("forward", model, side, batch, options) + variants, options.rounds)
     ranks = 1
     while ranks <= cores() and "train" in options.what:
         results += measure(ours(model, options, ("train",), size, ranks=ranks), options.rounds)
@@ -173,7 +176,7 @@ def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float
         for i in range(64):
             place = Path(folder) / "train" / f"class{i % 4}"
             place.mkdir(parents=True, exist_ok=True)
-            noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(photo, Image.BICUBIC)
+            noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(photo, Image.Resampling.BICUBIC)
             noise.save(place / f"{i}.jpg", quality=90)
         loader = TrainLoader(
             open_dataset(config.dataset, folder, "train"),

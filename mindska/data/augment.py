@@ -51,7 +51,7 @@ Apply = Callable[[Image.Image, Any, "AffineOptions"], Image.Image]
 class AffineOptions(NamedTuple):
     """Of rotations, shears and translations: Pillow's filter, and the colour (0 to 255 a channel) of what moves in."""
 
-    resample: int
+    resample: Image.Resampling
     fill: tuple[int, ...]
 
 
@@ -172,7 +172,7 @@ class AutoAugment:
         ValueError: the string is not understood; the message names the part.
     """
 
-    def __init__(self, policy: str, fill: tuple[int, ...], resample: int) -> None:
+    def __init__(self, policy: str, fill: tuple[int, ...], resample: Image.Resampling) -> None:
         self.affine = AffineOptions(resample, fill)
         name, *parts = policy.split("-")
         name = TIMMS_NAMES.get(name, name)
@@ -189,6 +189,7 @@ class AutoAugment:
         deviation = options.get("mstd", DEFAULT_DEVIATION)
         self.deviation = math.inf if deviation > 100 else deviation
         self.draws = int(options.get("n", 2)) if name == "randaug" else 1
+        self.choices: list[tuple[Operation, ...]]
         self.limit, self.unit = options.get("mmax", MAX_MAGNITUDE), MAX_MAGNITUDE
         if name == "randaug":
             increasing = INCREASING if options.get("inc") else ()

@@ -250,6 +250,7 @@ def open_dataset(
             )
         return mapped
 
+    dataset: Dataset
     if name in Cifar.FILES:
         dataset = Cifar(name, data_dir, split, order)
     else:

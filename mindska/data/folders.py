@@ -202,8 +202,9 @@ def find_images(folder: str, surroundings: Optional[Surroundings] = None) -> Fou
             that does is an image without a size).
     """
     surroundings = surroundings or Surroundings({folder: ""})
-    found, images, listed = Found(), [], set()
-    folders, links = deque([folder]), []
+    found, images, folders = Found(), [], deque([folder])
+    listed: set[Identity] = set()
+    links: list[str] = []
     while folders or links:
         if folders:
             current, why_not = folders.popleft(), ""

@@ -150,7 +150,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         )
     scaled = pixels.astype(np.float32)
     scaled *= np.float32(255 / white)
-    grey = np.rint(scaled, out=scaled).astype(np.uint8)
+    grey: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts up to 8 bits only
         grey = 255 - grey
     return Image.fromarray(grey)

@@ -11,10 +11,10 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Callable, Optional
+from typing import Callable, Optional, TypeVar
 
 import numpy as np
 from mindspore.dataset import GeneratorDataset, config
@@ -30,7 +30,10 @@ PREFETCHED_BATCHES = 3
 REPLACEMENTS = 20  # images that are tried in the place of an unreadable one
 ORDER, SAMPLE, NOISE, MIXING, REPLACEMENT = range(5)  # the streams of random numbers, kept apart
 
-Batch = tuple[np.ndarray, ...]
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, noise
+Id = TypeVar("Id")
+Sample = TypeVar("Sample")
+Whole = TypeVar("Whole")
 
 
 def default_workers() -> int:
@@ -39,19 +42,19 @@ def default_workers() -> int:
 
 
 def in_parallel(
-    make: Callable[[Any], tuple],
-    batches: Iterator[list],
-    collate: Callable[[list, list[tuple]], Batch],
+    make: Callable[[Id], Sample],
+    batches: Iterable[Sequence[Id]],
+    collate: Callable[[Sequence[Id], list[Sample]], Whole],
     workers: int,
-) -> Iterator[Batch]:
+) -> Iterator[Whole]:
     """Yields collate(ids, [make(id) for id in ids]) for each list of ids, in order, a few batches ahead."""
 
-    def assemble(ids: list, samples: list[Future]) -> Batch:
+    def assemble(ids: Sequence[Id], samples: list[Future[Sample]]) -> Whole:
         return collate(ids, [sample.result() for sample in samples])
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="data")
     assembler = ThreadPoolExecutor(1, thread_name_prefix="batch")
-    pending: deque[Future] = deque()
+    pending: deque[Future[Whole]] = deque()
     try:
         for ids in batches:
             pending.append(assembler.submit(assemble, ids, [pool.submit(make, i) for i in ids]))
@@ -164,7 +167,7 @@ class TrainLoader:
                 yield [(epoch, position, int(order[position])) for position in positions]
             epoch, step = epoch + 1, 0
 
-    def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, int, np.ndarray]:
+    def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, np.int32, np.ndarray]:
         epoch, position, index = where
         noise = np.random.default_rng([self.seed, NOISE, epoch, position]).random(self.noise_size, np.float32)
         others = None
@@ -188,7 +191,7 @@ class TrainLoader:
 
         return self.transform(self.dataset.load(index, decode_size), rng, crop)
 
-    def _collate(self, ids: list[tuple[int, int, int]], samples: list[tuple]) -> Batch:
+    def _collate(self, ids: Sequence[tuple[int, int, int]], samples: list[tuple]) -> Batch:
         images, labels, noise = (np.stack(column) for column in zip(*samples))
         if self.mixing is not None:
             epoch, position, _ = ids[0]
@@ -254,7 +257,7 @@ class EvalLoader:
         largest_share = -(-len(self.dataset) // self.world_size)
         return -(-largest_share // self.batch_size)
 
-    def _sample(self, index: int) -> tuple[np.ndarray, int]:
+    def _sample(self, index: int) -> tuple[np.ndarray, np.int32]:
         if index < len(self.dataset):
             try:
                 return self.transform(self.dataset.load(index)), self.dataset.labels[index]
@@ -265,12 +268,13 @@ class EvalLoader:
         pixels = self.transform.preprocessing
         return np.zeros((pixels.in_channels, *pixels.image_size), np.float32), np.int32(-1)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields images (B, C, H, W) float32 and labels (B,) int32, -1 for padding."""
         ids = [self.rank + i * self.world_size for i in range(len(self) * self.batch_size)]
         batches = (ids[i : i + self.batch_size] for i in range(0, len(ids), self.batch_size))
 
-        def collate(_: list, samples: list[tuple]) -> Batch:
-            return tuple(np.stack(column) for column in zip(*samples))
+        def collate(_: Sequence[int], samples: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+            images, labels = (np.stack(column) for column in zip(*samples))
+            return images, labels
 
         return in_parallel(self._sample, batches, collate, self.workers)

@@ -129,8 +129,8 @@ class Preprocessing:
         array = image.transpose(2, 0, 1).astype(np.float32, order="C")
         # In place, one operation after the other, as PyTorch does it: the same roundings, and no copies.
         array /= np.float32(255)
-        array -= np.float32(self.mean)[:, None, None]
-        array /= np.float32(self.std)[:, None, None]
+        array -= np.array(self.mean, np.float32)[:, None, None]
+        array /= np.array(self.std, np.float32)[:, None, None]
         return array
 
 
@@ -138,16 +138,16 @@ class Preprocessing:
 class Augmentation:
     """How training images vary; the names are MindCV's options (see `mindska.config.Config`)."""
 
-    scale: tuple[float, ...] = (0.08, 1.0)
-    ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     pad_crop: int = 0
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: Optional[tuple[float, ...]] = None
     auto_augment: Optional[str] = None
     re_prob: float = 0.0
-    re_scale: tuple[float, ...] = (0.02, 0.33)
-    re_ratio: tuple[float, ...] = (0.3, 3.3)
+    re_scale: tuple[float, float] = (0.02, 0.33)
+    re_ratio: tuple[float, float] = (0.3, 3.3)
     re_value: str = "random"
 
     def __post_init__(self) -> None:
@@ -281,7 +281,7 @@ class TrainTransform:
         if rng.random() < options.vflip:
             image = ImageOps.flip(image)
         if self.jitter is not None:
-            image = self._jitter(image, rng)
+            image = _jitter(image, self.jitter, rng)
         if self.policy is not None:
             image = self.policy(image, rng)
         array = self.preprocessing.normalise(np.asarray(image))
@@ -316,13 +316,6 @@ class TrainTransform:
     def _resize(self, image: Image.Image) -> Image.Image:
         return resize(image, self.preprocessing.image_size[::-1], self.filter)
 
-    def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Brightness, contrast and saturation times random factors, in random order."""
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for i in rng.permutation(3):
-            image = enhancers[i](image).enhance(rng.uniform(max(0, 1 - self.jitter[i]), 1 + self.jitter[i]))
-        return image
-
     def _erase(self, array: np.ndarray, rng: np.random.Generator) -> None:
         """Replaces a random rectangle (Zhong et al., 2017) by normal noise a pixel, or by the mean colour."""
         channels, height, width = array.shape
@@ -337,3 +330,11 @@ class TrainTransform:
                 value = rng.standard_normal((channels, h, w), dtype=np.float32) if noise else np.float32(0)
                 array[:, top : top + h, left : left + w] = value
                 return
+
+
+def _jitter(image: Image.Image, strengths: tuple[float, ...], rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation times random factors, in random order."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for i in rng.permutation(3):
+        image = enhancers[i](image).enhance(rng.uniform(max(0, 1 - strengths[i]), 1 + strengths[i]))
+    return image

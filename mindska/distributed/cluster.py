@@ -323,7 +323,7 @@ def ipv4_address(
             raise SettingError(f"{what}, {host!r}, is an IPv6 address: {remedy}")
         bare = str(number.ipv4_mapped)
     try:
-        found = socket.getaddrinfo(bare, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        found = str(socket.getaddrinfo(bare, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except (OSError, ValueError) as error:  # ValueError: an impossible name
         raise SettingError(f"{what}, {host!r}, leads to no IPv4 address ({error}): {remedy}") from None
     if not bare or ipaddress.ip_address(found).is_unspecified:

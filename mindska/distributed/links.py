@@ -118,10 +118,11 @@ class _Reception:
     def receive(self) -> None:
         """Takes what has arrived; returns after a fraction of a second when nothing has."""
         for event, _ in self.selector.select(timeout=0.2):
-            if event.fileobj is self.listener:
+            connection = event.fileobj
+            if connection is self.listener:
                 self._accept()
-            elif event.fileobj in self.handshakes:  # it may have been dropped for a newer one
-                self._try(self._read, event.fileobj)
+            elif isinstance(connection, socket.socket) and connection in self.handshakes:  # not dropped for a newer one
+                self._try(self._read, connection)
         now = time.monotonic()
         for connection in [each for each, handshake in self.handshakes.items() if handshake.deadline < now]:
             self._drop(connection)

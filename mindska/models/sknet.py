@@ -18,7 +18,7 @@ it would grow by 11 M parameters over ResNeXt-29's 25 M, more than the network o
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -236,7 +236,7 @@ CIFAR = dict(
 WIDE = dict(widths=(128, 256, 512, 1024), channels=(256, 512, 1024, 2048))
 CIFAR_NET = dict(widths=(512, 1024, 2048), channels=(256, 512, 1024), groups=16, stem="cifar", momentum=0.9)
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sknet26": dict(depths=(2, 2, 2, 2), reduced=(32, 32, 32, 64), **WIDE),
     "sknet50": dict(depths=(3, 4, 6, 3), reduced=(32, 32, 32, 64), **WIDE),
     "sknet101": dict(depths=(3, 4, 23, 3), reduced=(32, 16, 32, 64), **WIDE),

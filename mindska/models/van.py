@@ -15,7 +15,7 @@ of the latter. Where the two differ, and where this file departs from the author
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 from mindspore import Tensor, nn
 
@@ -85,7 +85,7 @@ PREPROCESSING = dict(
     input_size=(3, 224, 224), crop_pct=0.9, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "van_tiny": dict(dims=(32, 64, 160, 256), mlp_ratios=(8, 8, 4, 4), depths=(3, 3, 5, 2)),
     "van_small": dict(dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4), depths=(2, 2, 4, 2)),
     "van_base": dict(dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4), depths=(3, 3, 12, 3)),

@@ -3,17 +3,18 @@ and benchmarks. Needs PyTorch (`pip install torch`)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
-import torch
 
 from . import skanet, sknet, van
 
 __all__ = ["create", "rms", "skanet", "sknet", "van"]
 
+Reference = Union[skanet.SkaNet, sknet.SKNet, van.VAN]
 
-def create(model_name: str, **options: Any) -> torch.nn.Module:
+
+def create(model_name: str, **options: Any) -> Reference:
     """The reference of a model of mindska.
 
     Raises:

@@ -77,16 +77,18 @@ class Unit(nn.Module):
     def __init__(self, cin, width, cout, reduced, stride, groups, split, basic, paths) -> None:
         super().__init__()
         if basic:
-            self.conv1 = SelectiveKernel(cin, width, reduced, stride, groups, split, paths)
-            self.conv2 = ConvBn(width, cout, 3, relu=False)
-            self.chain = ("conv1", "conv2")
+            self.conv1: nn.Module = SelectiveKernel(cin, width, reduced, stride, groups, split, paths)
+            self.conv2: nn.Module = ConvBn(width, cout, 3, relu=False)
+            self.chain: tuple[str, ...] = ("conv1", "conv2")
         else:
             self.conv1 = ConvBn(cin, width)
             self.conv2 = SelectiveKernel(width, width, reduced, stride, groups, split, paths)
             self.conv3 = ConvBn(width, cout, relu=False)
             self.chain = ("conv1", "conv2", "conv3")
         if stride > 1 or cin != cout:
-            self.downsample = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+            self.downsample: nn.Module = nn.Sequential(
+                nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout)
+            )
         else:
             self.downsample = nn.Identity()
 

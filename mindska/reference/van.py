@@ -6,7 +6,7 @@ that it reproduces those figures, which is what makes it a reference.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import nn
 
 from .skanet import PatchEmbed
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
     "small": dict(dims=(64, 128, 320, 512), depths=(2, 2, 4, 2)),
     "base": dict(dims=(64, 128, 320, 512), depths=(3, 3, 12, 3)),

@@ -33,9 +33,10 @@ def compare(weights: Weights) -> tuple[float, float]:
     reference.load_state_dict(state)
     size = weights.preprocessing["image_size"]
     images = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
-    theirs = np.ascontiguousarray(images[:, ::-1]) if weights.dialect.bgr else images
+    bgr = weights.dialect is not None and weights.dialect.bgr
+    inputs = np.ascontiguousarray(images[:, ::-1]) if bgr else images
     with torch.no_grad():
-        taps = reference.double().eval().taps(torch.from_numpy(theirs).double())
+        taps = reference.double().eval().taps(torch.from_numpy(inputs).double())
     outputs = weights.network()(Tensor(images))
     if weights.num_classes:
         return rms(outputs.asnumpy(), taps["logits"].numpy()), BOUNDS.get(family, 5e-6)

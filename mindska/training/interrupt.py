@@ -9,10 +9,12 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Optional
+from typing import Any, Callable, Optional, Union
 
 EXIT_CODE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+Handler = Union[Callable[[int, Optional[FrameType]], Any], int, None]  # what `signal.signal` takes and returns
 
 
 class StopRequest:
@@ -20,7 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self.previous: dict[int, object] = {}
+        self.previous: dict[int, Handler] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers

@@ -61,7 +61,7 @@ class Trainer:
         self.accumulation = config.gradient_accumulation_steps
         self.steps_per_epoch = loader.steps_per_epoch = loader.steps_per_epoch // self.accumulation * self.accumulation
         self.total_steps = self.steps_per_epoch * config.epoch_size
-        self.eval_network, self.eval_loader = eval_network, eval_loader
+        self.eval_loader = eval_loader
         self.eval_step = EvalStep(eval_network).set_train(False) if eval_network is not None else None
         self.prepared = False
         self.record = dict(record, config=to_dict(config), world_size=world.size)
@@ -153,7 +153,7 @@ class Trainer:
     def _settings(self) -> dict[str, Any]:
         """What settings.json says of the run."""
         known = {name: self.record.get(name) for name in ("world_size", "run_id", "environment", "train_set")}
-        data = dict(images=known["train_set"]["images"], class_names=self.loader.dataset.class_names)
+        data = dict(images=self.record["train_set"]["images"], class_names=self.loader.dataset.class_names)
         return {**resume.in_effect(self.record["config"], self.record), **known, **data}
 
     def _resume(self) -> Optional[Path]:
@@ -199,7 +199,7 @@ class Trainer:
         self.record["config"].update({n: began[n] for n in settings_that("first_start") if n in began})
         before = self.progress.validation
         if validation is not None:
-            if self.progress.scores and before not in (None, validation):
+            if self.progress.scores and before is not None and before != validation:
                 log.info(
                     "The validation set is another one (%s images, now %s): best starts anew with the next evaluation. "
                     "metrics.csv keeps the scores so far, which cannot be compared with those to come",
@@ -254,7 +254,7 @@ class Trainer:
 
     def _run(self, steps: int, stop: StopRequest) -> Iterator[tuple[Tensor, Tensor]]:
         """Runs so many steps, fewer when a rank is asked to stop; yields the outputs of each."""
-        sinks = self.config.dataset_sink_mode and not self.on_cpu
+        sinks, advance = self.config.dataset_sink_mode and not self.on_cpu, None
         if sinks:
             advance = ms.data_sink(self.step, self.loader.as_dataset(self.progress.step, steps)) if steps else None
         else:
@@ -273,7 +273,7 @@ class Trainer:
                 stopping = self._any_rank(stop.requested)
             if stopping and self.progress.step % self.accumulation == 0:
                 return
-            yield advance() if sinks else self.step(*tensors)
+            yield self.step(*tensors) if advance is None else advance()
 
     @staticmethod
     def _any_rank(flag: bool) -> bool:
@@ -354,6 +354,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Result]:
         """Accuracy on the validation set of the averaged weights, where there are any, and of the raw ones."""
+        assert self.eval_step is not None and self.eval_loader is not None  # nobody asks without a validation set
         kinds = {"raw": self.step.averaged}
         if self.step.ema is not None:
             kinds = {"averaged": self.step.ema, **(kinds if self.config.val_raw else {})}
@@ -362,7 +363,7 @@ class Trainer:
         every = [p for source in kinds.values() for p in source]
         ours = {p.name: p.asnumpy() for p in every if p.name.removeprefix(EMA_PREFIX) in statistics}
         shared = broadcast_object(ours)
-        targets = list(self.eval_network.get_parameters())
+        targets = list(self.eval_step.network.get_parameters())
 
         def putting_in(source: list[ms.Parameter]) -> Callable[[], None]:
             values = [ms.Tensor(shared.get(p.name, p.asnumpy()), target.dtype) for p, target in zip(source, targets)]

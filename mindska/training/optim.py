@@ -7,7 +7,7 @@ import mindspore as ms
 from mindcv.optim import create_optimizer
 from mindcv.optim.optim_factory import init_group_params
 from mindcv.scheduler import dynamic_lr
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from ..config import Config
 from ..errors import SettingError
@@ -25,6 +25,9 @@ def _update_tensor(adam, rate, beta1, beta2, eps, decay_factor, weight_decay, pa
 class AdamW(mindcv.optim.adamw.AdamW):
     """MindCV's AdamW, with the same state, but one operator a parameter instead of twenty, which are a fifth of a step
     on CPU. For parameters in float32."""
+
+    beta1_power: Parameter
+    beta2_power: Parameter
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -131,7 +131,8 @@ class RunRecord:
             self._without_log()
         else:
             self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            self.log_file.handleError = self._without_log
+            # Of this handler alone: without it logging prints a traceback and goes on.
+            self.log_file.handleError = self._without_log  # type: ignore[method-assign]
             self.messages.setTarget(self.log_file)
         self._open_events()
 

@@ -174,7 +174,7 @@ class TrainStep(nn.Cell):
 
     def construct(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         (_, loss), gradients = self.gradients(images, labels, noise, self.loss_scale)
-        if self.world_size > 1:
+        if self.all_reduce is not None:
             loss = self.all_reduce(loss) / self.world_size
         if self.accumulated is None:
             return loss, self.update(loss, gradients)
@@ -189,7 +189,7 @@ class TrainStep(nn.Cell):
 
     def update(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
         """Reduces the gradients over the ranks and applies them when all is finite; returns their norm."""
-        if self.world_size > 1:
+        if self.all_reduce is not None:
             gradients = self.hyper_map(ops.partial(_all_reduce, self.all_reduce), gradients)
         divisor = self.loss_scale * (self.world_size * self.options.accumulation)
         norm = ops.sqrt(self.square_sum(gradients)) / divisor

@@ -123,12 +123,13 @@ class Choice:
             WeightsError: there are none of the kind that is asked for.
         """
         averaged = self.averaged is not None if ema is None else ema
-        if averaged and self.averaged is None:
-            names = ", ".join(map(repr, AVERAGED[:3]))
-            raise WeightsError(f"{what} has no averaged (EMA) weights: no {names} or the like; it has {few(self.raw)}")
-        if not averaged and self.raw is None:
-            raise WeightsError(f"{what} has averaged weights (EMA) only; take them: --use_ema, in Python ema=True")
-        return (self.averaged if averaged else self.raw), averaged
+        weights = self.averaged if averaged else self.raw
+        if weights is not None:
+            return weights, averaged
+        if averaged:
+            names, there = ", ".join(map(repr, AVERAGED[:3])), few(self.raw or ())
+            raise WeightsError(f"{what} has no averaged (EMA) weights: no {names} or the like; it has {there}")
+        raise WeightsError(f"{what} has averaged weights (EMA) only; take them: --use_ema, in Python ema=True")
 
     @property
     def both(self) -> bool:

@@ -66,7 +66,9 @@ class Weights:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of `create_model` that the weights need and no shape tells."""
+        """Arguments of `create_model` that the weights need and no shape tells; none of a model that is not ours."""
+        if self.dialect is None:
+            return {}
         default = default_options(self.model)
         return {**default, **self.dialect.network, **self.source.record.get("network", {})}
 
@@ -83,7 +85,8 @@ class Weights:
             WeightsError: they are of other channels than 1 (grey) or 3 (RGB).
         """
         recorded = self.source.record.get("preprocessing")
-        known = recorded or {**own_preprocessing(self.model), **self.dialect.preprocessing}
+        of_dialect = self.dialect.preprocessing if self.dialect else {}
+        known = recorded or {**own_preprocessing(self.model), **of_dialect}
         try:
             return asdict(Preprocessing(**known).for_channels(self.in_channels))
         except SettingError as error:
@@ -128,7 +131,7 @@ class Weights:
             WeightsError: they do not fit, or were trained with other options than the network was made with.
         """
         path = self.source.path
-        for name, value in (self.options if self.dialect else {}).items():
+        for name, value in self.options.items():
             if value != network.options[name]:
                 raise WeightsError(
                     f"{path} was trained with {name}={value!r}; the network was made with {network.options[name]!r}. "

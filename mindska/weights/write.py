@@ -53,6 +53,8 @@ def _compare(path: Path, parameters: dict[str, np.ndarray], model: str) -> None:
         again = open_weights(path, model, ema=False).parameters
     except WeightsError as error:
         raise WriteError(f"{path.name} cannot be read again, and is not kept: {error}") from error
-    differing = [name for name, value in parameters.items() if not np.array_equal(again.get(name), value, True)]
+    differing = [
+        name for name, value in parameters.items() if name not in again or not np.array_equal(again[name], value, True)
+    ]
     if differing or len(again) != len(parameters):
         raise WriteError(f"{path.name}, read again, has other weights, and is not kept: {differing[:5]}")

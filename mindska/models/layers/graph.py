@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache, wraps
 from types import MethodType
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -20,7 +20,8 @@ from mindspore.train.amp import AmpDecorator
 from .blocks import GELU, batch_norm, conv
 
 GROUPS = 4
-UNTOUCHED = (AmpLevel.AmpO0, mstype.float16, [], [])  # a strategy of mixed precision that casts nothing
+# A strategy of mixed precision that casts nothing.
+UNTOUCHED: tuple[Any, ...] = (AmpLevel.AmpO0, mstype.float16, [], [])
 
 
 def sincos_codes(channels: int, grid: int) -> np.ndarray:
@@ -110,7 +111,8 @@ class NearestNodes(nn.Cell):
         self.k, self.dilation = k, dilation
         # Against the level "auto", which goes by operator: inside, nothing is cast.
         self.amp_strategy = create_amp_strategy(*UNTOUCHED)
-        self.construct = MethodType(_untouched(type(self).construct), self)
+        # Replaced for this cell alone, as MindSpore does it itself.
+        self.construct = MethodType(_untouched(type(self).construct), self)  # type: ignore[method-assign]
 
     def add_flags_recursive(self, **flags) -> nn.Cell:
         # Against the levels O2 and O3, which set these flags on every cell of a network.

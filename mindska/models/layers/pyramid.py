@@ -54,8 +54,10 @@ class Pyramid(Backbone):
         **kwargs,
     ) -> None:
         names = [f"stages.{i}" for i in range(len(dims))]
-        own = dict(in_channels=in_channels, drop_path_rate=drop_path_rate)
-        super().__init__(dims, REDUCTIONS, names, 2 * sum(depths), **own, **kwargs)
+        columns = 2 * sum(depths)
+        super().__init__(
+            dims, REDUCTIONS, names, columns, in_channels=in_channels, drop_path_rate=drop_path_rate, **kwargs
+        )
         rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         stages, index, cin = [], 0, in_channels
         for stage, (dim, ratio, depth) in enumerate(zip(dims, mlp_ratios, depths)):

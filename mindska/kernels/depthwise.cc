@@ -32,7 +32,8 @@ struct Geometry {
 
   Geometry(const int64_t *x, const int64_t *weight_shape, int64_t dilation)
       : batch(x[0]), channels(x[1]), height(x[2]), width(x[3]), taps(weight_shape[2] * weight_shape[3]),
-        kernel_width(weight_shape[3]), dilation(dilation), rows(weight_shape[2], dilation, x[2]), columns(weight_shape[3], dilation, x[3]),
+        kernel_width(weight_shape[3]), dilation(dilation), rows(weight_shape[2], dilation, x[2]),
+        columns(weight_shape[3], dilation, x[3]),
         stride(x[3] + 2 * columns.pad) {}
 
   int64_t plane() const { return height * width; }

@@ -63,7 +63,7 @@ static inline void convolve_3x3(const float *at, int64_t pitch, const float *wei
   }
 }
 
-// A times rows [first, last) of a strip; rows [start, start + count) of A. epilogue(row, place, value) takes each vector of
+// Rows [start, start + count) of A, times rows [first, last) of a strip. epilogue(row, place, value) takes each vector of
 // the product.
 template <typename Epilogue>
 static inline void multiply_strip(const Strip &s, const PackedView &a, int64_t start, int64_t count, const float *right,
@@ -125,12 +125,12 @@ struct FusedMlp {
           for (int j = 0; j < kBlockVectors; ++j) store(activated + i * kPanelColumns + j * kLanes, gelu(sums[j]));
         }
         for (int64_t row = 0; row < channels; row += kBlockRows) {
-          multiply_block<kBlockVectors>(count, weight2.block(start / kHiddenBlock * padded_rows + row), activated,
-                                        kPanelColumns, [&](int i, int j, Vec value) {
-                                          if (row + i >= channels) return;
-                                          float *total = totals + column * channels + (row + i) * kPanelColumns + j * kLanes;
-                                          store(total, load(total) + value);
-                                        });
+          const float *left = weight2.block(start / kHiddenBlock * padded_rows + row);
+          multiply_block<kBlockVectors>(count, left, activated, kPanelColumns, [&](int i, int j, Vec value) {
+            if (row + i >= channels) return;
+            float *total = totals + column * channels + (row + i) * kPanelColumns + j * kLanes;
+            store(total, load(total) + value);
+          });
         }
       }
     }
@@ -157,7 +157,8 @@ struct FusedMlp {
   }
 };
 
-// A matrix (channels, hidden) in parts of kHiddenBlock columns, one below the other. element(channel, column): its values.
+// A matrix (channels, hidden) in parts of kHiddenBlock columns, one below the other; its values are
+// element(channel, column).
 template <typename Element>
 static PackedMatrix pack_hidden_blocks(uint32_t channels, uint32_t hidden, Slot slot, Element element) {
   const uint32_t parts = (hidden + kHiddenBlock - 1) / kHiddenBlock, padded = PackedMatrix::padded_rows(channels);
@@ -189,7 +190,8 @@ static inline void correlate(const Strip &s, const float *x, const float *dy, fl
   for (int64_t t = 0; t < 9; ++t) dweight[t] += sum(sums[t]);
 }
 
-// The gradients of a strip: dx is written, `grads` added to. weight1_transposed: (channels, hidden), by pack_hidden_blocks.
+// The gradients of a strip: dx is written, `grads` added to. weight1_transposed: (channels, hidden), of
+// pack_hidden_blocks.
 static void backward_strip(const FusedMlp &m, const PackedView &weight1_transposed, const Strip &s, const float *x,
                            const float *dy, float *dx, MlpGradients *grads) {
   const int64_t stride = s.stride(), channels = m.channels, outputs = s.columns(s.rows()), pitch = s.pitch();

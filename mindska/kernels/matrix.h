@@ -17,7 +17,7 @@ namespace mindska {
 #ifdef __AVX512F__
 constexpr int kBlockRows = 8, kBlockVectors = 3;  // rows and vectors of a result's block in registers (BLIS: MR, NR)
 constexpr int kDotBlock = 5;                      // rows and columns of a block of dot products in registers
-#else  // 16 registers or more, of which a vector takes several
+#else  // a vector takes several registers
 constexpr int kBlockRows = 6, kBlockVectors = 1;
 constexpr int kDotBlock = 2;
 #endif

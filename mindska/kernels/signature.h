@@ -180,7 +180,8 @@ class Signature {
     if (take("*")) return "";
     if (take("...")) {
       if (same_shape_ < 0) same_shape_ = index;
-      const bool equal = ranks_[same_shape_] == ranks_[index] && std::equal(sizes, sizes + ranks_[index], shapes_[same_shape_]);
+      const int rank = ranks_[index];
+      const bool equal = ranks_[same_shape_] == rank && std::equal(sizes, sizes + rank, shapes_[same_shape_]);
       return equal ? "" : tensor + " has another shape";
     }
     int i = 0;
@@ -261,7 +262,8 @@ class Signature {
 };
 
 // Says on standard error why an operator did not run; a message of MindSpore's with the number follows.
-static inline int report_refusal(const char *name, const char *why, int code, int count, const int *ranks, int64_t **shapes) {
+static inline int report_refusal(const char *name, const char *why, int code, int count, const int *ranks,
+                                 int64_t **shapes) {
   std::string found;
   for (int i = 0; i < count; ++i) {
     found += i ? ", (" : " (";

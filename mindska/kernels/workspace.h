@@ -14,19 +14,19 @@ namespace mindska {
 // The names. Two buffers that are in use at once need two of them.
 enum class Slot {
   kPackedWeight,             // matrix.h: a product's left side
-  kPackedWeight2,            // mlp.cc: the second 1x1 convolution's
-  kPackedWeight1Transposed,  // mlp.cc: for the gradient of the input
+  kPackedWeight2,            // fused_mlp.cc: the second 1x1 convolution's
+  kPackedWeight1Transposed,  // fused_mlp.cc: for the gradient of the input
   kPackedColumns,            // matrix.h: a product's right side
   kPackedLeftRows,           // matrix.h: both sides of dot products
   kPackedRightRows,
-  kPaddedInput,      // grouped.cc, mlp.cc
-  kPaddedGradient,   // grouped.cc, mlp.cc, strided.cc
-  kPhasePlanes,      // strided.cc
-  kPackedTaps,       // grouped.cc
-  kAccumulator,      // grouped.cc, mlp.cc
-  kExpanded,         // mlp.cc: hidden channels before the 3x3 convolution,
-  kActivated,        //         after the GELU,
-  kHiddenGradient,   //         and their gradient
+  kPaddedInput,     // grouped.cc, fused_mlp.cc
+  kPaddedGradient,  // grouped.cc, fused_mlp.cc, strided.cc
+  kPhasePlanes,     // strided.cc
+  kPackedTaps,      // grouped.cc
+  kAccumulator,     // grouped.cc, fused_mlp.cc
+  kExpanded,        // fused_mlp.cc: hidden channels before the 3x3 convolution,
+  kActivated,       // after the GELU,
+  kHiddenGradient,  // and their gradient
   kCount
 };
 

@@ -142,7 +142,8 @@ static void run(const char *name, Entry function, Arrays &...arrays) {
   call.check();
   size_t i = 0;
   for (Array *array : {&arrays...}) {
-    if (std::memcmp(before[i++].data(), array->data.get(), array->size() * sizeof(float))) fail(name + std::string(" wrote"));
+    const bool same = !std::memcmp(before[i++].data(), array->data.get(), array->size() * sizeof(float));
+    if (!same) fail(name + std::string(" wrote"));
   }
   call.check_numbers();
   static std::set<std::string> names;
@@ -243,8 +244,8 @@ int main(int argc, char **) {
     Array dweight2(weight2.shape), dbias2(bias2.shape);
     RUN(mindska_fused_mlp, x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, y);
     RUN(mindska_fused_mlp_residual, x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, scale, shortcut, y);
-    RUN(mindska_fused_mlp_grad, x, weight1, bias1, dw_weight, dw_bias, weight2, y, dx, dweight1, dbias1, ddw_weight, ddw_bias,
-        dweight2, dbias2);
+    RUN(mindska_fused_mlp_grad, x, weight1, bias1, dw_weight, dw_bias, weight2, y, dx, dweight1, dbias1, ddw_weight,
+        ddw_bias, dweight2, dbias2);
   }
   for (int64_t channels : {8, 24}) {
     Array x({2, channels, 5, 7}), y(x.shape), dx(x.shape), options = integers({2, 3, 1});

@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 
 from mindska import kernels
 from mindska.acceleration import FORMS, accelerate, decelerate, decelerated, is_accelerated, summary
-from mindska.acceleration.form import Form
+from mindska.acceleration.form import AcceleratedForm
 from mindska.folding import fold
 from mindska.models.layers.blocks import GELU, Attention, Block, ConvMlp, LayerNorm2d, PatchEmbed, batch_norm, conv
 from mindska.models.layers.graph import MaxRelativeConv
@@ -177,7 +177,7 @@ def test_every_form_computes_what_its_plain_cell_does(mode, kind, state):
 def test_every_form_has_a_case():
     met = set()
     for net, *_ in networks().values():
-        met |= {type(cell) for _, cell in accelerate(net).cells_and_names() if isinstance(cell, Form)}
+        met |= {type(cell) for _, cell in accelerate(net).cells_and_names() if isinstance(cell, AcceleratedForm)}
     assert met == set(FORMS)
 
 
@@ -212,7 +212,7 @@ def test_acceleration_can_be_taken_back(name):
     with decelerated(net):
         assert not is_accelerated(net) and summary(net) == "C++ operators: none"
         plain = [(p.name, p) for p in net.get_parameters()]
-        assert not any(hasattr(cell, "added") for _, cell in net.cells_and_names())
+        assert not any(hasattr(cell, "form_attributes") for _, cell in net.cells_and_names())
     assert is_accelerated(net) and str(net) == described
     assert [p.name for p in net.get_parameters()] == names == [name for name, _ in plain]
     assert all(ours is theirs for ours, (_, theirs) in zip(parameters, plain))

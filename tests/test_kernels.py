@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from scipy.special import ndtr
 
 from mindska import kernels
 from mindska.acceleration import accelerate, decelerate
-from mindska.acceleration.layers import geometry
+from mindska.acceleration.layers import conv_kind
 from mindska.errors import SettingError
 from mindska.kernels import build, operators
 from mindska.kernels.signatures import signatures
@@ -61,8 +62,8 @@ def test_gelu(shape):
     net, wide = operators.Gelu(), x.astype(np.float64)
     expected = wide * ndtr(wide)
     np.testing.assert_allclose(net(Tensor(x)).asnumpy(), expected, atol=4e-7, rtol=3e-7)
-    slope = ndtr(wide) + wide * np.exp(-0.5 * wide**2) / np.sqrt(2 * np.pi)
-    np.testing.assert_allclose(gradients(net, [x], dout)[0], dout * slope, atol=6e-7 * np.abs(dout).max(), rtol=3e-7)
+    grad = ndtr(wide) + wide * np.exp(-0.5 * wide**2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(gradients(net, [x], dout)[0], dout * grad, atol=6e-7 * np.abs(dout).max(), rtol=3e-7)
 
 
 def test_gelu_of_nan_and_infinity():
@@ -140,20 +141,20 @@ POINTWISE = [  # batch, channels in and out, height, width, groups
 ]
 
 
-def affine_and_then(kind, x, weight, scale, shift, other):
-    """What `operators.PointwiseThen` computes, in PyTorch."""
+def scale_shift_epilogue(epilogue, x, weight, scale, shift, other):
+    """What `operators.PointwiseEpilogue` computes, in PyTorch."""
     groups = x.shape[1] // weight.shape[1]
     v = torch.nn.functional.conv2d(x, weight, groups=groups) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
     functional = torch.nn.functional
     return {
-        "": lambda: v,
+        "none": lambda: v,
         "gelu": lambda: functional.gelu(v),
         "relu": lambda: v.relu(),
         "add": lambda: v + other,
         "add_relu": lambda: (v + other).relu(),
-        "gate": lambda: functional.silu(v) * other,
-        "times": lambda: v * other,
-    }[kind]()
+        "silu_mul": lambda: functional.silu(v) * other,
+        "mul": lambda: v * other,
+    }[epilogue]()
 
 
 def compare(operator, reference, arrays, terms):
@@ -165,8 +166,8 @@ def compare(operator, reference, arrays, terms):
     exact = expected.detach().numpy()
     np.testing.assert_allclose(operator(*map(Tensor, arrays)).asnumpy(), exact, atol=noise(exact, terms), rtol=0)
     for found, parameter in zip(gradients(operator, arrays, dout), wide):
-        slope = np.zeros(found.shape) if parameter.grad is None else parameter.grad.numpy()
-        np.testing.assert_allclose(found, slope, atol=noise(slope, terms), rtol=0)
+        grad = np.zeros(found.shape) if parameter.grad is None else parameter.grad.numpy()
+        np.testing.assert_allclose(found, grad, atol=noise(grad, terms), rtol=0)
 
 
 @pytest.mark.parametrize("batch, cin, cout, height, width, groups", POINTWISE, ids=str)
@@ -182,32 +183,32 @@ def test_pointwise(batch, cin, cout, height, width, groups):
     )
 
 
-@pytest.mark.parametrize("kind", operators.THEN)
+@pytest.mark.parametrize("epilogue", operators.EPILOGUES)
 @pytest.mark.parametrize("batch, cin, cout, height, width, groups", POINTWISE[1:4], ids=str)
-def test_what_follows_a_pointwise_convolution(kind, batch, cin, cout, height, width, groups):
+def test_pointwise_epilogue(epilogue, batch, cin, cout, height, width, groups):
     arrays = [
         random(batch, cin, height, width), random(cout, cin // groups, 1, 1, seed=1) / cin**0.5,
         random(cout, seed=2), random(cout, seed=3), random(batch, cout, height, width, seed=4),
     ]  # fmt: skip
     compare(
-        operators.PointwiseThen(kind),
-        lambda *inputs: affine_and_then(kind, *inputs),
+        operators.PointwiseEpilogue(epilogue),
+        lambda *inputs: scale_shift_epilogue(epilogue, *inputs),
         arrays,
         max(cin, cin * batch * height * width),
     )
 
 
 @pytest.mark.parametrize("outputs, channels", [(1, 1), (7, 33), (64, 16)])
-def test_a_norm_goes_into_the_convolution_behind_it(outputs, channels):
-    """Both operators, and their gradients: the weight and bias of the two in one, times what they get."""
+def test_a_norm_is_folded_into_the_next_convolution(outputs, channels):
+    """`NormScaleShift` and `FoldNormIntoNextConv`, and their gradients: the weight and the bias side by side."""
     arrays = [
         random(outputs, channels, 1, 1), random(outputs, seed=1), random(channels, seed=2), random(channels, seed=3),
         random(channels, seed=4), np.abs(random(channels, seed=5)) + 0.5,
     ]  # fmt: skip
-    affine, behind = operators.AffineOfNorm(1e-5), operators.Behind()
+    norm_scale_shift, fold_norm = operators.NormScaleShift(1e-5), operators.FoldNormIntoNextConv()
 
     def ours(weight, bias, gamma, beta, mean, variance):
-        new_weight, new_bias = behind(weight, bias, *affine(gamma, beta, mean, variance))
+        new_weight, new_bias = fold_norm(weight, bias, *norm_scale_shift(gamma, beta, mean, variance))
         return ms.ops.concat((new_weight.reshape(outputs, channels), new_bias.reshape(outputs, 1)), 1)
 
     def reference(weight, bias, gamma, beta, mean, variance):
@@ -249,9 +250,9 @@ def test_layer_norm(batch, channels, height, width):
 @pytest.mark.parametrize("samples_kept", [False, True])
 @pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 9, 21)])
 def test_residual(batch, channels, height, width, has_second, has_shortcut, samples_kept):
-    def reference(first, second, shortcut, scale, keep):
+    def reference(first, second, shortcut, scale, drop_path_mask):
         branch = first + second if has_second else first
-        branch = branch * scale.reshape(-1, 1, 1) * keep.detach().reshape(-1, 1, 1, 1)
+        branch = branch * scale.reshape(-1, 1, 1) * drop_path_mask.detach().reshape(-1, 1, 1, 1)
         return shortcut + branch if has_shortcut else branch
 
     shape, nothing = (batch, channels, height, width), np.zeros(1, np.float32)
@@ -266,17 +267,17 @@ def test_residual(batch, channels, height, width, has_second, has_shortcut, samp
 
 
 @pytest.mark.parametrize("shape", [(1,), (2, 3, 5, 7), (1, 1, 1 << 7, (1 << 7) + 1)])
-def test_gate(shape):
+def test_silu_mul(shape):
     arrays = [4 * random(*shape), random(*shape, seed=1)]
-    compare(operators.Gate(), lambda gate, x: torch.nn.functional.silu(gate) * x, arrays, 1)
+    compare(operators.SiluMul(), lambda gate, x: torch.nn.functional.silu(gate) * x, arrays, 1)
 
 
-def test_gate_and_residual_of_nan_and_infinity():
+def test_silu_mul_and_residual_of_nan_and_infinity():
     wide, x = np.float64(SPECIAL), np.ones_like(SPECIAL)
     with np.errstate(all="ignore"):
         expected = torch.nn.functional.silu(torch.from_numpy(wide)).numpy()
     expected[np.isneginf(SPECIAL)] = np.nan  # -infinity * 0
-    ours = operators.Gate()(Tensor(SPECIAL), Tensor(x)).asnumpy()
+    ours = operators.SiluMul()(Tensor(SPECIAL), Tensor(x)).asnumpy()
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-30)
     nothing, ones = Tensor(np.zeros(1, np.float32)), Tensor(np.ones(1, np.float32))
     maps = SPECIAL.reshape(1, 1, 1, -1)
@@ -361,7 +362,7 @@ def test_strided(batch, cin, cout, height, width, side, stride, dilation, relu):
 
 
 def test_what_a_strided_convolution_saw_before_does_not_come_back():
-    """Planes are kept for the next call: NaN of an earlier batch lies behind them."""
+    """Planes are kept for the next call: NaN of an earlier batch lies after them."""
     conv = operators.Strided(2, 2)
     for size in (16, 10):
         x, weight, bias = random(2, 4, size, size), random(4, 4, 3, 3), random(4)
@@ -399,11 +400,11 @@ assert openmp.omp_get_max_threads() == int(sys.argv[1] if sys.argv[1:] else befo
 
 
 @pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 1, 1), (2, 5, 7, 7), (3, 4, 33, 20)])
-def test_fuse_and_select(batch, channels, height, width):
+def test_mean_of_sum_and_weighted_sum(batch, channels, height, width):
     maps = [random(batch, channels, height, width, seed=i) for i in range(2)]
-    compare(operators.Fuse(), lambda x, y: (x + y).mean((2, 3), keepdim=True), maps, 2 * height * width)
+    compare(operators.MeanOfSum(), lambda x, y: (x + y).mean((2, 3), keepdim=True), maps, 2 * height * width)
     compare(
-        operators.Select(),
+        operators.WeightedSum(),
         lambda x, y, w: x * w[:, 0, :, None, None] + y * w[:, 1, :, None, None],
         [*maps, random(batch, 2, channels, seed=3)],
         height * width,
@@ -420,12 +421,12 @@ MLPS = [
 ]
 
 
-@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("batch, channels, hidden, height, width", MLPS, ids=str)
-def test_mlp(batch, channels, hidden, height, width, added):
-    def reference(x, weight1, bias1, taps, bias, weight2, bias2, scale=None, shortcut=None):
+def test_fused_mlp(batch, channels, hidden, height, width, residual):
+    def reference(x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, scale=None, shortcut=None):
         conv2d, gelu = torch.nn.functional.conv2d, torch.nn.functional.gelu
-        inner = gelu(conv2d(conv2d(x, weight1, bias1), taps, bias, padding=1, groups=hidden))
+        inner = gelu(conv2d(conv2d(x, weight1, bias1), dw_weight, dw_bias, padding=1, groups=hidden))
         y = conv2d(inner, weight2, bias2)
         return y if scale is None else shortcut + scale.view(-1, 1, 1) * y
 
@@ -435,20 +436,21 @@ def test_mlp(batch, channels, hidden, height, width, added):
         random(hidden, 1, 3, 3, seed=3) / 3, random(hidden, seed=4),
         random(channels, hidden, 1, 1, seed=5) / hidden**0.5, random(channels, seed=6),
     ]  # fmt: skip
-    if added:
+    if residual:
         arrays += [random(channels, seed=7), random(batch, channels, height, width, seed=8)]
-    operator = operators.MlpAdded() if added else operators.Mlp()
+    operator = operators.FusedMlpResidual() if residual else operators.FusedMlp()
     compare(operator, reference, arrays, channels * batch * height * width)
 
 
-@pytest.mark.parametrize("kind", ["", "gelu", "relu", "add_relu", "gate"])
+@pytest.mark.parametrize("epilogue", ["none", "gelu", "relu", "add_relu", "silu_mul"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_pointwise_spreads_nan_and_infinity_as_plain_operators_do(kind, value):
+def test_pointwise_spreads_nan_and_infinity_as_plain_operators_do(epilogue, value):
     x, other = random(1, 4, 5, 9), random(1, 6, 5, 9, seed=2)
     x[0, 1, 2, 3] = value
     weight, one, zero = np.abs(random(6, 4, 1, 1, seed=1)) + 0.1, np.ones(6, np.float32), np.zeros(6, np.float32)
-    ours = operators.PointwiseThen(kind)(*map(Tensor, (x, weight, one, zero, other))).asnumpy()
-    theirs = affine_and_then(kind, *[torch.from_numpy(a).double() for a in (x, weight, one, zero, other)]).numpy()
+    ours = operators.PointwiseEpilogue(epilogue)(*map(Tensor, (x, weight, one, zero, other))).asnumpy()
+    wide = [torch.from_numpy(a).double() for a in (x, weight, one, zero, other)]
+    theirs = scale_shift_epilogue(epilogue, *wide).numpy()
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     np.testing.assert_allclose(ours, theirs, atol=noise(theirs[np.isfinite(theirs)], 4))
 
@@ -462,7 +464,7 @@ def test_which_operator_computes_a_convolution():
         "": (conv(4, 4, 3), conv(4, 4, (3, 1), group=2), conv(4, 4, 3, 2, group=4), nn.Conv2d(4, 4, 3), conv(4, 4, 2)),
     }
     for expected, convs in cases.items():
-        assert [geometry(each) for each in convs] == [expected] * len(convs)
+        assert [conv_kind(each) for each in convs] == [expected] * len(convs)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -504,7 +506,7 @@ def test_max_relative_of_nan():
     """A NaN reaches its own node and what it is a neighbour of, and nothing breaks."""
     x = random(1, 8, 6, 6)
     x[0, 3, 2, 2] = np.nan
-    out = accelerate(MaxRelativeConv(8, 5, 1, 1)).searched(Tensor(x))[0].asnumpy()
+    out = accelerate(MaxRelativeConv(8, 5, 1, 1)).max_relative_and_neighbours(Tensor(x))[0].asnumpy()
     assert np.isnan(out[0, 6, 2, 2]) and np.isnan(out[0, 7, 2, 2]) and np.isfinite(out[0, 6]).sum() == 35
 
 
@@ -859,18 +861,23 @@ without_avx512 = pytest.mark.skipif(not has_avx512, reason="no processor that co
 def test_memory_is_not_touched_outside(tmp_path, options):
     """Built with AddressSanitizer and UndefinedBehaviorSanitizer; with one thread and with three.
 
-    Each operator is also called with every size, rank, type and number wrong: it refuses, and writes nothing.
+    Each operator is also called with every size, rank, type and number wrong: it refuses, and writes nothing. And two
+    live buffers cannot share a workspace.
     """
     source, program = ROOT / "tests" / "programs" / "sanitize.cc", tmp_path / "sanitize"
-    flags = ["-std=c++17", "-O1", "-g", "-march=native", "-fopenmp", "-Wno-psabi", "-fsanitize=address,undefined"]
+    flags = ["-std=c++17", "-O1", "-g", "-march=native", "-fopenmp", "-fsanitize=address,undefined"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     words = ["g++", *flags, *options, "-fno-sanitize-recover=all", f"-I{build.FOLDER}", str(source), "-o", str(program)]
-    subprocess.run(words, check=True, capture_output=True)
+    built = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-3000:]
     for threads in ("1", "3"):
         environment = dict(os.environ, OMP_NUM_THREADS=threads)
         done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, "".join(line for line in done.stderr.splitlines(True) if "did not run" not in line)
         names = {f"mindska_{name}" for name in signatures()}
         assert set(done.stdout.split()) == {*names, "clean"}  # an operator without a case is missing here
+    done = subprocess.run([program, "share"], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGABRT and "is acquired twice in one thread" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What C++ operators take: every wrong shape, size and type is refused before anything runs, and is said."""
+"""Signatures of C++ operators: every wrong shape, size and type is refused before anything runs, with a message."""
 
 import ctypes
 import inspect
@@ -14,14 +14,14 @@ from test_kernels import pytestmark  # noqa: F401  these need a compiler as well
 from mindska import kernels
 from mindska.errors import SettingError
 from mindska.kernels import build, operators
-from mindska.kernels.signatures import Signature, signatures
+from mindska.kernels.signatures import Signature, enumerators, signatures
 
 SIZES = dict(
     B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, h=3, w=4, k=3, dilation=1, dilation1=2, dilation2=3,
-    stride=1, relu=0, identity=1, kind=3,
+    stride=1, relu=0, identity=1, epilogue=3,
 )  # fmt: skip
 # Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
-FREE = dict(split_depthwise="C", split_depthwise_grad="CPQ", max_relative_grad="hw")
+UNCONSTRAINED = dict(split_depthwise="C", split_depthwise_grad="CPQ", max_relative_grad="hw")
 
 
 def sizes_of(name):
@@ -47,7 +47,7 @@ def wrong_shapes(signature: Signature):
             continue
         for j, word in enumerate(tensor.shapes[0]):
             is_free = (
-                word in ("*", *FREE.get(signature.name, ""))
+                word in ("*", *UNCONSTRAINED.get(signature.name, ""))
                 or len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text)) == 1
             )
             for size in (
@@ -78,7 +78,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
         assert signature.text in str(error.value)
     assert count
     for number in numbers:  # those of a convolution and of a graph have to be positive
-        if number not in ("relu", "identity", "kind"):
+        if number not in ("relu", "identity", "epilogue"):
             with pytest.raises(SettingError, match=f"{number} = 0"):
                 signature.infer(shapes, {**numbers, number: 0})
 
@@ -114,39 +114,47 @@ def test_conditions_are_said():
     assert "not C % D == 0 with C = 8, D = 3" in refused("pointwise", (1, [6, 3, 1, 1]))
     assert "not K % 2 == 1 with K = 4" in refused("depthwise", (1, [8, 1, 4, 5]))
     assert "not k <= h * w with k = 13, h = 3, w = 4" in refused("max_relative", (0, [3, 8, 5, 7]), k=13)
-    assert "not other * (kind / 3) == 0" in refused("pointwise_then", (4, [6]), kind=4)
+    assert "not other * (epilogue / 3) == 0" in refused("pointwise_epilogue", (4, [6]), epilogue=4)
     assert "x is too large" in refused("gelu", (0, [1 << 20, 1 << 20]))
 
 
 CELLS = {  # how each operator is made, and its signature
     operators.Gelu: ((), "gelu"),
-    operators.Gate: ((), "gate"),
+    operators.SiluMul: ((), "silu_mul"),
     operators.Depthwise: ((1,), "depthwise"),
     operators.DepthwiseGelu: ((1,), "depthwise_gelu"),
-    operators.KeepingDepthwiseGelu: ((1,), "depthwise_gelu_keeping"),
-    operators.ForgettingDepthwiseGelu: ((1,), "depthwise_gelu"),
+    operators.DepthwiseGeluWithPreactivation: ((1,), "depthwise_gelu_with_preactivation"),
+    operators.DepthwiseGeluRecomputing: ((1,), "depthwise_gelu"),
     operators.SplitDepthwise: ((2, 3, 1), "split_depthwise"),
     operators.Pointwise: ((), "pointwise"),
-    operators.PointwiseThen: (("add",), "pointwise_then"),
+    operators.PointwiseEpilogue: (("add",), "pointwise_epilogue"),
     operators.Grouped: ((1,), "grouped"),
     operators.Strided: ((1, 1), "strided"),
-    operators.Mlp: ((), "mlp"),
-    operators.MlpAdded: ((), "mlp_added"),
+    operators.FusedMlp: ((), "fused_mlp"),
+    operators.FusedMlpResidual: ((), "fused_mlp_residual"),
     operators.LayerNorm: ((1e-5,), "layer_norm"),
     operators.BatchNorm: ((1e-5, 0.9), "batch_norm"),
-    operators.AffineOfNorm: ((1e-5,), "affine"),
-    operators.Behind: ((), "behind"),
+    operators.NormScaleShift: ((1e-5,), "norm_scale_shift"),
+    operators.FoldNormIntoNextConv: ((), "fold_norm_into_next_conv"),
     operators.SquareSum: ((), "square_sum"),
-    operators.Fuse: ((), "fuse"),
-    operators.Select: ((), "select"),
+    operators.MeanOfSum: ((), "mean_of_sum"),
+    operators.WeightedSum: ((), "weighted_sum"),
     operators.Residual: ((), "residual"),
     operators.MaxRelative: ((3, 1), "max_relative"),
 }
 
 
+def test_epilogues_have_one_list():
+    """The C++ enumeration; every name has a gradient, and the signature admits every number."""
+    names = enumerators("Epilogue")
+    assert names == operators.EPILOGUES and names[0] == "none" and len(set(names)) == len(names) == 7
+    assert all(callable(operators.epilogue_grad(name)) for name in names)
+    assert f"epilogue <= {len(names) - 1}" in signatures()["pointwise_epilogue"].text
+
+
 def test_no_operator_is_left_out():
-    classes = {c for _, c in inspect.getmembers(operators, inspect.isclass) if issubclass(c, operators.Operator)}
-    assert set(CELLS) == classes - {operators.Operator}
+    classes = {c for _, c in inspect.getmembers(operators, inspect.isclass) if c.__module__ == operators.__name__}
+    assert set(CELLS) == classes
     made = {name for (arguments, _), cell in zip(CELLS.values(), CELLS) for name in signatures_of(cell(*arguments))}
     assert made == set(signatures())
 
@@ -180,7 +188,7 @@ def call(cell, inputs):
 @pytest.mark.fault("operators")
 @pytest.mark.parametrize("operator", CELLS)
 def test_operators_refuse_what_does_not_fit(operator):
-    """In PyNative mode: all shapes that are wrong, forward; and a slope of another shape, backward."""
+    """In PyNative mode: all shapes that are wrong, forward; and an output's gradient of another shape, backward."""
     arguments, name = CELLS[operator]
     cell, signature = operator(*arguments), signatures()[name]
     inputs = tensors(signature, example(signature)[0])
@@ -194,24 +202,24 @@ def test_operators_refuse_what_does_not_fit(operator):
         given = [*inputs[:i], x.astype(ms.float16), *inputs[i + 1 :]]
         with pytest.raises(ValueError, match="is float16; expected float32"):
             call(cell, given)
-    for number, slopes in enumerate(wrong_slopes(cell, out)):
+    for number, grads in enumerate(wrong_grads(cell, out)):
         with pytest.raises(ValueError, match=r"^\w+: .*; expected "):
-            ms.ops.stop_gradient(cell.bprop(*inputs, out, slopes))
+            ms.ops.stop_gradient(cell.bprop(*inputs, out, grads))
         assert number < 100
 
 
-def wrong_slopes(cell, out):
-    """Slopes of outputs, the first of another shape."""
-    if not any(hasattr(cell, name) for name in ("backward", "weight_gradient", "pointwise")):
+def wrong_grads(cell, out):
+    """Gradients of the outputs, the first of another shape."""
+    if not any(hasattr(cell, name) for name in ("backward", "weight_grad", "pointwise")):
         return
     outs = out if isinstance(out, tuple) else (out,)
     for axis in range(outs[0].ndim):
         for size in (outs[0].shape[axis] - 1, outs[0].shape[axis] + 1):
             shape = [*outs[0].shape[:axis], size, *outs[0].shape[axis + 1 :]]
-            if isinstance(cell, (operators.PointwiseThen, operators.Gelu)) and size == 1:
+            if isinstance(cell, (operators.PointwiseEpilogue, operators.Gelu)) and size == 1:
                 continue
-            slope = (Tensor(np.ones(shape, np.float32)), *outs[1:])
-            yield slope if isinstance(out, tuple) else slope[0]
+            grad = (Tensor(np.ones(shape, np.float32)), *outs[1:])
+            yield grad if isinstance(out, tuple) else grad[0]
 
 
 class Backward(nn.Cell):
@@ -241,9 +249,9 @@ def test_operators_refuse_what_does_not_fit_in_graph_mode(operator, graph):
             with pytest.raises(ValueError, match=r"\w+: .*; expected "):
                 call(operator(*arguments), given)
     assert seen
-    for slopes in list(wrong_slopes(cell, out))[:1]:
+    for grads in list(wrong_grads(cell, out))[:1]:
         with pytest.raises(ValueError, match=r"\w+: .*; expected "):
-            Backward(cell)(*inputs, out, slopes)
+            Backward(cell)(*inputs, out, grads)
 
 
 SLOW_NETWORKS = [pytest.param(name, marks=pytest.mark.slow) for name in ("van_tiny", "sk_resnet18", "sknet50")]
@@ -293,13 +301,13 @@ def test_an_entry_refuses_and_says_why(capfd):
     assert "mindska_pointwise did not run: not C % D == 0. Found (1, 4, 5, 5), (2, 3, 1, 1), (2), (1, 2, 5, 5)" in said
     assert entry("pointwise", [x, weight.astype(np.float64), bias, y]) == 2
     assert not y.any()
-    nodes, index, slopes = (
+    nodes, index, grads = (
         np.ones((1, 8, 2, 2), np.float32),
         np.int32([[[0, 4]] * 4]),
         np.ones((1, 16, 2, 2), np.float32),
     )
     outputs = [np.zeros((1, 8, 2, 2), np.float32) for _ in range(2)]
-    assert entry("max_relative_grad", [nodes, index, slopes, np.int32([2, 1]), *outputs]) == 4
+    assert entry("max_relative_grad", [nodes, index, grads, np.int32([2, 1]), *outputs]) == 4
     assert "an index is not that of a node" in capfd.readouterr().err
 
 

@@ -1,9 +1,9 @@
-"""Acceleration on CPU: a pass over a network that gives its cells the forms which compute by our C++ operators.
+"""Acceleration on CPU: a pass over a network that gives its cells forms which compute by our C++ operators.
 
-`accelerate` changes cells in place and `decelerate` takes it back: parameters, their names and order, and the function
-stay. What `mindcv.create_model` makes is accelerated where the operators can be had (see `mindska.kernels`). Exporting
-and folding take it back by themselves. Where a form's operators do not take an input (half precision, say), the cell's
-plain equation is used.
+`accelerate` changes cells in place and `decelerate` undoes it: parameters, their names and order, and the results stay.
+What `mindcv.create_model` makes is accelerated where the operators can be had (see `mindska.kernels`). Exporting and
+folding undo it by themselves. Where a form's operators do not accept an input (half precision, say), the cell's plain
+equation is used.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mindspore import nn
 from .. import kernels
 from . import layers, pyramid, sknet
 from .exporting import wrap_exports
-from .form import Form, forget_graphs, put_off, take
+from .form import AcceleratedForm, apply_form, clear_compile_cache, remove_form
 
-FORMS: tuple[type[Form], ...] = (
+FORMS: tuple[type[AcceleratedForm], ...] = (
     layers.FusedConv2d,
     layers.FusedGELU,
     layers.FusedLayerNorm2d,
@@ -35,41 +35,41 @@ FORMS: tuple[type[Form], ...] = (
     sknet.FusedSelectiveKernel,
     sknet.FusedSKUnit,
 )
-_FORM_OF = {form.stands_for: form for form in FORMS}  # exact classes: a subclass may compute something else
+_FORM_OF = {form.plain_class: form for form in FORMS}  # of exact classes: a subclass may compute something else
 
 
 def accelerate(network: nn.Cell) -> nn.Cell:
-    """Gives every cell of a network that has one its accelerated form, in place, and returns the network.
+    """Gives every cell of a network its accelerated form, if there is one, in place. Returns the network.
 
     It stays as it is where the operators cannot be had: on other devices, without a compiler, with MINDSKA_KERNELS=off.
     """
     if kernels.available():
         for _, cell in list(network.cells_and_names()):
             form = _FORM_OF.get(type(cell))
-            if form and form.fits(cell):
-                take(cell, form)
-        forget_graphs(network)
+            if form and form.supports(cell):
+                apply_form(cell, form)
+        clear_compile_cache(network)
     return network
 
 
 def decelerate(network: nn.Cell) -> nn.Cell:
-    """Takes back what `accelerate` did, in place, and returns the network."""
+    """Undoes what `accelerate` did, in place. Returns the network."""
     if is_accelerated(network):
         for _, cell in list(network.cells_and_names()):
-            if isinstance(cell, Form):
-                put_off(cell)
-        forget_graphs(network)
+            if isinstance(cell, AcceleratedForm):
+                remove_form(cell)
+        clear_compile_cache(network)
     return network
 
 
 def is_accelerated(network: nn.Cell) -> bool:
     """Whether some cell of the network has an accelerated form."""
-    return any(isinstance(cell, Form) for _, cell in network.cells_and_names())
+    return any(isinstance(cell, AcceleratedForm) for _, cell in network.cells_and_names())
 
 
 @contextmanager
 def decelerated(network: nn.Cell) -> Iterator[nn.Cell]:
-    """A network without acceleration; at the end it has again what it had."""
+    """The network without acceleration; after the block it is accelerated again if it was before."""
     was_accelerated = is_accelerated(network)
     decelerate(network)
     try:
@@ -80,8 +80,8 @@ def decelerated(network: nn.Cell) -> Iterator[nn.Cell]:
 
 
 def summary(network: nn.Cell) -> str:
-    """What was chosen, for a log: "C++ operators: 9 kinds in 214 cells", or that there are none."""
-    forms = [type(cell) for _, cell in network.cells_and_names() if isinstance(cell, Form)]
+    """A line for a log: "C++ operators: 9 kinds in 214 cells", or that there are none."""
+    forms = [type(cell) for _, cell in network.cells_and_names() if isinstance(cell, AcceleratedForm)]
     return f"C++ operators: {len(set(forms))} kinds in {len(forms)} cells" if forms else "C++ operators: none"
 
 

@@ -1,4 +1,4 @@
-"""What an accelerated form of a cell is, and how a cell takes it and puts it off."""
+"""The base class of accelerated forms, and how a form is applied to a cell and removed from it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,42 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 
-class Form:
+class AcceleratedForm:
     """Mixed into the class of a cell: the same function by C++ operators.
 
-    `class FusedBlock(Form, Block)` with `plain = Block.construct` in its body is a form of `Block`. A cell takes it by
+    `class FusedBlock(AcceleratedForm, Block)` is the accelerated form of `Block`. A cell of that class gets the form by
     changing its class, so that parameters, their names and order, hooks and `isinstance` stay.
 
-    A form has `prepare`, which makes its operators, and `in_training` and `in_inference`, one of which may be the plain
-    equation. What its operators do not accept goes to that as well.
+    A form states in its body:
+        plain_class: the class whose instances may have it, as `Block`; not those of its subclasses.
+        plain: the equation of that class, as `Block.construct`.
+        prepare: makes its operators.
+        in_training, in_inference: the function by these operators; either may be `plain`.
+
+    Inputs that the operators do not accept go to `plain` as well.
     """
 
-    stands_for: ClassVar[type[nn.Cell]]  # the class whose instances may take the form; not those of its subclasses
+    plain_class: ClassVar[type[nn.Cell]]
     in_half_precision = False
 
     @classmethod
-    def fits(cls, cell: nn.Cell) -> bool:
-        """Whether a cell of the class that the form stands for may take it."""
+    def supports(cls, cell: nn.Cell) -> bool:
+        """Whether the form can compute what a cell of `plain_class` does."""
         return True
 
     def prepare(self) -> None:
-        """Makes the operators that the form needs, as attributes."""
+        """Makes the operators that the form needs, as attributes; they are removed with the form."""
 
     def has_norm_in_training(self) -> bool:
-        """Whether a batch norm of the cell is in training: alone, it takes new statistics for old weights."""
+        """Whether a batch norm of the cell is in training; where it alone is, its running statistics are updated."""
         return False
 
     def accepts(self, x: Tensor) -> bool:
-        """Whether the operators take x: they know float32 only."""
+        """Whether the operators accept x: they know float32 only."""
         return x.dtype == ms.float32 and not self.in_half_precision
 
     def uses_plain(self, x: Tensor) -> bool:
-        """Whether the plain equation computes the cell's function of x: the one place that decides it."""
+        """Whether `plain` computes the cell's function of x: the one place that decides it."""
         return not self.accepts(x) or (not self.training and self.has_norm_in_training())
 
     def construct(self, *inputs: Tensor) -> Tensor:
@@ -54,29 +59,29 @@ class Form:
         return super().add_flags_recursive(**flags)
 
 
-def take(cell: nn.Cell, form: type[Form]) -> None:
-    """Gives a cell a form of its class."""
+def apply_form(cell: nn.Cell, form: type[AcceleratedForm]) -> None:
+    """Gives a cell of `form.plain_class` that form, in place."""
     before = set(cell._cells) | set(cell.__dict__)
     cell.__class__ = form
     flags = cell.get_flags()
     cell.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
     cell.prepare()
-    cell.added = sorted((set(cell._cells) | set(cell.__dict__)) - before)  # what `put_off` takes away
-    for name in cell.added:
+    cell.form_attributes = sorted((set(cell._cells) | set(cell.__dict__)) - before)  # for `remove_form`
+    for name in cell.form_attributes:
         if name in cell._cells:
             cell._cells[name].set_train(cell.training)
 
 
-def put_off(cell: nn.Cell) -> None:
-    """Gives a cell its own class back."""
-    for name in cell.added:
+def remove_form(cell: nn.Cell) -> None:
+    """Gives a cell its own class back, in place, and removes what the form has made."""
+    for name in cell.form_attributes:
         delattr(cell, name)
-    del cell.added
-    cell.__class__ = cell.stands_for
+    del cell.form_attributes
+    cell.__class__ = cell.plain_class
 
 
-def forget_graphs(net: nn.Cell) -> None:
-    """Has MindSpore compile a network anew: it does not look at the classes of cells."""
+def clear_compile_cache(net: nn.Cell) -> None:
+    """Has MindSpore compile a network again: it does not notice that cells have another class."""
     for _, cell in net.cells_and_names():
         if cell.compile_cache:
             cell.compile_cache.clear()

@@ -1,4 +1,4 @@
-"""Forms of single layers: convolutions, norms, GELU."""
+"""Accelerated forms of single layers: convolutions, norms, GELU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ..kernels import operators
 from ..models.layers.blocks import GELU, LayerNorm2d
-from .form import Form
+from .form import AcceleratedForm
 
 
-def geometry(conv: nn.Conv2d) -> str:
-    """Which operator computes a convolution: "pointwise", "depthwise", "grouped", "strided", or "" for none.
+def conv_kind(conv: nn.Conv2d) -> str:
+    """Which operator computes a convolution: "pointwise", "depthwise", "grouped", "strided", or "" for MindSpore's own.
 
-    The padding must keep the size (divided by the stride). Where more than one operator could do it, or MindSpore's own
-    is the faster one, the choice is the measured one (docs/speed.md).
+    The padding must keep the size (divided by the stride). Where several could compute it, this is the one that was the
+    fastest on two cores of an x86-64 with AVX-512.
     """
     (high, wide), (dilation, _), stride = conv.kernel_size, conv.dilation, conv.stride[0]
     padding = (conv.padding,) * 4 if isinstance(conv.padding, int) else tuple(conv.padding)
@@ -33,13 +33,13 @@ def geometry(conv: nn.Conv2d) -> str:
     return ""
 
 
-def bias_of(conv: nn.Conv2d) -> Tensor:
+def bias_or_zeros(conv: nn.Conv2d) -> Tensor:
     """A convolution's bias (O,): zeros where it has none."""
     return conv.bias if conv.has_bias else Tensor(np.zeros(conv.out_channels, np.float32))
 
 
-def operator_of(conv: nn.Conv2d, relu: bool = False) -> Optional[nn.Cell]:
-    """The operator (x, weight, bias) of a convolution, and a ReLU where asked for; None where there is none."""
+def conv_operator(conv: nn.Conv2d, relu: bool = False) -> Optional[nn.Cell]:
+    """The operator (x, weight, bias) -> y of a convolution, and of a ReLU after it when `relu`; None: there is none."""
     dilation, stride = conv.dilation[0], conv.stride[0]
     return {
         "pointwise": lambda: None if relu else operators.Pointwise(),
@@ -47,22 +47,22 @@ def operator_of(conv: nn.Conv2d, relu: bool = False) -> Optional[nn.Cell]:
         "grouped": lambda: operators.Grouped(dilation, relu),
         "strided": lambda: operators.Strided(stride, dilation, relu),
         "": lambda: None,
-    }[geometry(conv)]()
+    }[conv_kind(conv)]()
 
 
-class FusedConv2d(Form, nn.Conv2d):
+class FusedConv2d(AcceleratedForm, nn.Conv2d):
     """Convolution and bias in one operator."""
 
-    stands_for, plain = nn.Conv2d, nn.Conv2d.construct
+    plain_class, plain = nn.Conv2d, nn.Conv2d.construct
 
     @classmethod
-    def fits(cls, cell: nn.Conv2d) -> bool:
-        return bool(geometry(cell))
+    def supports(cls, cell: nn.Conv2d) -> bool:
+        return bool(conv_kind(cell))
 
     def prepare(self) -> None:
-        self.operator = operator_of(self)
+        self.operator = conv_operator(self)
         if not self.has_bias:
-            self.zeros = bias_of(self)
+            self.zeros = bias_or_zeros(self)
 
     def in_inference(self, x: Tensor) -> Tensor:
         return self.operator(x, self.weight, self.bias if self.has_bias else self.zeros)
@@ -70,10 +70,10 @@ class FusedConv2d(Form, nn.Conv2d):
     in_training = in_inference
 
 
-class FusedGELU(Form, GELU):
+class FusedGELU(AcceleratedForm, GELU):
     """GELU in one operator, and its gradient in another."""
 
-    stands_for, plain, plain_bprop = GELU, GELU.construct, GELU.bprop
+    plain_class, plain, plain_bprop = GELU, GELU.construct, GELU.bprop
 
     def prepare(self) -> None:
         self.operator = operators.Gelu()
@@ -87,10 +87,10 @@ class FusedGELU(Form, GELU):
         return self.operator.bprop(x, out, dout) if self.accepts(x) else self.plain_bprop(x, out, dout)
 
 
-class FusedLayerNorm2d(Form, LayerNorm2d):
-    """Layer norm over the channels where they lie, without transposing."""
+class FusedLayerNorm2d(AcceleratedForm, LayerNorm2d):
+    """Layer norm over the channels of (B, C, H, W) without transposing."""
 
-    stands_for, plain = LayerNorm2d, LayerNorm2d.construct
+    plain_class, plain = LayerNorm2d, LayerNorm2d.construct
 
     def prepare(self) -> None:
         self.operator = operators.LayerNorm(self.epsilon)
@@ -101,27 +101,27 @@ class FusedLayerNorm2d(Form, LayerNorm2d):
     in_training = in_inference
 
 
-class FusedBatchNorm2d(Form, nn.BatchNorm2d):
-    """Batch norm in training: statistics, result and running statistics in one pass less."""
+class FusedBatchNorm2d(AcceleratedForm, nn.BatchNorm2d):
+    """Batch norm in training in one operator: statistics of the batch, result and running statistics."""
 
-    stands_for, plain = nn.BatchNorm2d, nn.BatchNorm2d.construct
+    plain_class, plain = nn.BatchNorm2d, nn.BatchNorm2d.construct
     in_inference = plain
 
     @classmethod
-    def fits(cls, cell: nn.BatchNorm2d) -> bool:
+    def supports(cls, cell: nn.BatchNorm2d) -> bool:
         return cell.use_batch_statistics is None  # as `training` says
 
     def prepare(self) -> None:
         self.operator = operators.BatchNorm(self.eps, 1 - self.momentum)
 
     def in_training(self, x: Tensor) -> Tensor:
-        return normalised(self.operator, x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        return batch_norm_in_training(self.operator, x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
 
 
-def normalised(
+def batch_norm_in_training(
     operator: operators.BatchNorm, x: Tensor, gamma: Parameter, beta: Parameter, mean: Parameter, variance: Parameter
 ) -> Tensor:
-    """Batch norm of x in training (and ReLU, where the operator has it); moves the running statistics."""
+    """Batch norm of x (B, C, H, W) in training, and ReLU where the operator has it; updates the running statistics."""
     y, _, _, new_mean, new_variance = operator(x, gamma, beta, mean, variance)
     y = ops.depend(y, ops.assign(mean, ops.stop_gradient(new_mean)))
     return ops.depend(y, ops.assign(variance, ops.stop_gradient(new_variance)))

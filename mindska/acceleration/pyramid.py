@@ -1,7 +1,7 @@
-"""Forms of the cells that SkaNet and VAN are made of.
+"""Accelerated forms of the cells that SkaNet and VAN are made of.
 
-In inference, batch norms are worked into the weights of the convolutions beside them at every call (the weights may
-have changed), which takes less time than norms of whole maps. `norm(x)` is scale * x + shift then, with
+In inference, batch norms are folded into the convolutions next to them at every call (the weights may have changed),
+which takes less time than norms of feature maps. `norm(x)` is scale * x + shift then, with
 scale = gamma / sqrt(variance + eps) and shift = beta - mean * scale, each (C,).
 """
 
@@ -19,129 +19,136 @@ from ..models.layers.graph import MaxRelativeConv, relative_position
 from ..models.skanet import SplitKernelAttention
 from ..models.van import LargeKernelAttention
 from .folded import FoldedBlock, FoldedSplitKernelAttention
-from .form import Form
-from .layers import geometry, operator_of
+from .form import AcceleratedForm
+from .layers import conv_kind, conv_operator
 
-# Pixels from which keeping an MLP's hidden maps out of the memory is worth computing them again: in inference and in
-# training. Measured on two cores of an x86-64 with AVX-512 and 32 MiB of cache.
-LARGE_MAP, LARGE_MAP_IN_TRAINING = 512, 2048
-NOTHING = np.zeros(1, np.float32)  # stands for a tensor that an operator is not to use
+# Pixels (H * W) from which the fused MLP, which keeps the hidden feature maps out of the memory and computes them again
+# for the gradient, is faster than its layers. Measured on two cores of an x86-64 with AVX-512 and 32 MiB of cache.
+FUSED_MLP_MIN_PIXELS, FUSED_MLP_MIN_PIXELS_IN_TRAINING = 512, 2048
+ABSENT = np.zeros(1, np.float32)  # stands for an operator's optional input that is absent
 
 
-def ones_like_outputs(conv: nn.Conv2d) -> Tensor:
-    """A scale that changes nothing: (O,)"""
+def unit_scale(conv: nn.Conv2d) -> Tensor:
+    """Ones, the scale that changes nothing: (O,) for a convolution of O outputs."""
     return Tensor(np.ones(conv.out_channels, np.float32))
 
 
-class FusedPatchEmbed(Form, PatchEmbed):
+class FusedPatchEmbed(AcceleratedForm, PatchEmbed):
     """In inference, convolution and batch norm in one operator."""
 
-    stands_for, plain = PatchEmbed, PatchEmbed.construct
+    plain_class, plain = PatchEmbed, PatchEmbed.construct
     in_training = plain
 
     @classmethod
-    def fits(cls, cell: PatchEmbed) -> bool:
+    def supports(cls, cell: PatchEmbed) -> bool:
         # Without a norm (it is folded) there is nothing to fuse.
-        return geometry(cell.proj) == "strided" and isinstance(cell.norm, nn.BatchNorm2d)
+        return conv_kind(cell.proj) == "strided" and isinstance(cell.norm, nn.BatchNorm2d)
 
     def prepare(self) -> None:
-        self.operator, self.scale_shift = operator_of(self.proj), operators.AffineOfNorm(self.norm.eps)
+        self.operator, self.norm_scale_shift = conv_operator(self.proj), operators.NormScaleShift(self.norm.eps)
 
     def has_norm_in_training(self) -> bool:
         return self.norm.training
 
     def in_inference(self, x: Tensor) -> Tensor:
         norm, proj = self.norm, self.proj
-        scale, shift = self.scale_shift(norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+        scale, shift = self.norm_scale_shift(norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
         return self.operator(x, proj.weight * scale.reshape(-1, 1, 1, 1), shift + scale * proj.bias)
 
 
-class FusedConvMlp(Form, ConvMlp):
-    """Large maps: the whole MLP in one operator, which computes the hidden maps again for the gradient. Small ones: the
-    depthwise convolution and the GELU in one."""
+class FusedConvMlp(AcceleratedForm, ConvMlp):
+    """Large images: the MLP in one operator, which computes the hidden feature maps again for the gradient. Small ones:
+    layer by layer, the depthwise convolution and the GELU in one operator."""
 
-    stands_for, plain = ConvMlp, ConvMlp.construct
+    plain_class, plain = ConvMlp, ConvMlp.construct
 
     def prepare(self) -> None:
-        self.mlp, self.mlp_residual = operators.Mlp(), operators.MlpAdded()
-        self.pointwise, self.pointwise_add = operators.Pointwise(), operators.PointwiseThen("add")
+        self.fused_mlp, self.fused_mlp_residual = operators.FusedMlp(), operators.FusedMlpResidual()
+        self.pointwise, self.pointwise_add = operators.Pointwise(), operators.PointwiseEpilogue("add")
         self.depthwise_gelu = operators.DepthwiseGelu(1)
 
-    def small(self, x: Tensor) -> Tensor:
+    def layer_by_layer(self, x: Tensor) -> Tensor:
+        """mlp(x), (B, C, H, W), the hidden feature maps in memory."""
         return self.fc2(self.depthwise_gelu(self.fc1(x), self.dwconv.weight, self.dwconv.bias))
 
-    def whole(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor) -> Tensor:
+        """mlp(x), (B, C, H, W), in one operator."""
         fc1, dwconv, fc2 = self.fc1, self.dwconv, self.fc2
-        return self.mlp(x, fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias)
+        return self.fused_mlp(x, fc1.weight, fc1.bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias)
 
     def in_training(self, x: Tensor) -> Tensor:
-        return self.whole(x) if x.shape[2] * x.shape[3] >= LARGE_MAP_IN_TRAINING else self.small(x)
+        return self.fused(x) if x.shape[2] * x.shape[3] >= FUSED_MLP_MIN_PIXELS_IN_TRAINING else self.layer_by_layer(x)
 
     def in_inference(self, x: Tensor) -> Tensor:
-        return self.whole(x) if x.shape[2] * x.shape[3] >= LARGE_MAP else self.small(x)
+        return self.fused(x) if x.shape[2] * x.shape[3] >= FUSED_MLP_MIN_PIXELS else self.layer_by_layer(x)
 
-    def residual(self, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-        """x + scale * mlp(x), with another weight and bias of the first convolution; for inference. scale (C,)"""
+    def with_shortcut(self, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        """x + scale * mlp(x), (B, C, H, W), for inference.
+
+        weight (N, C, 1, 1) and bias (N,) stand for those of `fc1`; scale (C,).
+        """
         dwconv, fc2 = self.dwconv, self.fc2
-        if x.shape[2] * x.shape[3] >= LARGE_MAP:
-            return self.mlp_residual(x, weight, bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias, scale, x)
+        if x.shape[2] * x.shape[3] >= FUSED_MLP_MIN_PIXELS:
+            return self.fused_mlp_residual(x, weight, bias, dwconv.weight, dwconv.bias, fc2.weight, fc2.bias, scale, x)
         hidden = self.depthwise_gelu(self.pointwise(x, weight, bias), dwconv.weight, dwconv.bias)
         return self.pointwise_add(hidden, fc2.weight, scale, scale * fc2.bias, x)
 
 
-class FusedLargeKernelAttention(Form, LargeKernelAttention):
-    """In inference, the 1x1 convolution and the product in one operator."""
+class FusedLargeKernelAttention(AcceleratedForm, LargeKernelAttention):
+    """In inference, the 1x1 convolution and the product with x in one operator."""
 
-    stands_for, plain = LargeKernelAttention, LargeKernelAttention.construct
+    plain_class, plain = LargeKernelAttention, LargeKernelAttention.construct
     in_training = plain
 
     def prepare(self) -> None:
-        self.pointwise_times, self.ones = operators.PointwiseThen("times"), ones_like_outputs(self.pw_conv)
+        self.pointwise_mul, self.ones = operators.PointwiseEpilogue("mul"), unit_scale(self.pw_conv)
 
     def before_norm(self, x: Tensor) -> Tensor:
-        """What a last batch norm would see; here there is none."""
+        """The output (B, C, H, W) before a last batch norm, which this attention has not; for inference."""
         y = self.dw_d_conv(self.dw_conv(x))
-        return self.pointwise_times(y, self.pw_conv.weight, self.ones, self.pw_conv.bias, x)
+        return self.pointwise_mul(y, self.pw_conv.weight, self.ones, self.pw_conv.bias, x)
 
     def in_inference(self, x: Tensor) -> Tensor:
         return self.before_norm(x)
 
 
-class FusedSplitKernelAttention(Form, SplitKernelAttention):
-    """Both depthwise convolutions of the split and the sum in one operator, the gate in another."""
+class FusedSplitKernelAttention(AcceleratedForm, SplitKernelAttention):
+    """Both depthwise convolutions of the split and the sum in one operator, the gate SiLU(.) * x in another."""
 
-    stands_for, plain = SplitKernelAttention, SplitKernelAttention.construct
+    plain_class, plain = SplitKernelAttention, SplitKernelAttention.construct
     identity = 1  # times the graph's output, which is added to what was split
 
     def prepare(self) -> None:
-        self.split_depthwise, self.gate = operators.SplitDepthwise(2, 3, self.identity), operators.Gate()
-        self.pointwise_gate, self.ones = operators.PointwiseThen("gate"), ones_like_outputs(self.pw_conv)
+        self.split_depthwise, self.silu_mul = operators.SplitDepthwise(2, 3, self.identity), operators.SiluMul()
+        self.pointwise_silu_mul, self.ones = operators.PointwiseEpilogue("silu_mul"), unit_scale(self.pw_conv)
 
     def has_norm_in_training(self) -> bool:
         return self.norm.training
 
-    def mixed(self, graph: Tensor) -> Tensor:
+    def split_convolutions(self, graph: Tensor) -> Tensor:
+        """The convolutions of the split of `graph` (B, C, H, W), plus `identity` times it: (B, C, H, W)."""
         first, second = self.dw_conv1, self.dw_conv2
         return self.split_depthwise(graph, first.weight, first.bias, second.weight, second.bias)
 
     def before_norm(self, x: Tensor) -> Tensor:
-        """What the last batch norm sees; for inference."""
-        return self.pointwise_gate(self.mixed(self.graph(x)), self.pw_conv.weight, self.ones, self.pw_conv.bias, x)
+        """The output (B, C, H, W) before the last batch norm; for inference."""
+        y = self.split_convolutions(self.graph(x))
+        return self.pointwise_silu_mul(y, self.pw_conv.weight, self.ones, self.pw_conv.bias, x)
 
     def in_training(self, x: Tensor) -> Tensor:
-        return self.norm(self.gate(self.pw_conv(self.mixed(self.graph(x))), x))
+        return self.norm(self.silu_mul(self.pw_conv(self.split_convolutions(self.graph(x))), x))
 
     def in_inference(self, x: Tensor) -> Tensor:
         return self.norm(self.before_norm(x))
 
 
-class FusedFoldedSplitKernelAttention(Form, FoldedSplitKernelAttention):
-    """As `FusedSplitKernelAttention`, for inference."""
+class FusedFoldedSplitKernelAttention(AcceleratedForm, FoldedSplitKernelAttention):
+    """As `FusedSplitKernelAttention` in inference."""
 
-    stands_for, plain = FoldedSplitKernelAttention, FoldedSplitKernelAttention.construct
+    plain_class, plain = FoldedSplitKernelAttention, FoldedSplitKernelAttention.construct
     in_training = plain
     identity = 0
-    prepare, mixed = FusedSplitKernelAttention.prepare, FusedSplitKernelAttention.mixed
+    prepare, split_convolutions = FusedSplitKernelAttention.prepare, FusedSplitKernelAttention.split_convolutions
     in_inference = FusedSplitKernelAttention.before_norm
 
 
@@ -151,56 +158,57 @@ def transposed_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor
     return Tensor(np.ascontiguousarray(relative_position(channels, nodes, reduced_nodes).T))
 
 
-class FusedMaxRelativeConv(Form, MaxRelativeConv):
-    """Search, maximum and interleaving in one operator; in inference, convolution, batch norm and GELU in another."""
+class FusedMaxRelativeConv(AcceleratedForm, MaxRelativeConv):
+    """Neighbours, maximum and interleaving in one operator. In inference, convolution, norm and GELU in another."""
 
-    stands_for, plain = MaxRelativeConv, MaxRelativeConv.construct
+    plain_class, plain = MaxRelativeConv, MaxRelativeConv.construct
     plain_neighbours = MaxRelativeConv.neighbours
 
     def prepare(self) -> None:
         self.operator = operators.MaxRelative(self.search.k, self.search.dilation)
-        self.pointwise_gelu, self.ones = operators.PointwiseThen("gelu"), ones_like_outputs(self.conv)
+        self.pointwise_gelu, self.ones = operators.PointwiseEpilogue("gelu"), unit_scale(self.conv)
         self.is_folded = not isinstance(self.norm, nn.BatchNorm2d)
-        self.scale_shift = None if self.is_folded else operators.AffineOfNorm(self.norm.eps)
+        self.norm_scale_shift = None if self.is_folded else operators.NormScaleShift(self.norm.eps)
 
     def has_norm_in_training(self) -> bool:
         return not self.is_folded and self.norm.training
 
-    def searched(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2 C, H, W), the channels interleaved, and the neighbours (B, H W, k)."""
+    def max_relative_and_neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `operators.MaxRelative`: the interleaved features (B, 2 C, H, W), and the neighbours (B, H W, k)."""
         y = self.pool(x)
         return self.operator(x, y, transposed_position(x.shape[1], x.shape[2] * x.shape[3], y.shape[2] * y.shape[3]))
 
     def neighbours(self, x: Tensor) -> Tensor:
-        return self.searched(x)[1] if self.accepts(x) else self.plain_neighbours(x)
+        return self.max_relative_and_neighbours(x)[1] if self.accepts(x) else self.plain_neighbours(x)
 
     def in_training(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(self.searched(x)[0])))
+        return self.act(self.norm(self.conv(self.max_relative_and_neighbours(x)[0])))
 
     def in_inference(self, x: Tensor) -> Tensor:
-        norm, conv, interleaved = self.norm, self.conv, self.searched(x)[0]
+        norm, conv, interleaved = self.norm, self.conv, self.max_relative_and_neighbours(x)[0]
         if self.is_folded:
             return self.pointwise_gelu(interleaved, conv.weight, self.ones, conv.bias, self.ones)
-        scale, shift = self.scale_shift(norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+        scale, shift = self.norm_scale_shift(norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
         return self.pointwise_gelu(interleaved, conv.weight, scale, shift + scale * conv.bias, self.ones)
 
 
-class FusedBlock(Form, Block):
-    """In training, a branch's layer scale, stochastic depth and shortcut in one operator. In inference, batch norms go
-    into the 1x1 convolutions after them, and these take along what follows them."""
+class FusedBlock(AcceleratedForm, Block):
+    """In training, a branch's layer scale, stochastic depth and shortcut in one operator. In inference, batch norms are
+    folded into the 1x1 convolutions after them, and GELU, layer scale and shortcut are epilogues of these."""
 
-    stands_for, plain = Block, Block.construct
+    plain_class, plain = Block, Block.construct
 
     @classmethod
-    def fits(cls, cell: Block) -> bool:
+    def supports(cls, cell: Block) -> bool:
         return isinstance(cell.attn.spatial, (SplitKernelAttention, LargeKernelAttention))
 
     def prepare(self) -> None:
-        self.residual, self.scale_shift = operators.Residual(), operators.AffineOfNorm(self.norm1.eps)
-        self.fold_norm = operators.Behind()
-        self.pointwise_gelu, self.pointwise_add = operators.PointwiseThen("gelu"), operators.PointwiseThen("add")
-        self.nothing, self.one = Tensor(NOTHING), Tensor(np.ones(1, np.float32))
-        self.ones = ones_like_outputs(self.attn.proj_1)
+        self.residual, self.norm_scale_shift = operators.Residual(), operators.NormScaleShift(self.norm1.eps)
+        self.fold_norm = operators.FoldNormIntoNextConv()
+        self.pointwise_gelu = operators.PointwiseEpilogue("gelu")
+        self.pointwise_add = operators.PointwiseEpilogue("add")
+        self.absent, self.one = Tensor(ABSENT), Tensor(np.ones(1, np.float32))
+        self.ones = unit_scale(self.attn.proj_1)
         self.spatial_has_norm = isinstance(self.attn.spatial, SplitKernelAttention)
 
     def has_norm_in_training(self) -> bool:
@@ -213,42 +221,43 @@ class FusedBlock(Form, Block):
         branch = attn.proj_2(attn.spatial(attn.act(attn.proj_1(y))))
         x = self.residual(branch, y, x, self.layer_scale_1, self.drop_path.mask(x, first))
         y = self.mlp(self.norm2(x))
-        return self.residual(y, self.nothing, x, self.layer_scale_2, self.drop_path.mask(x, second))
+        return self.residual(y, self.absent, x, self.layer_scale_2, self.drop_path.mask(x, second))
 
     def in_inference(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        norm1, norm2, weight = self.norm1, self.norm2, self.layer_scale_1
+        norm1, norm2, layer_scale = self.norm1, self.norm2, self.layer_scale_1
         proj_1, spatial, proj_2, fc1 = self.attn.proj_1, self.attn.spatial, self.attn.proj_2, self.mlp.fc1
-        scale, shift = self.scale_shift(norm1.gamma, norm1.beta, norm1.moving_mean, norm1.moving_variance)
-        # x + weight * (norm1(x) + branch) is x * (1 + weight * scale) + weight * (shift + branch)
-        shortcut = self.residual(x, self.nothing, self.nothing, 1 + weight * scale, self.one)
-        kernel, bias = self.fold_norm(proj_1.weight, proj_1.bias, scale, shift)
-        y = spatial.before_norm(self.pointwise_gelu(x, kernel, self.ones, bias, self.ones))
-        kernel, bias = proj_2.weight, proj_2.bias
+        scale, shift = self.norm_scale_shift(norm1.gamma, norm1.beta, norm1.moving_mean, norm1.moving_variance)
+        # x + layer_scale * (norm1(x) + branch) is x * (1 + layer_scale * scale) + layer_scale * (shift + branch)
+        shortcut = self.residual(x, self.absent, self.absent, 1 + layer_scale * scale, self.one)
+        weight, bias = self.fold_norm(proj_1.weight, proj_1.bias, scale, shift)
+        y = spatial.before_norm(self.pointwise_gelu(x, weight, self.ones, bias, self.ones))
+        weight, bias = proj_2.weight, proj_2.bias
         if self.spatial_has_norm:
             last = spatial.norm
-            kernel, bias = self.fold_norm(
-                kernel, bias, *self.scale_shift(last.gamma, last.beta, last.moving_mean, last.moving_variance)
+            weight, bias = self.fold_norm(
+                weight, bias, *self.norm_scale_shift(last.gamma, last.beta, last.moving_mean, last.moving_variance)
             )
-        x = self.pointwise_add(y, kernel, weight, weight * shift + weight * bias, shortcut)
-        scale, shift = self.scale_shift(norm2.gamma, norm2.beta, norm2.moving_mean, norm2.moving_variance)
-        return self.mlp.residual(x, *self.fold_norm(fc1.weight, fc1.bias, scale, shift), self.layer_scale_2)
+        x = self.pointwise_add(y, weight, layer_scale, layer_scale * shift + layer_scale * bias, shortcut)
+        scale, shift = self.norm_scale_shift(norm2.gamma, norm2.beta, norm2.moving_mean, norm2.moving_variance)
+        return self.mlp.with_shortcut(x, *self.fold_norm(fc1.weight, fc1.bias, scale, shift), self.layer_scale_2)
 
 
-class FusedFoldedBlock(Form, FoldedBlock):
+class FusedFoldedBlock(AcceleratedForm, FoldedBlock):
     """As `FusedBlock` in inference."""
 
-    stands_for, plain = FoldedBlock, FoldedBlock.construct
+    plain_class, plain = FoldedBlock, FoldedBlock.construct
     in_training = plain
 
     def prepare(self) -> None:
         self.residual = operators.Residual()
-        self.pointwise_gelu, self.pointwise_add = operators.PointwiseThen("gelu"), operators.PointwiseThen("add")
-        self.nothing, self.one = Tensor(NOTHING), Tensor(np.ones(1, np.float32))
-        self.ones = ones_like_outputs(self.proj_1)
+        self.pointwise_gelu = operators.PointwiseEpilogue("gelu")
+        self.pointwise_add = operators.PointwiseEpilogue("add")
+        self.absent, self.one = Tensor(ABSENT), Tensor(np.ones(1, np.float32))
+        self.ones = unit_scale(self.proj_1)
 
     def in_inference(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         proj_1, proj_2, fc1 = self.proj_1, self.proj_2, self.mlp.fc1
-        shortcut = self.residual(x, self.nothing, self.nothing, self.shortcut, self.one)
+        shortcut = self.residual(x, self.absent, self.absent, self.shortcut, self.one)
         y = self.spatial(self.pointwise_gelu(x, proj_1.weight, self.ones, proj_1.bias, self.ones))
         x = self.pointwise_add(y, proj_2.weight, self.ones, proj_2.bias, shortcut)
-        return self.mlp.residual(x, fc1.weight, fc1.bias, self.ones)
+        return self.mlp.with_shortcut(x, fc1.weight, fc1.bias, self.ones)

@@ -1,16 +1,16 @@
 // GELU, x * Phi(x), and its gradient Phi(x) + x * phi(x); SiLU, x * sigmoid(x).
 //
-// In GELU, with a = |x| / sqrt(2), the tail of the normal distribution is exp(-a^2) * erfcx(a) / 2. The scaled complementary error
-// function erfcx is smooth and never cancels: a quotient of polynomials gives it to 5e-9 (relative), fitted to SciPy's
-// erfcx on 0 <= a <= 9.4, where the exponential vanishes in float32.
+// In GELU, with a = |x| / sqrt(2), the tail of the normal distribution is exp(-a^2) * erfcx(a) / 2. The scaled
+// complementary error function erfcx is smooth and never cancels: a quotient of polynomials gives it to 5e-9 (relative),
+// fitted to SciPy's erfcx on 0 <= a <= 9.4, where the exponential vanishes in float32.
 #pragma once
 
 #include "simd.h"
 
 namespace mindska {
 
-// Phi(x) and exp(-x^2 / 2).
-static inline Vec distribution(Vec x, Vec *density) {
+// Phi(x), the distribution function of the normal distribution; and exp(-x^2 / 2).
+static inline Vec normal_cdf(Vec x, Vec *exponential) {
   Vec a = (x < Vec{} ? -x : x) * 0.707106781f;
   a = a < splat(10.0f) ? a : splat(10.0f);  // infinity over infinity would be NaN
   Vec p = splat(0.03215659409761429f);
@@ -24,28 +24,28 @@ static inline Vec distribution(Vec x, Vec *density) {
   q = q * a + 2.3888678550720215f;
   q = q * a + 2.360640525817871f;
   q = q * a + 1.0f;
-  *density = exp_negative(x * x * -0.5f);
-  const Vec tail = *density * 0.5f * (p / q);
+  *exponential = exp_negative(x * x * -0.5f);
+  const Vec tail = *exponential * 0.5f * (p / q);
   return x < Vec{} ? tail : 1.0f - tail;
 }
 
 static inline Vec gelu(Vec x) {
-  Vec density;
-  return x * distribution(x, &density);
+  Vec exponential;
+  return x * normal_cdf(x, &exponential);
 }
 
-static inline Vec gelu_gradient(Vec x, Vec dout) {
-  Vec density;
-  const Vec phi = distribution(x, &density);
-  return dout * (phi + x * density * 0.398942280f);
+static inline Vec gelu_grad(Vec x, Vec dy) {
+  Vec exponential;
+  const Vec phi = normal_cdf(x, &exponential);
+  return dy * (phi + x * exponential * 0.398942280f);
 }
 
-// The gradient, and GELU(x).
-static inline Vec gelu_and_gradient(Vec x, Vec dout, Vec *value) {
-  Vec density;
-  const Vec phi = distribution(x, &density);
+// GELU's gradient, and in `value` GELU(x).
+static inline Vec gelu_and_grad(Vec x, Vec dy, Vec *value) {
+  Vec exponential;
+  const Vec phi = normal_cdf(x, &exponential);
   *value = x * phi;
-  return dout * (phi + x * density * 0.398942280f);
+  return dy * (phi + x * exponential * 0.398942280f);
 }
 
 static inline Vec sigmoid(Vec x) {
@@ -55,14 +55,14 @@ static inline Vec sigmoid(Vec x) {
 
 static inline Vec silu(Vec x) { return x * sigmoid(x); }
 
-constexpr int64_t kAtOnce = 1 << 14;  // floats a thread takes at once
+constexpr int64_t kElementwiseGrain = 1 << 14;  // floats of a task
 
 // function(first, count) over the vectors of an array, by all threads.
 template <typename Function>
-static void in_parallel(int64_t size, Function function) {
-#pragma omp parallel for schedule(static) if (size > kAlone)
-  for (int64_t start = 0; start < size; start += kAtOnce) {
-    for_each_vector(std::min(kAtOnce, size - start), [&](int64_t i, int count) { function(start + i, count); });
+static void parallel_for_each_vector(int64_t size, Function function) {
+#pragma omp parallel for schedule(static) if (size > kMinParallelWork)
+  for (int64_t start = 0; start < size; start += kElementwiseGrain) {
+    for_each_vector(std::min(kElementwiseGrain, size - start), [&](int64_t i, int count) { function(start + i, count); });
   }
 }
 

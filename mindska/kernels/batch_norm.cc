@@ -1,10 +1,10 @@
-// Batch norm in training, with a ReLU behind it or not, and its gradients. A channel of all images fits into the
+// Batch norm in training, with a ReLU after it or not, and its gradients. A channel of all images fits into the
 // second-level cache, so that only the first of the passes over it waits for the memory.
 #include "simd.h"
 
 namespace mindska {
 
-// A channel of maps (B, C, H, W).
+// A channel of feature maps (B, C, H, W).
 struct Channel {
   int64_t batch, step, pixels;  // step: from one image to the next
 
@@ -36,17 +36,17 @@ struct Channel {
 }  // namespace mindska
 
 // mean, variance: the running ones. options: epsilon, momentum (the share that the running values keep), 1 for a ReLU.
-// inverse: one over the standard deviation.
+// inv_std: 1 / sqrt(variance + epsilon); it and batch_mean are those of the batch.
 MINDSKA_OPERATOR(mindska_batch_norm,
                  "x (B, C, H, W), gamma (C), beta (C), mean (C), variance (C), options (3) "
-                 "-> y (B, C, H, W), batch_mean (C), inverse (C), new_mean (C), new_variance (C)") {
+                 "-> y (B, C, H, W), batch_mean (C), inv_std (C), new_mean (C), new_variance (C)") {
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const auto output = [&](int i) { return static_cast<float *>(params[6 + i]); };
   const float eps = input(5)[0], momentum = input(5)[1];
   const bool relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
-#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
+#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
   for (int64_t c = 0; c < shapes[0][1]; ++c) {
     const float *x = input(0) + c * channel.pixels;
     float *y = output(0) + c * channel.pixels;
@@ -58,15 +58,15 @@ MINDSKA_OPERATOR(mindska_batch_norm,
       return deviation * deviation;
     });
     const float variance = static_cast<float>(squares / channel.count());
-    const float inverse = static_cast<float>(1 / std::sqrt(static_cast<double>(variance) + eps));
+    const float inv_std = static_cast<float>(1 / std::sqrt(static_cast<double>(variance) + eps));
     const float gamma = input(1)[c], beta = input(2)[c];
     channel.for_each([=](int64_t i, int n) {
-      Vec v = (load_some(x + i, n) - mean) * inverse * gamma + beta;
+      Vec v = (load_some(x + i, n) - mean) * inv_std * gamma + beta;
       if (relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN
       store_some(y + i, v, n);
     });
     output(1)[c] = mean;
-    output(2)[c] = inverse;
+    output(2)[c] = inv_std;
     output(3)[c] = momentum * input(3)[c] + (1 - momentum) * mean;
     const double unbiased = squares / std::max(channel.count() - 1, 1.0);
     output(4)[c] = momentum * input(4)[c] + (1 - momentum) * static_cast<float>(unbiased);
@@ -75,34 +75,34 @@ MINDSKA_OPERATOR(mindska_batch_norm,
 }
 
 MINDSKA_OPERATOR(mindska_batch_norm_grad,
-                 "x (B, C, H, W), gamma (C), batch_mean (C), inverse (C), y (B, C, H, W), options (3), dy (B, C, H, W) "
+                 "x (B, C, H, W), gamma (C), batch_mean (C), inv_std (C), y (B, C, H, W), options (3), dy (B, C, H, W) "
                  "-> dx (B, C, H, W), dgamma (C), dbeta (C)") {
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const auto output = [&](int i) { return static_cast<float *>(params[7 + i]); };
   const bool relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
-#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
+#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
   for (int64_t c = 0; c < shapes[0][1]; ++c) {
     const float *x = input(0) + c * channel.pixels, *y = input(4) + c * channel.pixels;
     const float *dy = input(6) + c * channel.pixels;
     float *dx = output(0) + c * channel.pixels;
-    const float gamma = input(1)[c], mean = input(2)[c], inverse = input(3)[c];
-    const auto slope = [=](int64_t i, int n) {
+    const float gamma = input(1)[c], mean = input(2)[c], inv_std = input(3)[c];
+    const auto grad = [=](int64_t i, int n) {
       const Vec d = load_some(dy + i, n);
       return relu ? (load_some(y + i, n) > Vec{} ? d : Vec{}) : d;
     };
-    const double shift = channel.total(slope);
-    const double scale =
-        channel.total([=](int64_t i, int n) { return slope(i, n) * ((load_some(x + i, n) - mean) * inverse); });
-    const float mean_shift = static_cast<float>(shift / channel.count());
-    const float mean_scale = static_cast<float>(scale / channel.count());
+    const double dbeta = channel.total(grad);
+    const double dgamma =
+        channel.total([=](int64_t i, int n) { return grad(i, n) * ((load_some(x + i, n) - mean) * inv_std); });
+    const float mean_dbeta = static_cast<float>(dbeta / channel.count());
+    const float mean_dgamma = static_cast<float>(dgamma / channel.count());
     channel.for_each([=](int64_t i, int n) {
-      const Vec normal = (load_some(x + i, n) - mean) * inverse;
-      store_some(dx + i, (slope(i, n) - mean_shift - normal * mean_scale) * (gamma * inverse), n);
+      const Vec normalized = (load_some(x + i, n) - mean) * inv_std;
+      store_some(dx + i, (grad(i, n) - mean_dbeta - normalized * mean_dgamma) * (gamma * inv_std), n);
     });
-    output(1)[c] = static_cast<float>(scale);
-    output(2)[c] = static_cast<float>(shift);
+    output(1)[c] = static_cast<float>(dgamma);
+    output(2)[c] = static_cast<float>(dbeta);
   }
   return 0;
 }

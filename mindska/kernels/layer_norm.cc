@@ -4,10 +4,10 @@
 
 namespace mindska {
 
-constexpr int kPixels = 4 * kLanes;
+constexpr int kBlockPixels = 4 * kLanes;  // of a task
 
-// kPixels pixels (fewer at the end) of an image, all channels.
-struct Pixels {
+// kBlockPixels pixels of an image (fewer at its end), all channels.
+struct PixelBlock {
   int64_t channels, plane;
   int count;
 
@@ -21,8 +21,8 @@ struct Pixels {
 
   int lanes(int i) const { return std::min(std::max(count - i * kLanes, 0), kLanes); }
 
-  // Means over the channels, and one over the standard deviations.
-  void moments(const float *x, float eps, Vec (&mean)[4], Vec (&inverse)[4]) const {
+  // For each pixel the mean over the channels, and 1 / sqrt(variance + eps).
+  void moments(const float *x, float eps, Vec (&mean)[4], Vec (&inv_std)[4]) const {
     Vec v[4], total[4] = {}, squares[4] = {};
     for (int64_t c = 0; c < channels; ++c) {
       read(x, c, v);
@@ -35,7 +35,7 @@ struct Pixels {
     }
     for (int i = 0; i < 4; ++i) {
       const Vec variance = squares[i] / static_cast<float>(channels) + eps;
-      for (int lane = 0; lane < kLanes; ++lane) inverse[i][lane] = 1 / std::sqrt(variance[lane]);
+      for (int lane = 0; lane < kLanes; ++lane) inv_std[i][lane] = 1 / std::sqrt(variance[lane]);
     }
   }
 };
@@ -47,17 +47,18 @@ MINDSKA_OPERATOR(mindska_layer_norm, "x (B, C, H, W), gamma (C), beta (C), eps (
   const float *x = static_cast<float *>(params[0]), *gamma = static_cast<float *>(params[1]);
   const float *beta = static_cast<float *>(params[2]), eps = *static_cast<float *>(params[3]);
   float *y = static_cast<float *>(params[4]);
-  const int64_t channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3], blocks = (plane + kPixels - 1) / kPixels;
-#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
+  const int64_t channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3];
+  const int64_t blocks = (plane + kBlockPixels - 1) / kBlockPixels;
+#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
   for (int64_t task = 0; task < shapes[0][0] * blocks; ++task) {
-    const int64_t first = task % blocks * kPixels, at = task / blocks * channels * plane + first;
-    const Pixels pixels{channels, plane, static_cast<int>(std::min<int64_t>(kPixels, plane - first))};
-    Vec mean[4], inverse[4], v[4];
-    pixels.moments(x + at, eps, mean, inverse);
+    const int64_t first = task % blocks * kBlockPixels, at = task / blocks * channels * plane + first;
+    const PixelBlock block{channels, plane, static_cast<int>(std::min<int64_t>(kBlockPixels, plane - first))};
+    Vec mean[4], inv_std[4], v[4];
+    block.moments(x + at, eps, mean, inv_std);
     for (int64_t c = 0; c < channels; ++c) {
-      pixels.read(x + at, c, v);
-      for (int i = 0; i < 4; ++i) v[i] = (v[i] - mean[i]) * inverse[i] * gamma[c] + beta[c];
-      pixels.write(y + at, c, v);
+      block.read(x + at, c, v);
+      for (int i = 0; i < 4; ++i) v[i] = (v[i] - mean[i]) * inv_std[i] * gamma[c] + beta[c];
+      block.write(y + at, c, v);
     }
   }
   return 0;
@@ -72,36 +73,36 @@ MINDSKA_OPERATOR(mindska_layer_norm_grad,
   float *dbeta = static_cast<float *>(params[6]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3];
   std::vector<float> sums(batch * channels * 2);  // of each image: for gamma, and for beta
-#pragma omp parallel for schedule(static) if (size_of(shapes[0], 4) > kAlone)
+#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
   for (int64_t image = 0; image < batch; ++image) {
-    std::vector<Vec> own(channels * 2);
-    for (int64_t first = 0; first < plane; first += kPixels) {
+    std::vector<Vec> partial(channels * 2);
+    for (int64_t first = 0; first < plane; first += kBlockPixels) {
       const int64_t at = image * channels * plane + first;
-      const Pixels pixels{channels, plane, static_cast<int>(std::min<int64_t>(kPixels, plane - first))};
-      Vec mean[4], inverse[4], v[4], d[4], total[4] = {}, product[4] = {};
-      pixels.moments(x + at, eps, mean, inverse);
+      const PixelBlock block{channels, plane, static_cast<int>(std::min<int64_t>(kBlockPixels, plane - first))};
+      Vec mean[4], inv_std[4], v[4], d[4], total[4] = {}, product[4] = {};
+      block.moments(x + at, eps, mean, inv_std);
       for (int64_t c = 0; c < channels; ++c) {
-        pixels.read(x + at, c, v);
-        pixels.read(dy + at, c, d);
+        block.read(x + at, c, v);
+        block.read(dy + at, c, d);
         for (int i = 0; i < 4; ++i) {
-          const Vec normal = (v[i] - mean[i]) * inverse[i];
-          own[2 * c] += d[i] * normal;
-          own[2 * c + 1] += d[i];
+          const Vec normalized = (v[i] - mean[i]) * inv_std[i];
+          partial[2 * c] += d[i] * normalized;
+          partial[2 * c + 1] += d[i];
           total[i] += d[i] * gamma[c];
-          product[i] += d[i] * gamma[c] * normal;
+          product[i] += d[i] * gamma[c] * normalized;
         }
       }
       for (int64_t c = 0; c < channels; ++c) {
-        pixels.read(x + at, c, v);
-        pixels.read(dy + at, c, d);
+        block.read(x + at, c, v);
+        block.read(dy + at, c, d);
         for (int i = 0; i < 4; ++i) {
-          const Vec normal = (v[i] - mean[i]) * inverse[i];
-          v[i] = (d[i] * gamma[c] - (total[i] + normal * product[i]) / static_cast<float>(channels)) * inverse[i];
+          const Vec normalized = (v[i] - mean[i]) * inv_std[i];
+          v[i] = (d[i] * gamma[c] - (total[i] + normalized * product[i]) / static_cast<float>(channels)) * inv_std[i];
         }
-        pixels.write(dx + at, c, v);
+        block.write(dx + at, c, v);
       }
     }
-    for (int64_t i = 0; i < channels * 2; ++i) sums[image * channels * 2 + i] = sum(own[i]);
+    for (int64_t i = 0; i < channels * 2; ++i) sums[image * channels * 2 + i] = sum(partial[i]);
   }
   for (int64_t c = 0; c < channels; ++c) {
     dgamma[c] = dbeta[c] = 0;

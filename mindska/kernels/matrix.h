@@ -1,38 +1,40 @@
-// Products of matrices whose columns are the pixels of a batch of maps (B, C, H, W): what a 1x1 convolution is.
+// Products of matrices whose columns are the pixels of a batch of feature maps (B, C, H, W): what a 1x1 convolution is.
 //
-// `multiply` computes weights times maps. Some columns of the maps are copied side by side, so that the innermost loop
-// reads memory in order; that loop keeps a block of the result in registers. `multiply_turned` computes the products of
-// two maps summed over the pixels: the weights' gradient. The order of its sums depends on the shapes alone.
+// As in BLAS libraries both sides are packed: copied so that the innermost loop reads memory in order. That loop keeps a
+// block of the result in registers. `multiply` computes A * B, a weight times feature maps, and passes each vector of the
+// result to an epilogue. `multiply_transposed` computes A * B^T of two feature maps, sums over the pixels: the gradient of
+// the weight. The order of its sums depends on the shapes alone.
 //
-// A Source of columns is `Maps`, or what has the same members: strided.cc has another.
+// B is `FeatureMaps`, or what has the same members: strided.cc has another.
 #pragma once
 
 #include "simd.h"
+#include "workspace.h"
 
 namespace mindska {
 
-// The block of a result that fits into the registers: rows times vectors, and rows times columns of dot products.
+// Block sizes, chosen on two cores of an x86-64 with AVX-512.
 #ifdef __AVX512F__
-constexpr int kRows = 8, kVectors = 3, kDots = 5;
-#else
-constexpr int kRows = 6, kVectors = 1, kDots = 2;
+constexpr int kBlockRows = 8, kBlockVectors = 3;  // rows and vectors of a result's block in registers (BLIS: MR, NR)
+constexpr int kDotBlock = 5;                      // rows and columns of a block of dot products in registers
+#else  // a vector takes several registers
+constexpr int kBlockRows = 6, kBlockVectors = 1;
+constexpr int kDotBlock = 2;
 #endif
-constexpr int kColumns = kVectors * kLanes;
-constexpr int kPanels = 4;          // copied at once, kColumns each
-constexpr int kTile = kPanels * kColumns;
-constexpr int64_t kSum = 64;        // products that are summed before the sum is added to others
-constexpr int64_t kChunk = 1024;    // pixels that dot products take at once,
-constexpr int64_t kTogether = 80;   // and the rows of either map that stay in the cache meanwhile
+constexpr int kPanelColumns = kBlockVectors * kLanes;      // columns of a panel of packed B: as wide as a block
+constexpr int kTilePanels = 4;                             // panels of a tile: what a thread packs at once
+constexpr int kTileColumns = kTilePanels * kPanelColumns;  // columns of a tile
+constexpr int64_t kSumBlock = 64;     // products that are summed before the sum is added to others, which is more exact
+constexpr int64_t kDotPixels = 1024;  // pixels, and
+constexpr int64_t kDotRows = 80;      // rows of either side, of a chunk of dot products: it stays in the cache
 
-enum Purpose { kWeights, kMoreWeights, kEvenMoreWeights, kCopies, kLefts, kRights, kTotals, kBefore, kAfter, kSlopes };
-
-// Part of the channels of maps (B, C, H, W).
-struct Maps {
+// Part of the channels of feature maps (B, C, H, W).
+struct FeatureMaps {
   float *data;
   int64_t batch, channels, pixels;
 
-  Maps(const void *data, const int64_t *shape, int64_t channels_before = 0)
-      : data(const_cast<float *>(static_cast<const float *>(data)) + channels_before * shape[2] * shape[3]),
+  FeatureMaps(const void *data, const int64_t *shape, int64_t first_channel = 0)
+      : data(const_cast<float *>(static_cast<const float *>(data)) + first_channel * shape[2] * shape[3]),
         batch(shape[0]), channels(shape[1]), pixels(shape[2] * shape[3]) {}
 
   int64_t columns() const { return batch * pixels; }
@@ -41,67 +43,77 @@ struct Maps {
   int64_t target(int64_t pixel) const { return pixel; }  // where a result belongs in its map; -1: nowhere
 };
 
-// Weights (rows, depth), copied in blocks of kRows rows.
-class Weights {
+// A matrix (rows, depth) in blocks of kBlockRows rows, each block column by column; the last block is filled up with
+// zeros. The values belong to a PackedMatrix.
+struct PackedView {
+  int64_t rows, depth;
+  const float *values;
+
+  const float *block(int64_t row) const { return values + row * depth; }  // `row`: the first of a block
+
+  // `count` rows, of which `first` is the first of a block.
+  PackedView part(int64_t first, int64_t count) const { return {count, depth, block(first)}; }
+
+  // Whether a product with so many columns is done sooner by several threads.
+  bool worth_threads(int64_t columns) const {
+    return rows * std::max<int64_t>(depth, kLanes) * columns > kMinParallelWork * kLanes;
+  }
+
+  static int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows * kBlockRows; }
+};
+
+class PackedMatrix : public PackedView {
  public:
-  // element(row, depth) are the values.
+  // Packs the values element(row, column). The slot is in use until the matrix is gone.
   template <typename Element>
-  Weights(int64_t rows, int64_t depth, Element element, Purpose purpose = kWeights)
-      : rows(rows), depth(depth), values_(scratch(purpose, padded(rows) * depth)) {
-#pragma omp parallel for schedule(static) if (rows * depth > kAlone)
-    for (int64_t block = 0; block < rows; block += kRows) {
-      float *to = values_ + block * depth;
+  PackedMatrix(int64_t rows, int64_t depth, Element element, Slot slot = Slot::kPackedWeight)
+      : PackedMatrix(Workspace(slot, padded_rows(rows) * depth), rows, depth) {
+    float *packed = workspace_.data();
+#pragma omp parallel for schedule(static) if (rows * depth > kMinParallelWork)
+    for (int64_t block = 0; block < rows; block += kBlockRows) {
+      float *to = packed + block * depth;
       for (int64_t k = 0; k < depth; ++k) {
-        for (int64_t i = 0; i < kRows; ++i) *to++ = block + i < rows ? element(block + i, k) : 0;
+        for (int64_t i = 0; i < kBlockRows; ++i) *to++ = block + i < rows ? element(block + i, k) : 0;
       }
     }
   }
 
-  const float *block(int64_t row) const { return values_ + row * depth; }
-
-  // Some of the rows; `first` is the first of a block.
-  Weights part(int64_t first, int64_t rows) const { return Weights(rows, depth, values_ + first * depth); }
-
-  // Whether a product with so many columns is worth waking other threads for.
-  bool worth(int64_t columns) const { return rows * std::max<int64_t>(depth, kLanes) * columns > kAlone * kLanes; }
-
-  static int64_t padded(int64_t rows) { return (rows + kRows - 1) / kRows * kRows; }
-
-  const int64_t rows, depth;
-
  private:
-  Weights(int64_t rows, int64_t depth, float *values) : rows(rows), depth(depth), values_(values) {}
+  PackedMatrix(Workspace workspace, int64_t rows, int64_t depth)
+      : PackedView{rows, depth, workspace.data()}, workspace_(std::move(workspace)) {}
 
-  float *values_;
+  Workspace workspace_;
 };
 
-// Some columns of a source, in the order of images and pixels.
+// Some columns of B, in the order of images and pixels.
 class Columns {
  public:
-  template <typename Source>
-  Columns(const Source &source, int64_t first, int64_t count) : count(count) {
-    int64_t image = first / source.pixels, pixel = first % source.pixels;
+  template <typename Matrix>
+  Columns(const Matrix &b, int64_t first, int64_t count) : count(count) {
+    int64_t image = first / b.pixels, pixel = first % b.pixels;
     for (int64_t i = 0; i < count; ++i) {
       image_[i] = image;
       pixel_[i] = pixel;
-      target_[i] = source.target(pixel);
-      if (++pixel == source.pixels) pixel = 0, ++image;
+      target_[i] = b.target(pixel);
+      if (++pixel == b.pixels) pixel = 0, ++image;
     }
     for (int v = 0; v < vectors(); ++v) {
       const int64_t begin = v * kLanes, last = begin + kLanes - 1;
-      whole_[v] = last < count && image_[last] == image_[begin];
-      whole_target_[v] = whole_[v] && target_[begin] >= 0;
-      for (int64_t i = begin; whole_target_[v] && i < last; ++i) whole_target_[v] = target_[i + 1] == target_[i] + 1;
+      contiguous_[v] = last < count && image_[last] == image_[begin];
+      contiguous_target_[v] = contiguous_[v] && target_[begin] >= 0;
+      for (int64_t i = begin; contiguous_target_[v] && i < last; ++i) {
+        contiguous_target_[v] = target_[i + 1] == target_[i] + 1;
+      }
     }
   }
 
   int vectors() const { return static_cast<int>((count + kLanes - 1) / kLanes); }
 
-  // What other maps hold where a vector of results belongs.
-  Vec load_vector(const Maps &maps, int64_t channel, int vector) const {
+  // The values of other feature maps at the places of a vector of the result.
+  Vec load_vector(const FeatureMaps &maps, int64_t channel, int vector) const {
     const float *from = maps.row(channel);
     const int64_t begin = vector * kLanes;
-    if (whole_target_[vector]) return load(from + image_[begin] * maps.step() + target_[begin]);
+    if (contiguous_target_[vector]) return load(from + image_[begin] * maps.step() + target_[begin]);
     Vec v = {};
     for (int64_t i = begin; i < std::min<int64_t>(count, begin + kLanes); ++i) {
       if (target_[i] >= 0) v[i - begin] = from[image_[i] * maps.step() + target_[i]];
@@ -109,29 +121,29 @@ class Columns {
     return v;
   }
 
-  void store_vector(const Maps &maps, int64_t channel, int vector, Vec v) const {
+  void store_vector(const FeatureMaps &maps, int64_t channel, int vector, Vec v) const {
     float *to = maps.row(channel);
     const int64_t begin = vector * kLanes;
-    if (whole_target_[vector]) return store(to + image_[begin] * maps.step() + target_[begin], v);
+    if (contiguous_target_[vector]) return store(to + image_[begin] * maps.step() + target_[begin], v);
     for (int64_t i = begin; i < std::min<int64_t>(count, begin + kLanes); ++i) {
       if (target_[i] >= 0) to[image_[i] * maps.step() + target_[i]] = v[i - begin];
     }
   }
 
-  // Copies rows [0, depth) of N vectors from `vector` on side by side.
-  template <int N, typename Source>
-  void copy(const Source &source, int64_t depth, int vector, float *to) const {
+  // Packs rows [0, depth) of N vectors from `vector` on: a panel.
+  template <int N, typename Matrix>
+  void pack(const Matrix &b, int64_t depth, int vector, float *to) const {
     const int64_t begin = vector * kLanes;
-    if (std::all_of(whole_ + vector, whole_ + vector + N, [](bool whole) { return whole; })) {
+    if (std::all_of(contiguous_ + vector, contiguous_ + vector + N, [](bool contiguous) { return contiguous; })) {
       int64_t from[N];
-      for (int j = 0; j < N; ++j) from[j] = offset(source, begin + j * kLanes);
+      for (int j = 0; j < N; ++j) from[j] = offset(b, begin + j * kLanes);
       for (int64_t k = 0; k < depth; ++k, to += N * kLanes) {
-        for (int j = 0; j < N; ++j) store(to + j * kLanes, load(source.row(k) + from[j]));
+        for (int j = 0; j < N; ++j) store(to + j * kLanes, load(b.row(k) + from[j]));
       }
     } else {
       for (int64_t k = 0; k < depth; ++k, to += N * kLanes) {
         for (int64_t i = 0; i < N * kLanes; ++i) {
-          to[i] = begin + i < count ? source.row(k)[offset(source, begin + i)] : 0;
+          to[i] = begin + i < count ? b.row(k)[offset(b, begin + i)] : 0;
         }
       }
     }
@@ -140,119 +152,117 @@ class Columns {
   const int64_t count;
 
  private:
-  template <typename Source>
-  int64_t offset(const Source &source, int64_t column) const {
-    return image_[column] * source.step() + pixel_[column];
+  template <typename Matrix>
+  int64_t offset(const Matrix &b, int64_t column) const {
+    return image_[column] * b.step() + pixel_[column];
   }
 
-  int64_t image_[kTile], pixel_[kTile], target_[kTile];
-  bool whole_[kTile / kLanes];         // whether a vector's columns lie side by side,
-  bool whole_target_[kTile / kLanes];  // and where its results belong as well
+  int64_t image_[kTileColumns], pixel_[kTileColumns], target_[kTileColumns];
+  bool contiguous_[kTileColumns / kLanes];         // whether a vector's columns lie side by side in B,
+  bool contiguous_target_[kTileColumns / kLanes];  // and in the result
 };
 
-// Adds `depth` products to a block of kRows x N vectors. `stride`: from one row of `right` to the next.
+// Adds `depth` products to a block of kBlockRows x N vectors. `stride`: from one row of `right` to the next.
 template <int N>
 static inline void add_products(int64_t depth, const float *left, const float *right, int64_t stride,
-                                Vec (&sums)[kRows][N]) {
-  for (int64_t k = 0; k < depth; ++k, left += kRows, right += stride) {
+                                Vec (&sums)[kBlockRows][N]) {
+  for (int64_t k = 0; k < depth; ++k, left += kBlockRows, right += stride) {
     Vec values[N];
     for (int j = 0; j < N; ++j) values[j] = load(right + j * kLanes);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const Vec weight = splat(left[i]);
-      for (int j = 0; j < N; ++j) sums[i][j] += weight * values[j];
+    for (int i = 0; i < kBlockRows; ++i) {
+      const Vec factor = splat(left[i]);
+      for (int j = 0; j < N; ++j) sums[i][j] += factor * values[j];
     }
   }
 }
 
-// A block of kRows x N vectors of a product; finish(row, vector, value) takes the result. Long sums are made of shorter
-// ones: that is more exact.
-template <int N, typename Finish>
-static inline void block(int64_t depth, const float *left, const float *right, int64_t stride, Finish finish) {
-  Vec total[kRows][N] = {};
-  for (int64_t k = 0; k < depth; k += kSum) {
-    Vec sums[kRows][N] = {};
-    add_products(std::min(kSum, depth - k), left + k * kRows, right + k * stride, stride, sums);
-    for (int i = 0; i < kRows; ++i) {
+// A block of kBlockRows x N vectors of a product; epilogue(row, vector, value) takes each vector of it.
+template <int N, typename Epilogue>
+static inline void multiply_block(int64_t depth, const float *left, const float *right, int64_t stride,
+                                  Epilogue epilogue) {
+  Vec total[kBlockRows][N] = {};
+  for (int64_t k = 0; k < depth; k += kSumBlock) {
+    Vec sums[kBlockRows][N] = {};
+    add_products(std::min(kSumBlock, depth - k), left + k * kBlockRows, right + k * stride, stride, sums);
+    for (int i = 0; i < kBlockRows; ++i) {
       for (int j = 0; j < N; ++j) total[i][j] += sums[i][j];
     }
   }
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < N; ++j) finish(i, j, total[i][j]);
+  for (int i = 0; i < kBlockRows; ++i) {
+    for (int j = 0; j < N; ++j) epilogue(i, j, total[i][j]);
   }
 }
 
-// The blocks of a row of them, for some vectors of the right side.
-template <typename Finish>
-static inline void blocks(int64_t depth, const float *left, const float *right, int vectors, Finish finish) {
+// The same for a panel of `vectors` vectors.
+template <typename Epilogue>
+static inline void multiply_panel(int64_t depth, const float *left, const float *panel, int vectors, Epilogue epilogue) {
   switch (vectors) {
-    case 1: return block<1>(depth, left, right, kLanes, finish);
-    case 2: return block<2>(depth, left, right, 2 * kLanes, finish);
-    default: return block<kVectors>(depth, left, right, kColumns, finish);
+    case 1: return multiply_block<1>(depth, left, panel, kLanes, epilogue);
+    case 2: return multiply_block<2>(depth, left, panel, 2 * kLanes, epilogue);
+    default: return multiply_block<kBlockVectors>(depth, left, panel, kPanelColumns, epilogue);
   }
 }
 
-// Weights times `maps`. finish(columns, row, vector, value) takes a vector of the product. To be called from within
-// a parallel region; a thread goes on without waiting for the others.
-template <typename Source, typename Finish>
-static void multiply(const Weights &weights, const Source &maps, Finish finish) {
-  float *buffer = scratch(kCopies, weights.depth * kTile);
-  const int64_t panels = (maps.columns() + kColumns - 1) / kColumns;
-  const int64_t workers = threads();
-  const int64_t tiles = std::min(panels, ((panels + kPanels - 1) / kPanels + workers - 1) / workers * workers);
+// A * B; epilogue(columns, row, vector, value) takes each vector of the product. To be called from within a parallel
+// region; a thread goes on without waiting for the others.
+template <typename Matrix, typename Epilogue>
+static void multiply(const PackedView &a, const Matrix &b, Epilogue epilogue) {
+  const Workspace packed(Slot::kPackedColumns, a.depth * kTileColumns);
+  const int64_t panels = (b.columns() + kPanelColumns - 1) / kPanelColumns;
+  const int64_t workers = max_threads();
+  const int64_t tiles = std::min(panels, ((panels + kTilePanels - 1) / kTilePanels + workers - 1) / workers * workers);
 #pragma omp for schedule(static) nowait
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = tile * panels / tiles * kColumns;
-    const int64_t end = std::min(maps.columns(), (tile + 1) * panels / tiles * kColumns);
-    const Columns columns(maps, first, end - first);
+    const int64_t first = tile * panels / tiles * kPanelColumns;
+    const int64_t end = std::min(b.columns(), (tile + 1) * panels / tiles * kPanelColumns);
+    const Columns columns(b, first, end - first);
     const int vectors = columns.vectors();
-    for (int v = 0; v < vectors; v += kVectors) {
-      float *to = buffer + v * kLanes * weights.depth;
-      switch (std::min(kVectors, vectors - v)) {
-        case 1: columns.copy<1>(maps, weights.depth, v, to); break;
-        case 2: columns.copy<2>(maps, weights.depth, v, to); break;
-        default: columns.copy<kVectors>(maps, weights.depth, v, to);
+    for (int v = 0; v < vectors; v += kBlockVectors) {
+      float *panel = packed.data() + v * kLanes * a.depth;
+      switch (std::min(kBlockVectors, vectors - v)) {
+        case 1: columns.pack<1>(b, a.depth, v, panel); break;
+        case 2: columns.pack<2>(b, a.depth, v, panel); break;
+        default: columns.pack<kBlockVectors>(b, a.depth, v, panel);
       }
     }
-    for (int64_t row = 0; row < weights.rows; row += kRows) {
-      for (int v = 0; v < vectors; v += kVectors) {
-        const float *from = buffer + v * kLanes * weights.depth;
-        const auto take = [&](int i, int j, Vec value) {
-          if (row + i < weights.rows) finish(columns, row + i, v + j, value);
+    for (int64_t row = 0; row < a.rows; row += kBlockRows) {
+      for (int v = 0; v < vectors; v += kBlockVectors) {
+        const float *panel = packed.data() + v * kLanes * a.depth;
+        const auto block_epilogue = [&](int i, int j, Vec value) {
+          if (row + i < a.rows) epilogue(columns, row + i, v + j, value);
         };
-        blocks(weights.depth, weights.block(row), from, std::min(kVectors, vectors - v), take);
+        multiply_panel(a.depth, a.block(row), panel, std::min(kBlockVectors, vectors - v), block_epilogue);
       }
     }
   }
 }
 
-// Rows of floats at a distance, aligned and readable in whole vectors.
-struct Strided {
+// Rows of floats, `stride` floats apart, aligned and readable in whole vectors.
+struct RowView {
   const float *data;
   int64_t stride;
 
   const float *row(int64_t i) const { return data + i * stride; }
 };
 
-// The rows of some maps, a chunk of pixels of each: copied side by side, filled up with zeros to whole vectors.
-class Rows {
+// A chunk of pixels of some channels: packed rows, filled up with zeros to whole vectors.
+class PackedRows {
  public:
-  explicit Rows(int purpose) : values_(scratch(purpose, kTogether * kStride)) {}
+  explicit PackedRows(Slot slot) : workspace_(slot, kDotRows * kStride) {}
 
-  const float *row(int64_t i) const { return values_ + i * kStride; }
+  RowView view() const { return {workspace_.data(), kStride}; }
 
-  Strided all() const { return {values_, kStride}; }
-
-  // Copies channels [first, last) of the pixels [from, from + count) of all images, these side by side as well.
-  template <typename Source>
-  void copy(const Source &maps, int64_t first, int64_t last, int64_t from, int64_t count) {
+  // Packs channels [first, last) of the columns [from, from + count).
+  template <typename Matrix>
+  void pack(const Matrix &matrix, int64_t first, int64_t last, int64_t from, int64_t count) {
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     for (int64_t channel = first; channel < last; ++channel) {
-      float *to = values_ + (channel - first) * kStride;
-      int64_t image = from / maps.pixels, pixel = from % maps.pixels;
+      float *to = workspace_.data() + (channel - first) * kStride;
+      int64_t image = from / matrix.pixels, pixel = from % matrix.pixels;
       for (int64_t done = 0; done < count; ++image, pixel = 0) {
-        const int64_t part = std::min(count - done, maps.pixels - pixel);
-        std::memcpy(to + done, maps.row(channel) + image * maps.step() + pixel, part * sizeof(float));
+        const int64_t part = std::min(count - done, matrix.pixels - pixel);
+        std::memcpy(to + done, matrix.row(channel) + image * matrix.step() + pixel, part * sizeof(float));
         done += part;
       }
       std::fill(to + count, to + padded, 0.0f);
@@ -260,65 +270,68 @@ class Rows {
   }
 
  private:
-  static constexpr int64_t kStride = kChunk + kLanes;  // no power of two: rows would contend for the cache's places
-  float *values_;
+  static constexpr int64_t kStride = kDotPixels + kLanes;  // no power of two: rows would share few sets of the cache
+  Workspace workspace_;
 };
 
-// Adds to sums[i * stride + j] the dot products of rows `left` + i and `right` + j, up to kDots of each. rows, columns: how
-// many there are. What lies beyond `count` in the last vector counts as well: it must be 0 on one side.
-static inline void dots(const Strided &lefts, int64_t left, int64_t rows, const Strided &rights, int64_t right,
-                        int64_t columns, int64_t count, float *sums, int64_t stride) {
-  Vec total[kDots][kDots] = {};
-  const float *a[kDots], *b[kDots];
-  for (int i = 0; i < kDots; ++i) {  // beyond the last row: that one again, whose result is left out
+// Adds to sums[i * stride + j] the dot products of rows i of `lefts` and j of `rights`: up to kDotBlock of each, from
+// `left` and `right` on; `rows` and `columns`: how many there are. What lies beyond `count` in the last vector counts as
+// well: it must be 0 on one side.
+static inline void add_dot_block(const RowView &lefts, int64_t left, int64_t rows, const RowView &rights, int64_t right,
+                                 int64_t columns, int64_t count, float *sums, int64_t stride) {
+  Vec total[kDotBlock][kDotBlock] = {};
+  const float *a[kDotBlock], *b[kDotBlock];
+  for (int i = 0; i < kDotBlock; ++i) {  // beyond the last row: that one again, whose result is left out
     a[i] = lefts.row(std::min(left + i, rows - 1));
     b[i] = rights.row(std::min(right + i, columns - 1));
   }
   for (int64_t p = 0; p < count; p += kLanes) {
-    Vec values[kDots];
-    for (int j = 0; j < kDots; ++j) values[j] = load(b[j] + p);
+    Vec values[kDotBlock];
+    for (int j = 0; j < kDotBlock; ++j) values[j] = load(b[j] + p);
 #pragma GCC unroll 8
-    for (int i = 0; i < kDots; ++i) {
+    for (int i = 0; i < kDotBlock; ++i) {
       const Vec value = load(a[i] + p);
-      for (int j = 0; j < kDots; ++j) total[i][j] += value * values[j];
+      for (int j = 0; j < kDotBlock; ++j) total[i][j] += value * values[j];
     }
   }
-  for (int i = 0; i < std::min<int64_t>(kDots, rows - left); ++i) {
-    for (int j = 0; j < std::min<int64_t>(kDots, columns - right); ++j) {
+  for (int i = 0; i < std::min<int64_t>(kDotBlock, rows - left); ++i) {
+    for (int j = 0; j < std::min<int64_t>(kDotBlock, columns - right); ++j) {
       sums[(left + i) * stride + right + j] += sum(total[i][j]);
     }
   }
 }
 
-// The same for all rows.
-static inline void all_dots(const Strided &lefts, int64_t rows, const Strided &rights, int64_t columns, int64_t count,
-                            float *sums, int64_t stride) {
-  for (int64_t j = 0; j < columns; j += kDots) {
-    for (int64_t i = 0; i < rows; i += kDots) dots(lefts, i, rows, rights, j, columns, count, sums, stride);
+// sums += lefts * rights^T, `count` products a sum.
+static inline void add_dot_products(const RowView &lefts, int64_t rows, const RowView &rights, int64_t columns,
+                                    int64_t count, float *sums, int64_t stride) {
+  for (int64_t j = 0; j < columns; j += kDotBlock) {
+    for (int64_t i = 0; i < rows; i += kDotBlock) add_dot_block(lefts, i, rows, rights, j, columns, count, sums, stride);
   }
 }
 
-// product[i][j]: the dot product over all pixels of `rows` channels i of `left` and `columns` channels j of `right`;
-// totals[i]: the sum of channel i of `left`. To be called from within a parallel region.
-template <typename Source>
-static void multiply_turned(const Maps &left, int64_t rows, const Source &right, int64_t columns, float *product,
-                            float *totals) {
-  const int64_t above = (rows + kTogether - 1) / kTogether, workers = threads();
-  int64_t beside = (columns + kTogether - 1) / kTogether;
-  while (above * beside % workers && beside < columns) ++beside;
-  Rows lefts(kLefts), rights(kRights);
+// A * B^T (BLAS: the second matrix transposed), sums over all pixels: product[i * columns + j] for `rows` channels i of A
+// and `columns` channels j of B; totals[i]: the sum of channel i of A. To be called from within a parallel region.
+template <typename Matrix>
+static void multiply_transposed(const FeatureMaps &a, int64_t rows, const Matrix &b, int64_t columns, float *product,
+                                float *totals) {
+  const int64_t row_parts = (rows + kDotRows - 1) / kDotRows, workers = max_threads();
+  int64_t column_parts = (columns + kDotRows - 1) / kDotRows;
+  while (row_parts * column_parts % workers && column_parts < columns) ++column_parts;
+  PackedRows lefts(Slot::kPackedLeftRows), rights(Slot::kPackedRightRows);
 #pragma omp for schedule(static) nowait
-  for (int64_t task = 0; task < above * beside; ++task) {
-    const int64_t first = task / beside * rows / above, last = (task / beside + 1) * rows / above;
-    const int64_t from = task % beside * columns / beside, to = (task % beside + 1) * columns / beside;
+  for (int64_t task = 0; task < row_parts * column_parts; ++task) {
+    const int64_t row_part = task / column_parts, column_part = task % column_parts;
+    const int64_t first = row_part * rows / row_parts, last = (row_part + 1) * rows / row_parts;
+    const int64_t from = column_part * columns / column_parts, to = (column_part + 1) * columns / column_parts;
     for (int64_t i = first; i < last; ++i) std::fill(product + i * columns + from, product + i * columns + to, 0.0f);
     if (from == 0) std::fill(totals + first, totals + last, 0.0f);
-    for (int64_t pixel = 0; pixel < left.columns(); pixel += kChunk) {
-      const int64_t count = std::min(kChunk, left.columns() - pixel);
-      lefts.copy(left, first, last, pixel, count);
-      rights.copy(right, from, to, pixel, count);
-      all_dots(lefts.all(), last - first, rights.all(), to - from, count, product + first * columns + from, columns);
-      for (int64_t i = first; from == 0 && i < last; ++i) totals[i] += sum_of(lefts.row(i - first), count);
+    for (int64_t pixel = 0; pixel < a.columns(); pixel += kDotPixels) {
+      const int64_t count = std::min(kDotPixels, a.columns() - pixel);
+      lefts.pack(a, first, last, pixel, count);
+      rights.pack(b, from, to, pixel, count);
+      add_dot_products(lefts.view(), last - first, rights.view(), to - from, count, product + first * columns + from,
+                       columns);
+      for (int64_t i = first; from == 0 && i < last; ++i) totals[i] += sum_of(lefts.view().row(i - first), count);
     }
   }
 }

@@ -1,7 +1,7 @@
 // The max-relative graph aggregation in one pass: distances, the nearest nodes, and the maximum over them.
 //
-// Features stay in the layout of the maps, (C, N), and sixteen queries go through everything together, one a lane: the
-// matrix product of a tile of queries with all keys, whose results are ranked at once and never written out, and the
+// Features stay in the layout of feature maps, (C, N), and sixteen queries go through everything together, one a lane: the
+// matrix product of a block of queries with all keys, whose results are ranked at once and never written out, and the
 // maximum over the chosen keys. A query's closeness to a key is 2 x.y - |y|^2 - position, of L2-normalised features; the
 // higher, the nearer.
 #include "simd.h"
@@ -9,18 +9,18 @@
 namespace mindska {
 
 #ifdef __AVX512F__
-constexpr int kKeys = 12;  // keys whose products with a tile of queries stay in registers
+constexpr int kBlockKeys = 12;  // keys whose products with a block of queries stay in registers
 #else
-constexpr int kKeys = 4;
+constexpr int kBlockKeys = 4;
 #endif
-constexpr int kNodes = kLanes;  // queries
-constexpr int kQueries = 4 * kNodes;  // queries whose maps are read and written together
-constexpr float kSmallest = 1e-12f;
+constexpr int kBlockQueries = kLanes;             // queries, one a lane
+constexpr int kTileQueries = 4 * kBlockQueries;  // queries that are read and written together: whole lines of the cache
+constexpr float kMinLength = 1e-12f;              // of a vector that is normalized, as in PyTorch
 
-static inline int64_t rounded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Multiplies every column of (C, N) by 1 / max(its length, 1e-12), times `factor`; returns the squared lengths after it.
-static void normalise(const float *from, int64_t channels, int64_t count, int64_t from_stride, float *to,
+static void normalize(const float *from, int64_t channels, int64_t count, int64_t from_stride, float *to,
                       int64_t to_stride, float factor, float *squares) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - i));
@@ -31,7 +31,7 @@ static void normalise(const float *from, int64_t channels, int64_t count, int64_
     }
     Vec length;
     for (int lane = 0; lane < kLanes; ++lane) length[lane] = std::sqrt(total[lane]);
-    length = length < splat(kSmallest) ? splat(kSmallest) : length;
+    length = length < splat(kMinLength) ? splat(kMinLength) : length;
     Vec square = {};
     for (int64_t c = 0; c < channels; ++c) {
       const Vec v = load_some(from + c * from_stride + i, lanes) / length;
@@ -71,19 +71,20 @@ struct Ranking {
   }
 };
 
-// Ranks all keys by their closeness to kNodes queries: x (C, kNodes), y (C, stride), offset (stride,), and the position map
-// (M, N), of which the tile's columns begin at `position`.
-static void rank(const float *x, const float *y, const float *offset, const float *position, int64_t position_stride,
-                 int64_t channels, int64_t keys, int64_t stride, int lanes, Ranking *ranking) {
+// Ranks all keys by their closeness to a block of queries: x (C, kBlockQueries), y (C, stride), offset (stride,), and the
+// position map (M, N), of which the block's columns begin at `position`.
+static void rank_keys(const float *x, const float *y, const float *offset, const float *position,
+                      int64_t position_stride, int64_t channels, int64_t keys, int64_t stride, int lanes,
+                      Ranking *ranking) {
   ranking->clear();
-  for (int64_t m = 0; m < keys; m += kKeys) {
-    Vec sums[kKeys] = {};
+  for (int64_t m = 0; m < keys; m += kBlockKeys) {
+    Vec sums[kBlockKeys] = {};
     for (int64_t c = 0; c < channels; ++c) {
-      const Vec query = load(x + c * kNodes);
+      const Vec query = load(x + c * kBlockQueries);
       const float *key = y + c * stride + m;
-      for (int i = 0; i < kKeys; ++i) sums[i] += query * key[i];
+      for (int i = 0; i < kBlockKeys; ++i) sums[i] += query * key[i];
     }
-    for (int i = 0; i < kKeys && m + i < keys; ++i) {
+    for (int i = 0; i < kBlockKeys && m + i < keys; ++i) {
       const Vec place = load_some(position + (m + i) * position_stride, lanes);
       ranking->add(sums[i] - (place + offset[m + i]), static_cast<int32_t>(m + i));
     }
@@ -102,9 +103,9 @@ struct Sizes {
   int64_t batch, channels, queries, keys, neighbours, step, stride, width;
 
   Sizes(const int64_t *x, int xdim, const int64_t *y, int ydim, const int32_t *options)
-      : batch(x[0]), channels(x[1]), queries(size_of(x + 2, xdim - 2)), keys(size_of(y + 2, ydim - 2)),
+      : batch(x[0]), channels(x[1]), queries(element_count(x + 2, xdim - 2)), keys(element_count(y + 2, ydim - 2)),
         neighbours(options[0]), step(std::min<int64_t>(options[1], keys / neighbours)),
-        stride(rounded(keys, kLanes) + kKeys), width(rounded(channels, kLanes)) {}
+        stride(round_up(keys, kLanes) + kBlockKeys), width(round_up(channels, kLanes)) {}
 };
 
 }  // namespace mindska
@@ -121,32 +122,33 @@ MINDSKA_OPERATOR(mindska_max_relative,
   float *z = static_cast<float *>(params[4]);
   int32_t *index = static_cast<int32_t *>(params[5]);
   const Sizes s(shapes[0], ndims[0], shapes[1], ndims[1], static_cast<int32_t *>(params[3]));
-  const int64_t blocks = (s.queries + kQueries - 1) / kQueries;
+  const int64_t blocks = (s.queries + kTileQueries - 1) / kTileQueries;
   std::vector<float> directions(s.batch * s.channels * s.stride), offsets(s.batch * s.stride);
   std::vector<float> rows(s.batch * s.keys * s.width);
 #pragma omp parallel
   {
-    std::vector<float> own(s.channels * kQueries), query(s.channels * kNodes), most(kQueries * s.width);
+    std::vector<float> features(s.channels * kTileQueries), query(s.channels * kBlockQueries);
+    std::vector<float> maxima(kTileQueries * s.width);
     Ranking ranking(s.neighbours * s.step);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < s.batch; ++b) {
       const float *keys = y + b * s.channels * s.keys;
-      normalise(keys, s.channels, s.keys, s.keys, directions.data() + b * s.channels * s.stride, s.stride, 1,
+      normalize(keys, s.channels, s.keys, s.keys, directions.data() + b * s.channels * s.stride, s.stride, 1,
                 offsets.data() + b * s.stride);
       transpose_keys(keys, s.channels, s.keys, s.width, rows.data() + b * s.keys * s.width);
     }
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < s.batch * blocks; ++block) {
-      const int64_t b = block / blocks, first = block % blocks * kQueries;
-      const int64_t count = std::min<int64_t>(kQueries, s.queries - first);
+      const int64_t b = block / blocks, first = block % blocks * kTileQueries;
+      const int64_t count = std::min<int64_t>(kTileQueries, s.queries - first);
       const float *from = x + b * s.channels * s.queries + first;
       for (int64_t c = 0; c < s.channels; ++c) {
-        std::memcpy(own.data() + c * kQueries, from + c * s.queries, count * sizeof(float));
+        std::memcpy(features.data() + c * kTileQueries, from + c * s.queries, count * sizeof(float));
       }
-      for (int64_t start = 0; start < count; start += kNodes) {
-        const int lanes = static_cast<int>(std::min<int64_t>(kNodes, count - start));
-        normalise(own.data() + start, s.channels, lanes, kQueries, query.data(), kNodes, 2, nullptr);
-        rank(query.data(), directions.data() + b * s.channels * s.stride, offsets.data() + b * s.stride,
+      for (int64_t start = 0; start < count; start += kBlockQueries) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kBlockQueries, count - start));
+        normalize(features.data() + start, s.channels, lanes, kTileQueries, query.data(), kBlockQueries, 2, nullptr);
+        rank_keys(query.data(), directions.data() + b * s.channels * s.stride, offsets.data() + b * s.stride,
              position + first + start, s.queries, s.channels, s.keys, s.stride, lanes, &ranking);
         for (int q = 0; q < lanes; ++q) {
           int32_t *chosen = index + (b * s.queries + first + start + q) * s.neighbours;
@@ -158,16 +160,16 @@ MINDSKA_OPERATOR(mindska_max_relative,
               const Vec other = load(key + chosen[j] * s.width);
               largest = largest >= other || largest != largest ? largest : other;  // NaN stays
             }
-            store(most.data() + (start + q) * s.width + c, largest);
+            store(maxima.data() + (start + q) * s.width + c, largest);
           }
         }
       }
       float *to = z + b * 2 * s.channels * s.queries + first;
       for (int64_t c = 0; c < s.channels; ++c) {
-        const float *same = own.data() + c * kQueries;
+        const float *x_tile = features.data() + c * kTileQueries;
         float *relative = to + (2 * c + 1) * s.queries;
-        std::memcpy(to + 2 * c * s.queries, same, count * sizeof(float));
-        for (int64_t q = 0; q < count; ++q) relative[q] = most[q * s.width + c] - same[q];
+        std::memcpy(to + 2 * c * s.queries, x_tile, count * sizeof(float));
+        for (int64_t q = 0; q < count; ++q) relative[q] = maxima[q * s.width + c] - x_tile[q];
       }
     }
   }
@@ -185,12 +187,12 @@ MINDSKA_OPERATOR(mindska_max_relative_grad,
   float *dx = static_cast<float *>(params[4]), *dy = static_cast<float *>(params[5]);
   const Sizes s(shapes[4], ndims[4], shapes[0], ndims[0], static_cast<int32_t *>(params[3]));
   const int64_t groups = s.width / kLanes;
-  const bool known = std::all_of(index, index + s.batch * s.queries * s.neighbours,
-                                 [&](int32_t i) { return i >= 0 && i < s.keys; });
-  if (!known) throw Refused("an index is not that of a node", kWrongValue);
+  const bool are_keys = std::all_of(index, index + s.batch * s.queries * s.neighbours,
+                                    [&](int32_t i) { return i >= 0 && i < s.keys; });
+  if (!are_keys) throw Refused("an index is not that of a node", kWrongValue);
 #pragma omp parallel
   {
-    std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kNodes * kLanes);
+    std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kBlockQueries * kLanes);
 #pragma omp for schedule(static)
     for (int64_t part = 0; part < s.batch * groups; ++part) {
       const int64_t b = part / groups, first = part % groups * kLanes;
@@ -198,8 +200,8 @@ MINDSKA_OPERATOR(mindska_max_relative_grad,
       transpose_keys(y + (b * s.channels + first) * s.keys, channels, s.keys, kLanes, rows.data());
       std::fill(gradient.begin(), gradient.end(), 0.0f);
       std::fill(block.begin(), block.end(), 0.0f);
-      for (int64_t start = 0; start < s.queries; start += kNodes) {
-        const int64_t count = std::min<int64_t>(kNodes, s.queries - start);
+      for (int64_t start = 0; start < s.queries; start += kBlockQueries) {
+        const int64_t count = std::min<int64_t>(kBlockQueries, s.queries - start);
         for (int64_t c = 0; c < channels; ++c) {
           const int64_t channel = b * s.channels + first + c;
           const float *same = dz + 2 * channel * s.queries + start, *relative = same + s.queries;
@@ -211,18 +213,18 @@ MINDSKA_OPERATOR(mindska_max_relative_grad,
         }
         for (int64_t q = 0; q < count; ++q) {
           const int32_t *chosen = index + (b * s.queries + start + q) * s.neighbours;
-          Vec most = load(rows.data() + chosen[0] * kLanes);
-          IntVec winner = {};
+          Vec largest = load(rows.data() + chosen[0] * kLanes);
+          IntVec argmax = {};
           for (int64_t j = 1; j < s.neighbours; ++j) {
             const Vec other = load(rows.data() + chosen[j] * kLanes);
-            const IntVec keep = most >= other || most != most;
-            most = keep ? most : other;
-            winner = keep ? winner : IntVec{} + static_cast<int32_t>(j);
+            const IntVec stays = largest >= other || largest != largest;  // NaN stays
+            largest = stays ? largest : other;
+            argmax = stays ? argmax : IntVec{} + static_cast<int32_t>(j);
           }
           const Vec d = load(block.data() + q * kLanes);
           for (int64_t j = 0; j < s.neighbours; ++j) {
             float *at = gradient.data() + chosen[j] * kLanes;
-            store(at, load(at) + (winner == static_cast<int32_t>(j) ? d : Vec{}));
+            store(at, load(at) + (argmax == static_cast<int32_t>(j) ? d : Vec{}));
           }
         }
       }

@@ -1,7 +1,11 @@
-"""The C++ operators as cells, each with its gradient."""
+"""The C++ operators as cells, each with its gradient.
+
+Sizes in docstrings: batch B, channels C (of the output O), height H, width W. Tensors are float32.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -9,13 +13,17 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from .build import keep_library, library
-from .signatures import signatures
+from .signatures import enumerators, signatures
 
 TYPES = {"float32": ms.float32, "int32": ms.int32}
 
 
 def operator(name: str, **numbers: int) -> ops.Custom:
-    """The operator mindska_NAME. `numbers`: those that its signature names, in its order.
+    """The C++ operator mindska_NAME as a primitive of MindSpore.
+
+    Args:
+        name: the operator's name, without "mindska_".
+        numbers: the numbers that its signature names, in its order.
 
     Called with tensors that its signature does not allow it raises a SettingError, before anything runs.
     """
@@ -45,13 +53,13 @@ def _name_of(kind: ms.Type) -> str:
     return str(getattr(kind, "element_type", lambda: kind)()).lower()
 
 
-def array(**numbers: int) -> Tensor:
-    """The numbers of a signature as the operator takes them, in its order."""
+def int32_tensor(**numbers: int) -> Tensor:
+    """The numbers of a signature as its operator reads them, in the same order: (count,) int32."""
     return Tensor(np.int32(list(numbers.values())))
 
 
 class Gelu(nn.Cell):
-    """GELU; its gradient is an operator as well."""
+    """GELU, exact: (...,) -> (...,). Its gradient is an operator as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,11 +74,14 @@ class Gelu(nn.Cell):
 
 
 class Depthwise(nn.Cell):
-    """Depthwise convolution. Inputs: x (B, C, H, W), weight (C, 1, KH, KW), bias (C,)."""
+    """Depthwise convolution that keeps the size: (B, C, H, W).
+
+    Inputs: x (B, C, H, W), weight (C, 1, KH, KW), bias (C,).
+    """
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self.dilation = array(dilation=dilation)
+        self.dilation = int32_tensor(dilation=dilation)
         self.forward = operator("depthwise", dilation=dilation)
         self.backward = operator("depthwise_grad", dilation=dilation)
 
@@ -82,25 +93,32 @@ class Depthwise(nn.Cell):
 
 
 class DepthwiseGelu(nn.Cell):
-    """Depthwise convolution and GELU. Inputs as of `Depthwise`."""
+    """GELU of a depthwise convolution, (B, C, H, W). Inputs as of `Depthwise`.
+
+    In training the pre-activation is saved for the gradient; else the gradient computes it again.
+    """
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self.keeping, self.forgetting = KeepingDepthwiseGelu(dilation), ForgettingDepthwiseGelu(dilation)
+        self.saving, self.recomputing = DepthwiseGeluWithPreactivation(dilation), DepthwiseGeluRecomputing(dilation)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.training:
-            return self.keeping(x, weight, bias)[0]
-        return self.forgetting(x, weight, bias)
+            return self.saving(x, weight, bias)[0]
+        return self.recomputing(x, weight, bias)
 
 
-class KeepingDepthwiseGelu(nn.Cell):
-    """(after the GELU, before it): the gradient needs both."""
+class DepthwiseGeluWithPreactivation(nn.Cell):
+    """GELU of a depthwise convolution, saving the pre-activation. Inputs as of `Depthwise`.
+
+    Returns:
+        GELU(y) and y, each (B, C, H, W), for the convolution's result y. Only the first has a gradient.
+    """
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self.dilation = array(dilation=dilation)
-        self.forward = operator("depthwise_gelu_keeping", dilation=dilation)
+        self.dilation = int32_tensor(dilation=dilation)
+        self.forward = operator("depthwise_gelu_with_preactivation", dilation=dilation)
         self.backward = operator("depthwise_gelu_grad", dilation=dilation)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,22 +128,29 @@ class KeepingDepthwiseGelu(nn.Cell):
         return self.backward(x, weight, self.dilation, dout[0], out[1])
 
 
-class ForgettingDepthwiseGelu(KeepingDepthwiseGelu):
-    """After the GELU only, for inference; a gradient computes again what it needs."""
+class DepthwiseGeluRecomputing(nn.Cell):
+    """GELU of a depthwise convolution, (B, C, H, W); the gradient computes the pre-activation again.
+
+    Inputs as of `Depthwise`.
+    """
 
     def __init__(self, dilation: int) -> None:
-        super().__init__(dilation)
-        self.lean = operator("depthwise_gelu", dilation=dilation)
+        super().__init__()
+        self.dilation = int32_tensor(dilation=dilation)
+        self.forward = operator("depthwise_gelu", dilation=dilation)
+        self.recompute = operator("depthwise_gelu_with_preactivation", dilation=dilation)
+        self.backward = operator("depthwise_gelu_grad", dilation=dilation)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return self.lean(x, weight, bias, self.dilation)
+        return self.forward(x, weight, bias, self.dilation)
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(x, weight, self.dilation, dout, self.forward(x, weight, bias, self.dilation)[1])
+        pre_activation = self.recompute(x, weight, bias, self.dilation)[1]
+        return self.backward(x, weight, self.dilation, dout, pre_activation)
 
 
 class Pointwise(nn.Cell):
-    """1x1 convolution. Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,)."""
+    """1x1 convolution, (B, O, H, W). Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), bias (O,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,89 +164,116 @@ class Pointwise(nn.Cell):
         return self.backward(x, weight, dout)
 
 
-THEN = ("", "gelu", "relu", "add", "add_relu", "gate", "times")
+EPILOGUES = enumerators("Epilogue")
 
 
-class PointwiseThen(nn.Cell):
-    """1x1 convolution times scale plus shift, and what follows by `kind`, for inference; a gradient computes again what
-    it needs.
+def epilogue_grad(epilogue: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The gradient of an epilogue: (value, other, out, dout) -> (dvalue, dother), for out = epilogue(value, other)."""
+    gelu_grad = operator("gelu_grad")
 
-    GELU, ReLU, plus `other` ("add"), ReLU of that sum, SiLU times `other` ("gate"), or times `other`.
+    def none(value, other, out, dout):
+        return dout, ops.zeros_like(other)
+
+    def gelu(value, other, out, dout):
+        return gelu_grad(value, dout), ops.zeros_like(other)
+
+    def relu(value, other, out, dout):
+        return dout * (out > 0), ops.zeros_like(other)
+
+    def add(value, other, out, dout):
+        return dout, dout
+
+    def add_relu(value, other, out, dout):
+        dsum = dout * (out > 0)
+        return dsum, dsum
+
+    def silu_mul(value, other, out, dout):
+        gate = ops.sigmoid(value)
+        return dout * other * (gate + value * gate * (1 - gate)), dout * value * gate
+
+    def mul(value, other, out, dout):
+        return dout * other, dout * value
+
+    grads = {"none": none, "gelu": gelu, "relu": relu, "add": add, "add_relu": add_relu}
+    return {**grads, "silu_mul": silu_mul, "mul": mul}[epilogue]
+
+
+class PointwiseEpilogue(nn.Cell):
+    """epilogue(scale * conv(x) + shift) for a 1x1 convolution without bias, (B, O, H, W), for inference.
+
+    A gradient computes again what it needs.
+
+    Args:
+        epilogue: one of `EPILOGUES`. With v the value: "none" v, "gelu" GELU(v), "relu" ReLU(v), "add" v + other,
+            "add_relu" ReLU(v + other), "silu_mul" SiLU(v) * other, "mul" v * other.
 
     Inputs: x (B, C, H, W), weight (O, C / groups, 1, 1), scale (O,), shift (O,), other (B, O, H, W) or, where it is not
-        used, any tensor.
+        used, any tensor (O,).
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, epilogue: str) -> None:
         super().__init__()
-        self.kind, self.number = kind, array(kind=THEN.index(kind))
-        self.pointwise, self.gelu = Pointwise(), Gelu()
-        self.forward = operator("pointwise_then", kind=THEN.index(kind))
+        number = EPILOGUES.index(epilogue)
+        self.epilogue = int32_tensor(epilogue=number)
+        self.forward = operator("pointwise_epilogue", epilogue=number)
+        self.pointwise, self.epilogue_grad = Pointwise(), epilogue_grad(epilogue)
 
     def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, other: Tensor) -> Tensor:
-        return self.forward(x, weight, scale, shift, other, self.number)
+        return self.forward(x, weight, scale, shift, other, self.epilogue)
 
     def bprop(self, x, weight, scale, shift, other, out, dout) -> tuple[Tensor, ...]:
         scaled = weight * scale.reshape(-1, 1, 1, 1)
-        value = self.pointwise(x, scaled, shift)
-        dvalue, dother = dout, other
-        if self.kind == "gelu":
-            dvalue = self.gelu.backward(value, dout)
-        elif self.kind == "relu":
-            dvalue = dout * (out > 0)
-        elif self.kind == "add":
-            dother = dout
-        elif self.kind == "add_relu":
-            dvalue = dother = dout * (out > 0)
-        elif self.kind == "gate":
-            gate = ops.sigmoid(value)
-            dvalue, dother = dout * other * (gate + value * gate * (1 - gate)), dout * value * gate
-        elif self.kind == "times":
-            dvalue, dother = dout * other, dout * value
-        if self.kind in ("", "gelu", "relu"):
-            dother = ops.zeros_like(other)
+        dvalue, dother = self.epilogue_grad(self.pointwise(x, scaled, shift), other, out, dout)
         dx, dscaled, dshift = self.pointwise.backward(x, scaled, dvalue)
         return dx, dscaled * scale.reshape(-1, 1, 1, 1), (dscaled * weight).sum((1, 2, 3)), dshift, dother
 
 
-class Mlp(nn.Cell):
-    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution; the gradient computes the hidden maps again.
+class FusedMlp(nn.Cell):
+    """1x1 convolution, depthwise 3x3, GELU, 1x1 convolution: (B, C, H, W).
 
-    Inputs: x (B, C, H, W); weight and bias of the three convolutions.
+    The hidden feature maps are not kept: the gradient computes them again.
+
+    Inputs: x (B, C, H, W); weight1 (N, C, 1, 1), bias1 (N,); dw_weight (N, 1, 3, 3), dw_bias (N,);
+        weight2 (C, N, 1, 1), bias2 (C,).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("mlp")
-        self.backward = operator("mlp_grad")
+        self.forward = operator("fused_mlp")
+        self.backward = operator("fused_mlp_grad")
 
-    def construct(self, x, weight1, bias1, taps, bias, weight2, bias2) -> Tensor:
-        return self.forward(x, weight1, bias1, taps, bias, weight2, bias2)
+    def construct(self, x, weight1, bias1, dw_weight, dw_bias, weight2, bias2) -> Tensor:
+        return self.forward(x, weight1, bias1, dw_weight, dw_bias, weight2, bias2)
 
-    def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, out, dout) -> tuple[Tensor, ...]:
-        return self.backward(x, weight1, bias1, taps, bias, weight2, dout)
+    def bprop(self, x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, out, dout) -> tuple[Tensor, ...]:
+        return self.backward(x, weight1, bias1, dw_weight, dw_bias, weight2, dout)
 
 
-class MlpAdded(nn.Cell):
-    """shortcut + scale * mlp(x), for inference. Inputs: those of `Mlp`, scale (C,), shortcut (B, C, H, W)."""
+class FusedMlpResidual(nn.Cell):
+    """shortcut + scale * mlp(x), (B, C, H, W), for inference. A gradient computes again what it needs.
+
+    Inputs: those of `FusedMlp`, scale (C,), shortcut (B, C, H, W).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlp = Mlp()
-        self.forward = operator("mlp_added")
+        self.mlp = FusedMlp()
+        self.forward = operator("fused_mlp_residual")
 
-    def construct(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut) -> Tensor:
-        return self.forward(x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut)
+    def construct(self, x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, scale, shortcut) -> Tensor:
+        return self.forward(x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, scale, shortcut)
 
-    def bprop(self, x, weight1, bias1, taps, bias, weight2, bias2, scale, shortcut, out, dout) -> tuple[Tensor, ...]:
-        dscale = (dout * self.mlp(x, weight1, bias1, taps, bias, weight2, bias2)).sum((0, 2, 3))
-        slopes = self.mlp.backward(x, weight1, bias1, taps, bias, weight2, dout * scale.reshape(-1, 1, 1))
-        dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2 = slopes
-        return dx, dweight1, dbias1, dtaps, dbias, dweight2, dbias2, dscale, dout
+    def bprop(
+        self, x, weight1, bias1, dw_weight, dw_bias, weight2, bias2, scale, shortcut, out, dout
+    ) -> tuple[Tensor, ...]:
+        dscale = (dout * self.mlp(x, weight1, bias1, dw_weight, dw_bias, weight2, bias2)).sum((0, 2, 3))
+        grads = self.mlp.backward(x, weight1, bias1, dw_weight, dw_bias, weight2, dout * scale.reshape(-1, 1, 1))
+        dx, dweight1, dbias1, ddw_weight, ddw_bias, dweight2, dbias2 = grads
+        return dx, dweight1, dbias1, ddw_weight, ddw_bias, dweight2, dbias2, dscale, dout
 
 
 class LayerNorm(nn.Cell):
-    """Layer norm over the channels. Inputs: x (B, C, H, W), gamma (C,), beta (C,)."""
+    """Layer norm over the channels, (B, C, H, W). Inputs: x (B, C, H, W), gamma (C,), beta (C,)."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -239,10 +291,13 @@ class LayerNorm(nn.Cell):
 class BatchNorm(nn.Cell):
     """Batch norm in training, and ReLU when `relu`.
 
+    `momentum`: the share of their old value that running statistics keep, as in MindSpore (PyTorch's is 1 minus that).
+
     Inputs: x (B, C, H, W); gamma, beta, running mean and variance (C,).
 
     Returns:
-        The result, the mean and one over the standard deviation, the new running mean and variance.
+        The result (B, C, H, W); the batch's mean and 1 / sqrt(variance + eps), the new running mean and variance, each
+        (C,). Only the result has a gradient.
     """
 
     def __init__(self, eps: float, momentum: float, relu: bool = False) -> None:
@@ -259,32 +314,38 @@ class BatchNorm(nn.Cell):
         return dx, dgamma, dbeta, ops.zeros_like(mean), ops.zeros_like(variance)
 
 
-class AffineOfNorm(nn.Cell):
-    """Scale and shift (C,) of a batch norm in evaluation. Inputs: gamma, beta, running mean and variance (C,)."""
+class NormScaleShift(nn.Cell):
+    """(scale, shift), each (C,): in evaluation norm(x) = scale * x + shift.
+
+    Inputs: gamma, beta, running mean and variance of a batch norm, each (C,).
+    """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = Tensor(np.float32([eps]))
-        self.forward = operator("affine")
+        self.forward = operator("norm_scale_shift")
 
     def construct(self, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(gamma, beta, mean, variance, self.eps)
 
     def bprop(self, gamma, beta, mean, variance, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
-        inverse = 1 / ops.sqrt(variance + self.eps)
+        inv_std = 1 / ops.sqrt(variance + self.eps)
         dscale = dout[0] - mean * dout[1]
-        return dscale * inverse, dout[1], -out[0] * dout[1], -0.5 * dscale * out[0] * inverse * inverse
+        return dscale * inv_std, dout[1], -out[0] * dout[1], -0.5 * dscale * out[0] * inv_std * inv_std
 
 
-class Behind(nn.Cell):
-    """Weight and bias of the 1x1 convolution of scale * x + shift.
+class FoldNormIntoNextConv(nn.Cell):
+    """Folds a norm into the 1x1 convolution after it: conv(scale * x + shift) as one convolution of x.
 
-    Inputs: weight (O, C, 1, 1), bias (O,), scale, shift (C,).
+    Inputs: weight (O, C, 1, 1), bias (O,) of the convolution; scale, shift (C,) of the norm, see `NormScaleShift`.
+
+    Returns:
+        The weight (O, C, 1, 1) and the bias (O,) of the one convolution.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("behind")
+        self.forward = operator("fold_norm_into_next_conv")
 
     def construct(self, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(weight, bias, scale, shift)
@@ -297,7 +358,7 @@ class Behind(nn.Cell):
 
 
 class SquareSum(nn.Cell):
-    """The sum of the squares of tensors, one operator for all of them: (...,), ... -> ()"""
+    """The sum of the squares of all elements of a tuple of tensors of any shapes: ()."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -308,12 +369,15 @@ class SquareSum(nn.Cell):
 
 
 class Grouped(nn.Cell):
-    """Convolution in groups, and ReLU when `relu`. Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,)."""
+    """Grouped convolution that keeps the size, and ReLU when `relu`: (B, O, H, W).
+
+    Inputs: x (B, C, H, W), weight (O, C / groups, K, K), bias (O,).
+    """
 
     def __init__(self, dilation: int, relu: bool = False) -> None:
         super().__init__()
         numbers = dict(dilation=dilation, relu=relu)
-        self.relu, self.options = relu, array(**numbers)
+        self.relu, self.options = relu, int32_tensor(**numbers)
         self.forward, self.backward = operator("grouped", **numbers), operator("grouped_grad", **numbers)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -332,43 +396,46 @@ class Strided(nn.Cell):
     def __init__(self, stride: int, dilation: int, relu: bool = False) -> None:
         super().__init__()
         numbers = dict(stride=stride, dilation=dilation, relu=relu)
-        self.relu, self.options = relu, array(**numbers)
+        self.relu, self.options = relu, int32_tensor(**numbers)
         self.forward = operator("strided", **numbers)
         # Two operators: the first layer of a network needs the weight's gradient only.
-        self.input_gradient = operator("strided_input_grad", **numbers)
-        self.weight_gradient = operator("strided_weight_grad", **numbers)
+        self.input_grad = operator("strided_input_grad", **numbers)
+        self.weight_grad = operator("strided_weight_grad", **numbers)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(x, weight, bias, self.options)
 
     def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        slope = dout * (out > 0) if self.relu else dout
-        dweight, dbias = self.weight_gradient(x, weight, self.options, slope)
-        return self.input_gradient(x, weight, self.options, slope), dweight, dbias
+        dconv = dout * (out > 0) if self.relu else dout
+        dweight, dbias = self.weight_grad(x, weight, self.options, dconv)
+        return self.input_grad(x, weight, self.options, dconv), dweight, dbias
 
 
-class Fuse(nn.Cell):
-    """The mean over the pixels of the sum of two maps (B, C, H, W): (B, C, 1, 1)"""
+class MeanOfSum(nn.Cell):
+    """The mean over the pixels of first + second, (B, C, 1, 1). Inputs: first, second (B, C, H, W)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("fuse")
+        self.forward = operator("mean_of_sum")
 
     def construct(self, first: Tensor, second: Tensor) -> Tensor:
         return self.forward(first, second)
 
     def bprop(self, first: Tensor, second: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
-        slope = ops.broadcast_to(dout / (first.shape[2] * first.shape[3]), first.shape)
-        return slope, slope
+        grad = ops.broadcast_to(dout / (first.shape[2] * first.shape[3]), first.shape)
+        return grad, grad
 
 
-class Select(nn.Cell):
-    """Two maps (B, C, H, W), each times its weights, and summed. weights (B, 2, C)"""
+class WeightedSum(nn.Cell):
+    """weights[:, 0] * first + weights[:, 1] * second, (B, C, H, W).
+
+    Inputs: first, second (B, C, H, W), weights (B, 2, C).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("select")
-        self.backward = operator("select_grad")
+        self.forward = operator("weighted_sum")
+        self.backward = operator("weighted_sum_grad")
 
     def construct(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
         return self.forward(first, second, weights)
@@ -378,15 +445,16 @@ class Select(nn.Cell):
 
 
 class SplitDepthwise(nn.Cell):
-    """Two depthwise convolutions on the last channels, the others untouched, plus `identity` times the input.
+    """Depthwise convolutions of the last channels, the others untouched, plus `identity` times the input: (B, C, H, W).
 
-    Inputs: x (B, C, H, W); weight and bias of the first convolution (C1, 1, K, K), (C1,) and of the second.
+    Inputs: x (B, C, H, W); weight (P, 1, K, K) and bias (P,) of the first convolution, for the P channels before the
+        last Q; weight (Q, 1, L, L) and bias (Q,) of the second, for the last Q.
     """
 
     def __init__(self, dilation1: int, dilation2: int, identity: int) -> None:
         super().__init__()
         numbers = dict(dilation1=dilation1, dilation2=dilation2, identity=identity)
-        self.options = array(**numbers)
+        self.options = int32_tensor(**numbers)
         self.forward = operator("split_depthwise", **numbers)
         self.backward = operator("split_depthwise_grad", **numbers)
 
@@ -398,10 +466,11 @@ class SplitDepthwise(nn.Cell):
 
 
 class Residual(nn.Cell):
-    """shortcut + keep * scale * (first + second): a residual branch, stochastic depth included.
+    """shortcut + drop_path_mask * scale * (first + second), (B, C, H, W): a residual branch, its layer scale and
+    stochastic depth.
 
-    Inputs: first, second, shortcut (B, C, H, W), scale (C,), keep (B,) or (1,). A tensor of one number stands for a
-        `second` or a `shortcut` that is not there. `keep` gets no gradient.
+    Inputs: first, second, shortcut (B, C, H, W), scale (C,), drop_path_mask (B,) or (1,). A tensor (1,) stands for a
+        `second` or a `shortcut` that is absent. `drop_path_mask` gets no gradient.
     """
 
     def __init__(self) -> None:
@@ -409,23 +478,23 @@ class Residual(nn.Cell):
         self.forward = operator("residual")
         self.backward = operator("residual_grad")
 
-    def construct(self, first: Tensor, second: Tensor, shortcut: Tensor, scale: Tensor, keep: Tensor) -> Tensor:
-        return self.forward(first, second, shortcut, scale, keep)
+    def construct(self, first, second, shortcut, scale, drop_path_mask) -> Tensor:
+        return self.forward(first, second, shortcut, scale, drop_path_mask)
 
-    def bprop(self, first, second, shortcut, scale, keep, out, dout) -> tuple[Tensor, ...]:
-        slope, dscale = self.backward(first, second, scale, keep, dout)
-        dsecond = slope if second.ndim == 4 else ops.zeros_like(second)
+    def bprop(self, first, second, shortcut, scale, drop_path_mask, out, dout) -> tuple[Tensor, ...]:
+        dbranch, dscale = self.backward(first, second, scale, drop_path_mask, dout)
+        dsecond = dbranch if second.ndim == 4 else ops.zeros_like(second)
         dshortcut = dout if shortcut.ndim == 4 else ops.zeros_like(shortcut)
-        return slope, dsecond, dshortcut, dscale, ops.zeros_like(keep)
+        return dbranch, dsecond, dshortcut, dscale, ops.zeros_like(drop_path_mask)
 
 
-class Gate(nn.Cell):
-    """SiLU(gate) * x. Inputs: gate, x of one shape."""
+class SiluMul(nn.Cell):
+    """SiLU(gate) * x, (...,). Inputs: gate, x (...,)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.forward = operator("gate")
-        self.backward = operator("gate_grad")
+        self.forward = operator("silu_mul")
+        self.backward = operator("silu_mul_grad")
 
     def construct(self, gate: Tensor, x: Tensor) -> Tensor:
         return self.forward(gate, x)
@@ -435,17 +504,23 @@ class Gate(nn.Cell):
 
 
 class MaxRelative(nn.Cell):
-    """Nearest nodes and the maximum over them. Inputs: x (B, C, H, W), y (B, C, h, w), position (h w, H W).
+    """Max-relative graph aggregation: each node's nearest neighbours, and the maximum of their differences to it.
+
+    `k`: neighbours of a node; `dilation`: every dilation-th of the nearest k * dilation is one.
+
+    Inputs: x (B, C, H, W), the nodes; y (B, C, h, w), where neighbours are sought; position (h w, H W), which is added
+        to the squared distances of L2-normalised features.
 
     Returns:
-        (B, 2 C, H, W), the channels x_0, d_0, x_1, d_1, ...; and the neighbours (B, H W, k) int32.
+        (B, 2 C, H, W), the channels x_0, d_0, x_1, d_1, ... with d the maximum over the neighbours less x; and the
+        neighbours (B, H W, k) int32, places in y.
     """
 
     def __init__(self, k: int, dilation: int) -> None:
         super().__init__()
         self.k = k
         numbers = dict(k=k, dilation=dilation)
-        self.options = array(**numbers)
+        self.options = int32_tensor(**numbers)
         self.forward, self.backward = operator("max_relative", **numbers), operator("max_relative_grad", **numbers)
 
     def construct(self, x: Tensor, y: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

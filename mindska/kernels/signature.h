@@ -1,11 +1,12 @@
-// What an operator takes and gives, as a text beside its code, and the check of it before anything runs:
+// The signature of an operator, a text beside its code that states its inputs and outputs, and the check of it before
+// anything runs:
 //
 //   x (B, C, H, W), weight (O, D, K, K), bias (O), options {dilation, relu} -> y (B, O, H, W)
 //   where C % D == 0, O % (C / D) == 0, K % 2 == 1
 //
 // A name stands for the same number wherever it is; the numbers of `options`, an int32 array, have names as well. (...):
 // one shape of any rank, the same wherever it is. (*): any shape. (B) or (1): the first that fits; the tensor's own name
-// then stands for the number of the choice, from 0. `int32` behind a shape: not float32. `+` behind a name: one or more
+// then stands for the number of the choice, from 0. `int32` after a shape: not float32. `+` after a name: one or more
 // such tensors. A tensor has at least one element. signatures.py reads the same texts: shapes are refused there first.
 #pragma once
 
@@ -21,7 +22,7 @@
 namespace mindska {
 
 constexpr int kWrongType = 2, kWrongShape = 3, kWrongValue = 4, kFailed = 5;  // MindSpore reports the number
-constexpr int64_t kMostElements = int64_t{1} << 36;  // no product of sizes overflows then
+constexpr int64_t kMaxElements = int64_t{1} << 36;  // no product of sizes overflows then
 
 struct Refused : std::runtime_error {
   int code;
@@ -47,7 +48,7 @@ class Signature {
       if (side == 0) expect("->");
     }
     if (index != count_) throw Refused("there are " + std::to_string(count_) + " tensors, not " + std::to_string(index));
-    for (const auto &[text, size] : later_) {
+    for (const auto &[text, size] : deferred_) {
       at_ = text;
       if (expression() != size) throw Refused(std::string(text, at_) + " is not " + std::to_string(size));
     }
@@ -101,70 +102,70 @@ class Signature {
     for (int i = 0; i < ranks_[index]; ++i) {
       const int64_t size = shapes_[index][i];
       if (size < 1) throw Refused("a tensor has no elements");
-      if (__builtin_mul_overflow(total, size, &total) || total > kMostElements) throw Refused("a tensor is too large");
+      if (__builtin_mul_overflow(total, size, &total) || total > kMaxElements) throw Refused("a tensor is too large");
     }
     if (!data_[index]) throw Refused("a tensor has no memory");
   }
 
-  // One tensor, or all that a `+` stands for; the index behind them.
+  // One tensor, or all that a `+` stands for; the index after them.
   int tensors(int index) {
-    const std::string called = name();
-    const bool many = take("+");
-    const int last = many ? count_ - 1 : index + 1;  // one output follows
+    const std::string tensor = name();
+    const bool is_variadic = take("+");
+    const int last = is_variadic ? count_ - 1 : index + 1;  // one output follows
     if (index >= last || last > count_) throw Refused("there are " + std::to_string(count_) + " tensors only");
     for (int i = index; i < last; ++i) elements(i);
-    bool whole = false;
+    bool is_array = false;
     if (take("{")) {
-      whole = true;
-      if (ranks_[index] != 1) throw Refused(called + " is not an array");
-      type(called, index, "int32");
+      is_array = true;
+      if (ranks_[index] != 1) throw Refused(tensor + " is not an array");
+      type(tensor, index, "int32");
       int64_t i = 0;
       do {
-        if (i == shapes_[index][0]) throw Refused(called + " is too short");
+        if (i == shapes_[index][0]) throw Refused(tensor + " is too short");
         const std::string why = bind(name(), static_cast<const int32_t *>(data_[index])[i++]);
         if (!why.empty()) throw Refused(why);
       } while (take(","));
       expect("}");
-      if (i != shapes_[index][0]) throw Refused(called + " is too long");
+      if (i != shapes_[index][0]) throw Refused(tensor + " is too long");
     } else {
-      choose(called, index);
+      choose(tensor, index);
     }
     const char *expected = take("int32") ? "int32" : "float32";
-    for (int i = index; i < last && !whole; ++i) type(called, i, expected);
+    for (int i = index; i < last && !is_array; ++i) type(tensor, i, expected);
     spaces();
     if (std::strncmp(at_, "where ", 6) == 0) conditions_ = at_ + 5, at_ += std::strlen(at_);
     return last;
   }
 
-  void type(const std::string &called, int index, const char *expected) const {
+  void type(const std::string &tensor, int index, const char *expected) const {
     if (is_type(types_[index], expected)) return;
-    throw Refused(called + " is " + (types_[index] ? types_[index] : "of no type") + ", not " + expected, kWrongType);
+    throw Refused(tensor + " is " + (types_[index] ? types_[index] : "of no type") + ", not " + expected, kWrongType);
   }
 
   // The alternatives of a shape: the first that fits.
-  void choose(const std::string &called, int index) {
+  void choose(const std::string &tensor, int index) {
     std::string first_reason;
     int64_t choice = 0, chosen = -1;
     do {
-      const size_t sizes = sizes_.size(), expressions = later_.size();
+      const size_t sizes = sizes_.size(), expressions = deferred_.size();
       const char *start = at_;
-      const std::string why = chosen < 0 ? shape(called, index) : "";
+      const std::string why = chosen < 0 ? shape(tensor, index) : "";
       if (!why.empty()) {
         sizes_.resize(sizes);
-        later_.resize(expressions);
+        deferred_.resize(expressions);
         if (first_reason.empty()) first_reason = why;
       } else if (chosen < 0) {
         chosen = choice;
       }
       at_ = start;
-      behind_shape();
+      skip_shape();
       ++choice;
     } while (take("or "));
     if (chosen < 0) throw Refused(first_reason);
-    if (choice > 1) sizes_.emplace_back(called, chosen);
+    if (choice > 1) sizes_.emplace_back(tensor, chosen);
   }
 
-  void behind_shape() {
+  void skip_shape() {
     int open = 0;
     do {
       if (!*at_) throw Refused("the signature lacks )");
@@ -173,18 +174,19 @@ class Signature {
   }
 
   // What is wrong with a tensor's shape; empty where it fits. Expressions are left for later, when all sizes are known.
-  std::string shape(const std::string &called, int index) {
+  std::string shape(const std::string &tensor, int index) {
     expect("(");
     const int64_t *sizes = shapes_[index];
     if (take("*")) return "";
     if (take("...")) {
-      if (same_ < 0) same_ = index;
-      const bool equal = ranks_[same_] == ranks_[index] && std::equal(sizes, sizes + ranks_[index], shapes_[same_]);
-      return equal ? "" : called + " has another shape";
+      if (same_shape_ < 0) same_shape_ = index;
+      const int rank = ranks_[index];
+      const bool equal = ranks_[same_shape_] == rank && std::equal(sizes, sizes + rank, shapes_[same_shape_]);
+      return equal ? "" : tensor + " has another shape";
     }
     int i = 0;
     do {
-      if (i == ranks_[index]) return called + " has " + std::to_string(i) + " dimensions only";
+      if (i == ranks_[index]) return tensor + " has " + std::to_string(i) + " dimensions only";
       spaces();
       const char *start = at_;
       const std::string word = name();
@@ -194,10 +196,10 @@ class Signature {
         if (!why.empty()) return why;
         continue;
       }
-      later_.emplace_back(start, sizes[i++]);
+      deferred_.emplace_back(start, sizes[i++]);
       for (int open = 0; *at_ && (open || (*at_ != ',' && *at_ != ')')); ++at_) open += (*at_ == '(') - (*at_ == ')');
     } while (take(","));
-    return i == ranks_[index] ? "" : called + " has " + std::to_string(ranks_[index]) + " dimensions";
+    return i == ranks_[index] ? "" : tensor + " has " + std::to_string(ranks_[index]) + " dimensions";
   }
 
   int64_t factor() {
@@ -254,13 +256,14 @@ class Signature {
   const int *ranks_;
   int64_t **shapes_;
   const char **types_;
-  int same_ = -1;  // the first tensor of the shape (...)
+  int same_shape_ = -1;  // the first tensor of the shape (...)
   Sizes sizes_;
-  std::vector<std::pair<const char *, int64_t>> later_;  // expressions, and what they are to be
+  std::vector<std::pair<const char *, int64_t>> deferred_;  // expressions, and what they are to be
 };
 
-// Says why an operator did not run; a message of MindSpore's with the number follows.
-static inline int say(const char *name, const char *why, int code, int count, const int *ranks, int64_t **shapes) {
+// Says on standard error why an operator did not run; a message of MindSpore's with the number follows.
+static inline int report_refusal(const char *name, const char *why, int code, int count, const int *ranks,
+                                 int64_t **shapes) {
   std::string found;
   for (int i = 0; i < count; ++i) {
     found += i ? ", (" : " (";
@@ -271,18 +274,18 @@ static inline int say(const char *name, const char *why, int code, int count, co
   return code;
 }
 
-using Operator = int (*)(int, void **, int *, int64_t **);
+using Entry = int (*)(int, void **, int *, int64_t **);
 
-// Runs the operator if its tensors are what the signature says; 0, or a number that MindSpore reports.
-static inline int run_checked(const char *name, const char *signature, Operator function, int count, void **params,
+// Runs the entry of an operator if its tensors are what the signature says; 0, or a number that MindSpore reports.
+static inline int run_checked(const char *name, const char *signature, Entry function, int count, void **params,
                               int *ranks, int64_t **shapes, const char **types) {
   try {
     Signature(signature, count, params, ranks, shapes, types).check();
     return function(count, params, ranks, shapes);
   } catch (const Refused &refused) {
-    return say(name, refused.what(), refused.code, count, ranks, shapes);
+    return report_refusal(name, refused.what(), refused.code, count, ranks, shapes);
   } catch (const std::exception &error) {
-    return say(name, error.what(), kFailed, count, ranks, shapes);
+    return report_refusal(name, error.what(), kFailed, count, ranks, shapes);
   }
 }
 

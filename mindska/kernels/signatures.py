@@ -1,7 +1,8 @@
-"""What each C++ operator takes and gives, read from its code; what does not fit is refused before anything runs.
+"""The signatures of the C++ operators, read from their code; inputs that do not fit are refused before anything runs.
 
 The texts stand in the .cc files, as second argument of `MINDSKA_OPERATOR`; signature.h says how to read them, and
-checks them again. Shapes of the outputs come from them as well.
+checks them again. Shapes of the outputs come from them as well. `enumerators` reads lists of names that both languages
+share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Optional, Union
 
 from ..errors import SettingError
 
-MOST_ELEMENTS = 1 << 36
+MAX_ELEMENTS = 1 << 36
 Shape = Sequence[int]
 _OPERATOR = re.compile(r'MINDSKA_OPERATOR\(mindska_(\w+),((?:\s*"[^"]*")+)\)')
 _SHAPE = r"\((?:[^()]|\([^()]*\))*\)"
@@ -31,40 +32,56 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class TensorOf:
-    """A tensor of a signature: its name, shapes that it may have (of several, one), and the names of its numbers."""
+class TensorSpec:
+    """A tensor of a signature.
+
+    Attributes:
+        name: its name in the signature.
+        shapes: the shapes that it may have, each a tuple of names and expressions.
+        numbers: the names of its elements where they are options, an array of int32.
+        type: "float32" or "int32".
+        variadic: whether it stands for one or more tensors.
+    """
 
     name: str
     shapes: tuple[tuple[str, ...], ...]
     numbers: tuple[str, ...] = ()
     type: str = "float32"
-    many: bool = False
+    variadic: bool = False
 
     @classmethod
-    def read(cls, text: str) -> list[TensorOf]:
+    def read(cls, text: str) -> list[TensorSpec]:
         """The tensors of one side of a signature."""
         found = []
-        for name, many, numbers, shapes, kind in _TENSOR.findall(text):
+        for name, variadic, numbers, shapes, kind in _TENSOR.findall(text):
             names = _split(numbers) if numbers else ()
             alternatives = tuple(_split(shape[1:-1]) for shape in re.findall(_SHAPE, shapes)) or ((str(len(names)),),)
-            found.append(cls(name, alternatives, names, "int32" if names else kind or "float32", bool(many)))
+            found.append(cls(name, alternatives, names, "int32" if names else kind or "float32", bool(variadic)))
         return found
 
 
 @dataclass
 class Signature:
-    """The signature of an operator."""
+    """The signature of an operator.
+
+    Attributes:
+        name: the operator's name, without "mindska_".
+        text: the signature as signature.h describes it.
+        file: the stem of the .cc file.
+        inputs, outputs: the tensors.
+        conditions: what follows "where".
+    """
 
     name: str
     text: str
     file: str
-    inputs: list[TensorOf] = field(init=False)
-    outputs: list[TensorOf] = field(init=False)
+    inputs: list[TensorSpec] = field(init=False)
+    outputs: list[TensorSpec] = field(init=False)
     conditions: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         tensors, _, conditions = self.text.partition(" where ")
-        self.inputs, self.outputs = (TensorOf.read(side) for side in tensors.split("->"))
+        self.inputs, self.outputs = (TensorSpec.read(side) for side in tensors.split("->"))
         self.conditions = _split(conditions) if conditions else ()
 
     @property
@@ -106,16 +123,16 @@ class Signature:
             raise SettingError(f"{self.name}: {error}. Found {found}{given}; expected {self.text}") from None
         return [_shape_of(tensor, sizes) for tensor in self.outputs]
 
-    def _all_inputs(self, count: int) -> list[TensorOf]:
-        (first, *_), many = self.inputs, self.inputs[0].many
-        return [first] * count if many else self.inputs
+    def _all_inputs(self, count: int) -> list[TensorSpec]:
+        (first, *_), variadic = self.inputs, self.inputs[0].variadic
+        return [first] * count if variadic else self.inputs
 
 
-def _bind(tensor: TensorOf, shape: Shape, sizes: dict[str, Any]) -> None:
+def _bind(tensor: TensorSpec, shape: Shape, sizes: dict[str, Any]) -> None:
     """Learns the sizes that have names; of several shapes the first that fits counts."""
     if any(size == 0 or size < -2 for size in shape):
         raise SettingError(f"{tensor.name} has no elements")
-    if math.prod(shape) > MOST_ELEMENTS:
+    if math.prod(shape) > MAX_ELEMENTS:
         raise SettingError(f"{tensor.name} is too large")
     if -2 in shape:  # not even the rank is known yet
         return
@@ -155,7 +172,7 @@ def _fit(name: str, expected: tuple[str, ...], shape: Shape, sizes: Mapping[str,
     return learned
 
 
-def _compare(tensor: TensorOf, shape: Shape, sizes: Mapping[str, Any]) -> None:
+def _compare(tensor: TensorSpec, shape: Shape, sizes: Mapping[str, Any]) -> None:
     expected = tensor.shapes[sizes.get(tensor.name, 0) if len(tensor.shapes) > 1 else 0]
     for word, size in zip(expected, shape):
         value = None if word in ("*", "...") else _value(word, sizes)
@@ -163,7 +180,7 @@ def _compare(tensor: TensorOf, shape: Shape, sizes: Mapping[str, Any]) -> None:
             raise SettingError(f"{word} is {value} and, in {tensor.name}, {size}")
 
 
-_CALCULATION = {
+_ARITHMETIC = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
     ast.Mod: operator.mod, ast.Eq: operator.eq, ast.LtE: operator.le, ast.GtE: operator.ge,
 }  # fmt: skip
@@ -182,7 +199,7 @@ def _value(expression: str, sizes: Mapping[str, Any]) -> Optional[Union[int, boo
         comparing = isinstance(node, ast.Compare)
         left, right = (node.left, node.comparators[0]) if comparing else (node.left, node.right)
         pair = value(left), value(right)
-        return None if None in pair else _CALCULATION[type(node.ops[0] if comparing else node.op)](*pair)
+        return None if None in pair else _ARITHMETIC[type(node.ops[0] if comparing else node.op)](*pair)
 
     try:
         return value(_parse(expression, mode="eval").body)
@@ -195,7 +212,7 @@ def _where(expression: str, sizes: Mapping[str, Any]) -> str:
     return f" with {', '.join(f'{word} = {sizes.get(word)}' for word in words)}" if words else ""
 
 
-def _shape_of(tensor: TensorOf, sizes: Mapping[str, Any]) -> list[int]:
+def _shape_of(tensor: TensorSpec, sizes: Mapping[str, Any]) -> list[int]:
     if tensor.shapes[0] == ("...",):
         return list(sizes["..."])
     values = [_value(word, sizes) for word in tensor.shapes[0]]
@@ -211,3 +228,9 @@ def signatures(folder: Path = Path(__file__).parent) -> dict[str, Signature]:
             text = " ".join("".join(re.findall(r'"([^"]*)"', literals)).split())
             found[name] = Signature(name, text, file.stem)
     return found
+
+
+def enumerators(name: str, file: Path = Path(__file__).parent / "epilogue.h") -> tuple[str, ...]:
+    """The names of a C++ enumeration, `enum class NAME : int32_t { ... }`, in the order of their numbers from 0."""
+    (names,) = re.findall(rf"enum class {name}\b[^{{]*{{([^}}]*)}}", file.read_text(encoding="utf-8"))
+    return tuple(word.strip() for word in names.split(","))

@@ -1,5 +1,5 @@
 // What the operators share: vectors of floats that the compiler maps to the processor's own (AVX2, AVX-512, NEON), and
-// the interface of MindSpore's custom operators ("aot"): an operator returns 0, or a number that MindSpore reports.
+// the entry of MindSpore's custom operators ("aot"): it returns 0, or a number that MindSpore reports.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <vector>
 
 #ifdef _OPENMP
@@ -19,7 +18,7 @@
 
 namespace mindska {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = 16;  // floats in a vector
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
@@ -48,7 +47,7 @@ static inline void store_some(float *p, Vec v, int count) {
 
 static inline Vec splat(float x) { return x - Vec{}; }
 
-// In halves.
+// The sum of a vector's lanes, in halves.
 static inline float sum(Vec v) {
   typedef float Half __attribute__((vector_size(kLanes / 2 * sizeof(float))));
   typedef float Quarter __attribute__((vector_size(kLanes / 4 * sizeof(float))));
@@ -76,16 +75,17 @@ static inline void for_each_vector(int64_t size, Function function) {
   for (int64_t i = 0; i < size; i += kLanes) function(i, static_cast<int>(std::min<int64_t>(kLanes, size - i)));
 }
 
-static inline int64_t size_of(const int64_t *shape, int ndim) {
+static inline int64_t element_count(const int64_t *shape, int ndim) {
   int64_t size = 1;
   for (int i = 0; i < ndim; ++i) size *= shape[i];
   return size;
 }
 
-// Numbers to compute up to which one thread is done sooner than others have been woken up.
-constexpr int64_t kAlone = 1 << 15;
+// Elements to compute above which an operator uses several threads: with less to do, one is done sooner than the others
+// have been woken up. Chosen on two cores of an x86-64 with AVX-512.
+constexpr int64_t kMinParallelWork = 1 << 15;
 
-static inline int threads() {
+static inline int max_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
 #else
@@ -93,9 +93,9 @@ static inline int threads() {
 #endif
 }
 
-// OpenMP reads OMP_NUM_THREADS when it is loaded, with MindSpore (which then sets it itself, for others); a rank may learn
-// its share of the cores later.
-static inline void take_share_of_threads() {
+// Sets the number of OpenMP's threads to MINDSKA_THREADS, where it is given. OpenMP reads OMP_NUM_THREADS when it is
+// loaded, with MindSpore (which then sets it itself, for others); a rank may learn its share of the cores later.
+static inline void limit_threads() {
 #ifdef _OPENMP
   static const int share = [] {
     const char *text = std::getenv("MINDSKA_THREADS");
@@ -103,36 +103,6 @@ static inline void take_share_of_threads() {
   }();
   if (share > 0) omp_set_num_threads(share);  // of the thread that calls the operator
 #endif
-}
-
-static inline int thread() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-// At least `size` floats of this thread's own, one array for each purpose: they stay for the next call, because fresh
-// memory costs more than most operators do. What they hold is left from before. Aligned: a vector that lies in two lines
-// of the cache is read twice.
-static inline float *scratch(int purpose, int64_t size) {
-  struct Array {
-    void *data = nullptr;
-    int64_t size = 0;
-    ~Array() { std::free(data); }
-  };
-  static thread_local Array arrays[10];
-  Array &array = arrays[purpose];
-  if (array.size < size) {
-    std::free(array.data);
-    array = {};
-    const int64_t whole = (size + kLanes - 1) / kLanes * kLanes;
-    array.data = std::aligned_alloc(sizeof(Vec), whole * sizeof(float));
-    if (!array.data) throw std::bad_alloc();
-    array.size = whole;
-  }
-  return static_cast<float *>(array.data);
 }
 
 // exp(x) for x <= 0, to 2 units in the last place; 0 below -80, so that products of it are no denormal numbers, with
@@ -159,11 +129,11 @@ static inline Vec exp_negative(Vec x) {
 
 }  // namespace mindska
 
-// An operator, and what it takes and gives: see signature.h.
+// The entry of an operator, and its signature (see signature.h).
 #define MINDSKA_OPERATOR(name, signature)                                                                               \
   static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                                   \
   extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) {   \
-    mindska::take_share_of_threads();                                                                                   \
+    mindska::limit_threads();                                                                                           \
     return mindska::run_checked(#name, signature, name##_checked, nparam, params, ndims, shapes, dtypes);               \
   }                                                                                                                     \
   static int name##_checked([[maybe_unused]] int nparam, void **params, [[maybe_unused]] int *ndims, int64_t **shapes)

@@ -1,11 +1,11 @@
-// The sum of the squares of arrays, for the norm of the gradients. The order of the sums depends on the sizes alone.
+// The sum of the squares of tensors, for the norm of the gradients. The order of the sums depends on the sizes alone.
 #include "simd.h"
 
 namespace mindska {
 
-constexpr int64_t kPart = 1 << 16;  // floats that a thread takes at once
+constexpr int64_t kSquareSumGrain = 1 << 16;  // floats of a task
 
-struct Part {
+struct Chunk {
   const float *from;
   int64_t size;
 };
@@ -14,25 +14,25 @@ struct Part {
 
 MINDSKA_OPERATOR(mindska_square_sum, "tensors+ (*) -> sum (1)") {
   using namespace mindska;
-  std::vector<Part> parts;
+  std::vector<Chunk> chunks;
   for (int i = 0; i + 1 < nparam; ++i) {
-    const int64_t size = size_of(shapes[i], ndims[i]);
-    for (int64_t first = 0; first < size; first += kPart) {
-      parts.push_back({static_cast<float *>(params[i]) + first, std::min(kPart, size - first)});
+    const int64_t size = element_count(shapes[i], ndims[i]);
+    for (int64_t first = 0; first < size; first += kSquareSumGrain) {
+      chunks.push_back({static_cast<float *>(params[i]) + first, std::min(kSquareSumGrain, size - first)});
     }
   }
-  std::vector<double> sums(parts.size());
+  std::vector<double> sums(chunks.size());
 #pragma omp parallel for schedule(static, 1)
-  for (size_t i = 0; i < parts.size(); ++i) {
+  for (size_t i = 0; i < chunks.size(); ++i) {
     Vec total = {};
-    for_each_vector(parts[i].size, [&](int64_t at, int n) {
-      const Vec v = load_some(parts[i].from + at, n);
+    for_each_vector(chunks[i].size, [&](int64_t at, int n) {
+      const Vec v = load_some(chunks[i].from + at, n);
       total += v * v;
     });
     sums[i] = sum(total);
   }
   double result = 0;
-  for (double part : sums) result += part;
+  for (double chunk : sums) result += chunk;
   *static_cast<float *>(params[nparam - 1]) = static_cast<float>(result);
   return 0;
 }

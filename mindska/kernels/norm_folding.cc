@@ -1,8 +1,10 @@
-// Batch norms in inference, worked into the convolutions next to them: sums over weights, not over maps. As plain operators
-// they are a dozen of very small ones, each of which takes longer to start than to run.
+// Batch norms in evaluation, folded into the convolutions next to them: sums over weights, not over feature maps. As
+// MindSpore's operators these are a dozen of very small ones, each of which takes longer to start than to run.
 #include "simd.h"
 
-MINDSKA_OPERATOR(mindska_affine, "gamma (C), beta (C), mean (C), variance (C), eps (1) -> scale (C), shift (C)") {
+// In evaluation norm(x) = scale * x + shift.
+MINDSKA_OPERATOR(mindska_norm_scale_shift,
+                 "gamma (C), beta (C), mean (C), variance (C), eps (1) -> scale (C), shift (C)") {
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   float *scale = static_cast<float *>(params[5]), *shift = static_cast<float *>(params[6]);
   for (int64_t c = 0; c < shapes[0][0]; ++c) {
@@ -12,14 +14,14 @@ MINDSKA_OPERATOR(mindska_affine, "gamma (C), beta (C), mean (C), variance (C), e
   return 0;
 }
 
-// Weight and bias of the convolution of scale * x + shift.
-MINDSKA_OPERATOR(mindska_behind,
+// The weight and bias with which the 1x1 convolution of x is that of scale * x + shift.
+MINDSKA_OPERATOR(mindska_fold_norm_into_next_conv,
                  "weight (O, C, 1, 1), bias (O), scale (C), shift (C) -> new_weight (O, C, 1, 1), new_bias (O)") {
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const int64_t outputs = shapes[0][0], channels = shapes[0][1];
   float *weight = static_cast<float *>(params[4]), *bias = static_cast<float *>(params[5]);
-#pragma omp parallel for schedule(static) if (outputs * channels > kAlone)
+#pragma omp parallel for schedule(static) if (outputs * channels > kMinParallelWork)
   for (int64_t o = 0; o < outputs; ++o) {
     const float *from = input(0) + o * channels;
     Vec total = {};

@@ -1,12 +1,12 @@
-// What SKNet does with the outputs of its two paths: the mean over the pixels of their sum, and their weighted sum.
+// Of two feature maps: the mean over the pixels of their sum, and their weighted sum (SKNet's "fuse" and "select").
 #include "simd.h"
 
 namespace mindska {
 
 // function(plane) for B * C planes, by all threads.
 template <typename Function>
-static void for_each_plane_of(const int64_t *shape, Function function) {
-#pragma omp parallel for schedule(static) if (size_of(shape, 4) > kAlone)
+static void parallel_for_each_plane(const int64_t *shape, Function function) {
+#pragma omp parallel for schedule(static) if (element_count(shape, 4) > kMinParallelWork)
   for (int64_t plane = 0; plane < shape[0] * shape[1]; ++plane) function(plane);
 }
 
@@ -18,26 +18,26 @@ static inline float dot(const float *a, const float *b, int64_t count) {
 
 }  // namespace mindska
 
-MINDSKA_OPERATOR(mindska_fuse, "first (B, C, H, W), second (B, C, H, W) -> mean (B, C, 1, 1)") {
+MINDSKA_OPERATOR(mindska_mean_of_sum, "first (B, C, H, W), second (B, C, H, W) -> mean (B, C, 1, 1)") {
   using namespace mindska;
   const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
   float *mean = static_cast<float *>(params[2]);
   const int64_t pixels = shapes[0][2] * shapes[0][3];
-  for_each_plane_of(shapes[0], [=](int64_t plane) {
+  parallel_for_each_plane(shapes[0], [=](int64_t plane) {
     const int64_t at = plane * pixels;
     mean[plane] = (sum_of(first + at, pixels) + sum_of(second + at, pixels)) / static_cast<float>(pixels);
   });
   return 0;
 }
 
-// The sum of both times their weights.
-MINDSKA_OPERATOR(mindska_select, "first (B, C, H, W), second (B, C, H, W), weights (B, 2, C) -> y (B, C, H, W)") {
+// y = weights[:, 0] * first + weights[:, 1] * second
+MINDSKA_OPERATOR(mindska_weighted_sum, "first (B, C, H, W), second (B, C, H, W), weights (B, 2, C) -> y (B, C, H, W)") {
   using namespace mindska;
   const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
   const float *weights = static_cast<float *>(params[2]);
   float *y = static_cast<float *>(params[3]);
   const int64_t channels = shapes[0][1], pixels = shapes[0][2] * shapes[0][3];
-  for_each_plane_of(shapes[0], [=](int64_t plane) {
+  parallel_for_each_plane(shapes[0], [=](int64_t plane) {
     const float *weight = weights + plane / channels * 2 * channels + plane % channels;
     const float a = weight[0], b = weight[channels];
     const int64_t at = plane * pixels;
@@ -48,7 +48,7 @@ MINDSKA_OPERATOR(mindska_select, "first (B, C, H, W), second (B, C, H, W), weigh
   return 0;
 }
 
-MINDSKA_OPERATOR(mindska_select_grad,
+MINDSKA_OPERATOR(mindska_weighted_sum_grad,
                  "first (B, C, H, W), second (B, C, H, W), weights (B, 2, C), dy (B, C, H, W) "
                  "-> dfirst (B, C, H, W), dsecond (B, C, H, W), dweights (B, 2, C)") {
   using namespace mindska;
@@ -57,13 +57,13 @@ MINDSKA_OPERATOR(mindska_select_grad,
   float *dfirst = static_cast<float *>(params[4]), *dsecond = static_cast<float *>(params[5]);
   float *dweights = static_cast<float *>(params[6]);
   const int64_t channels = shapes[0][1], pixels = shapes[0][2] * shapes[0][3];
-  for_each_plane_of(shapes[0], [=](int64_t plane) {
+  parallel_for_each_plane(shapes[0], [=](int64_t plane) {
     const int64_t weight = plane / channels * 2 * channels + plane % channels, at = plane * pixels;
     const float a = weights[weight], b = weights[weight + channels];
     for_each_vector(pixels, [&](int64_t i, int n) {
-      const Vec slope = load_some(dy + at + i, n);
-      store_some(dfirst + at + i, slope * a, n);
-      store_some(dsecond + at + i, slope * b, n);
+      const Vec grad = load_some(dy + at + i, n);
+      store_some(dfirst + at + i, grad * a, n);
+      store_some(dsecond + at + i, grad * b, n);
     });
     dweights[weight] = dot(dy + at, first + at, pixels);
     dweights[weight + channels] = dot(dy + at, second + at, pixels);

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C++ operator
 
 TRAINING, INFERENCE, NORMS_ALONE = "training", "inference", "batch norms alone in training"
 # Rounding of float32 in cells of a few layers, in parts of the largest value: sums of up to 2,000 products.
-NOISE = 2e-5
+ROUNDING = 2e-5
 
 
 def sk_unit(cin, stride):
@@ -73,8 +73,8 @@ FOLDED = (
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
 
 
-class Together(nn.Cell):
-    """Many cells beside each other, to be compiled at once: the sum of their outputs times numbers, and the outputs."""
+class SideBySide(nn.Cell):
+    """Many cells, compiled at once: the sum of their outputs times `factors`, and the outputs."""
 
     def __init__(self, cells: dict[str, nn.Cell]) -> None:
         super().__init__()
@@ -83,15 +83,15 @@ class Together(nn.Cell):
 
     def construct(self, inputs, noise, factors):
         outputs, total = (), 0.0
-        for cell, takes_noise, x, uniform, factor in zip(self.cells_, self.takes_noise, inputs, noise, factors):
-            y = cell(x, uniform) if takes_noise else cell(x)
+        for cell, takes_noise, x, cell_noise, factor in zip(self.cells_, self.takes_noise, inputs, noise, factors):
+            y = cell(x, cell_noise) if takes_noise else cell(x)
             outputs += (y,)
             total = total + (y * factor).sum()
         return total, outputs
 
 
 @cache
-def networks() -> dict[str, tuple[Together, tuple, tuple, list[str]]]:
+def networks() -> dict[str, tuple[SideBySide, tuple, tuple, list[str]]]:
     """Cells to train and folded ones: the network, its inputs, its parameters' values, its cells' names."""
     rng = np.random.default_rng(0)
     made = {}
@@ -107,15 +107,15 @@ def networks() -> dict[str, tuple[Together, tuple, tuple, list[str]]]:
         if kind == "folded":
             holder = nn.CellList([fold(nn.CellList([cell])) for cell in cells.values()])
             cells = {name: holder[i][0] for i, name in enumerate(names)}
-        net = Together(cells)
+        net = SideBySide(cells)
         for name, p in net.parameters_and_names():
             p.name = name
         shapes = [CELLS[name][1] for name in names]
         inputs = tuple(Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
         # Of each stochastic depth, some samples are kept and others dropped.
-        keep = np.float32([[0.2, 0.7], [0.7, 0.2], [0.3, 0.3]])
+        drop_path_noise = np.float32([[0.2, 0.7], [0.7, 0.2], [0.3, 0.3]])
         noise = tuple(
-            Tensor(keep[: shape[0]] if "block" in name else keep[: shape[0], 0].copy())
+            Tensor(drop_path_noise[: shape[0]] if "block" in name else drop_path_noise[: shape[0], 0].copy())
             for name, shape in zip(names, shapes)
         )
         made[kind] = net, (inputs, noise), {p.name: p.asnumpy().copy() for p in net.get_parameters()}, names
@@ -169,7 +169,7 @@ def test_every_form_computes_what_its_plain_cell_does(mode, kind, state):
         scale = largest[name.split(":")[0]] if "gradient" in name else float(np.abs(value).max())
         assert scale > 0, name
         difference = float(np.abs(ours[name] - value).max()) / scale
-        if not difference < NOISE:
+        if not difference < ROUNDING:
             wrong.append(f"{name}: {difference:.1e}")
     assert not wrong
 

@@ -51,7 +51,7 @@ def gradients(function, inputs, dout):
     return [g.asnumpy() for g in (found if isinstance(found, tuple) else (found,))]
 
 
-def noise(values, terms=1):
+def rounding(values, terms=1):
     """Float32 rounding of sums of so many terms: a few units in the last place of the largest."""
     return 2e-7 * (3 + terms**0.5) * max(1.0, float(np.abs(np.asarray(values)).max()))
 
@@ -100,11 +100,11 @@ def test_depthwise(batch, channels, height, width, kernel, dilation):
     expected = torch.nn.functional.conv2d(*wide, padding=padding, dilation=dilation, groups=channels)
     (expected * torch.from_numpy(dout)).sum().backward()
     ours = operator(Tensor(x), Tensor(weight), Tensor(bias)).asnumpy()
-    np.testing.assert_allclose(ours, expected.detach(), atol=noise(ours, kernel[0] * kernel[1]), rtol=0)
+    np.testing.assert_allclose(ours, expected.detach(), atol=rounding(ours, kernel[0] * kernel[1]), rtol=0)
     for found, exact, terms in zip(
         gradients(operator, [x, weight, bias], dout), wide, (kernel[0] * kernel[1], *[batch * height * width] * 2)
     ):
-        np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad, terms), rtol=0)
+        np.testing.assert_allclose(found, exact.grad, atol=rounding(exact.grad, terms), rtol=0)
 
 
 @pytest.mark.parametrize("identity", [0, 1])
@@ -125,10 +125,10 @@ def test_split_depthwise(channels, height, width, identity):
     (expected * torch.from_numpy(dout)).sum().backward()
     operator = operators.SplitDepthwise(2, 3, identity)
     np.testing.assert_allclose(
-        operator(*map(Tensor, arrays)).asnumpy(), expected.detach(), atol=noise(expected.detach(), 49), rtol=0
+        operator(*map(Tensor, arrays)).asnumpy(), expected.detach(), atol=rounding(expected.detach(), 49), rtol=0
     )
     for found, exact in zip(gradients(operator, arrays, dout), wide):
-        np.testing.assert_allclose(found, exact.grad, atol=noise(exact.grad, 2 * height * width), rtol=0)
+        np.testing.assert_allclose(found, exact.grad, atol=rounding(exact.grad, 2 * height * width), rtol=0)
 
 
 POINTWISE = [  # batch, channels in and out, height, width, groups
@@ -164,10 +164,10 @@ def compare(operator, reference, arrays, terms):
     dout = random(*expected.shape, seed=9)
     (expected * torch.from_numpy(dout)).sum().backward()
     exact = expected.detach().numpy()
-    np.testing.assert_allclose(operator(*map(Tensor, arrays)).asnumpy(), exact, atol=noise(exact, terms), rtol=0)
+    np.testing.assert_allclose(operator(*map(Tensor, arrays)).asnumpy(), exact, atol=rounding(exact, terms), rtol=0)
     for found, parameter in zip(gradients(operator, arrays, dout), wide):
         grad = np.zeros(found.shape) if parameter.grad is None else parameter.grad.numpy()
-        np.testing.assert_allclose(found, grad, atol=noise(grad, terms), rtol=0)
+        np.testing.assert_allclose(found, grad, atol=rounding(grad, terms), rtol=0)
 
 
 @pytest.mark.parametrize("batch, cin, cout, height, width, groups", POINTWISE, ids=str)
@@ -312,7 +312,7 @@ def test_batch_norm(batch, channels, height, width, relu):
     )  # fmt: skip
     results = operator(*map(Tensor, (x, gamma, beta, mean, variance)))
     for ours, theirs in zip(results[3:], running):
-        np.testing.assert_allclose(ours.asnumpy(), theirs, atol=noise(theirs))
+        np.testing.assert_allclose(ours.asnumpy(), theirs, atol=rounding(theirs))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -452,7 +452,7 @@ def test_pointwise_spreads_nan_and_infinity_as_plain_operators_do(epilogue, valu
     wide = [torch.from_numpy(a).double() for a in (x, weight, one, zero, other)]
     theirs = scale_shift_epilogue(epilogue, *wide).numpy()
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
-    np.testing.assert_allclose(ours, theirs, atol=noise(theirs[np.isfinite(theirs)], 4))
+    np.testing.assert_allclose(ours, theirs, atol=rounding(theirs[np.isfinite(theirs)], 4))
 
 
 def test_which_operator_computes_a_convolution():
@@ -499,7 +499,7 @@ def test_max_relative_is_the_plain_operators(batch, channels, height, width, red
     dout = random(batch, 2 * channels, height, width, seed=1)
     ours = gradients(lambda a: operator(a, net.pool(a), position)[0], [x.asnumpy()], dout)[0]
     theirs = gradients(net.max_relative, [x.asnumpy()], dout)[0]
-    np.testing.assert_allclose(ours, theirs, atol=noise(theirs, batch * height * width), rtol=0)
+    np.testing.assert_allclose(ours, theirs, atol=rounding(theirs, batch * height * width), rtol=0)
 
 
 def test_max_relative_of_nan():

@@ -521,7 +521,7 @@ def test_weights_of_another_head_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(num_classes=5), "num_classes: None -> 5"),
+        (dict(num_classes=5), "num_classes: 3 -> 5"),
         (dict(model="tiny"), "model: 'tiny_bn' -> 'tiny'"),
         (dict(batch_size=4), "batch_size: 8 -> 4"),
         (dict(gradient_accumulation_steps=2), "gradient_accumulation_steps: 1 -> 2"),
@@ -554,5 +554,6 @@ def test_another_number_of_ranks(images, tmp_path):
     for path in out.glob("tiny-*.ckpt"):
         path.unlink()
     (tmp_path / "tiny-1_6.ckpt").rename(out / "tiny-1_6.ckpt")
-    printed = run("train.py", images, out, expect=1, **{**SETTINGS, **settings, "ckpt_save_steps": 3})
-    assert "world_size: 2 -> 1" in printed
+    others = dict(batch_size=4, launcher=mpirun(2), ckpt_save_steps=3)  # than those of the checkpoint
+    printed = run("train.py", images, out, expect=1, **{**SETTINGS, **settings, **others})
+    assert "world_size: 1 -> 2" in printed

@@ -231,3 +231,18 @@ def test_a_compiled_network_forgets_its_graph(graph):
 def test_features_are_accelerated_as_well():
     net = mindcv.create_model("van_tiny", features_only=True)
     assert is_accelerated(net) and len(net.set_train(False)(Tensor(np.zeros((1, 3, 64, 64), np.float32)))) == 4
+
+
+def test_a_subclass_has_no_form():
+    """It may compute something else; the cells around it go by their plain equations then."""
+
+    class Doubled(LargeKernelAttention):
+        def construct(self, x):
+            return 2 * x
+
+    block = Block(16, Attention(16, Doubled(16, 7, True)), 2, 0.0).set_train(False)
+    x = Tensor(np.random.default_rng(0).standard_normal((1, 16, 4, 4)).astype(np.float32))
+    expected = block(x).asnumpy()
+    accelerate(block)
+    assert type(block) is Block and type(block.attn.spatial) is Doubled and is_accelerated(block)
+    np.testing.assert_allclose(block(x).asnumpy(), expected, rtol=1e-5, atol=1e-5)

@@ -59,6 +59,11 @@ class AcceleratedForm:
         return super().add_flags_recursive(**flags)
 
 
+def plain_class_of(cell: nn.Cell) -> type[nn.Cell]:
+    """A cell's class without a form: what a form of the cell around it may rely on, where a subclass would not do."""
+    return cell.plain_class if isinstance(cell, AcceleratedForm) else type(cell)
+
+
 def apply_form(cell: nn.Cell, form: type[AcceleratedForm]) -> None:
     """Gives a cell of `form.plain_class` that form, in place."""
     before = set(cell._cells) | set(cell.__dict__)

@@ -14,12 +14,12 @@ from mindspore import Tensor, nn
 from mindspore.ops import constexpr
 
 from ..kernels import operators
-from ..models.layers.blocks import Block, ConvMlp, PatchEmbed, drop_path_noise
+from ..models.layers.blocks import Attention, Block, ConvMlp, PatchEmbed, drop_path_noise
 from ..models.layers.graph import MaxRelativeConv, relative_position
 from ..models.skanet import SplitKernelAttention
 from ..models.van import LargeKernelAttention
 from .folded import FoldedBlock, FoldedSplitKernelAttention
-from .form import AcceleratedForm
+from .form import AcceleratedForm, plain_class_of
 from .layers import conv_kind, conv_operator
 
 # Pixels (H * W) from which the fused MLP, which keeps the hidden feature maps out of the memory and computes them again
@@ -200,7 +200,9 @@ class FusedBlock(AcceleratedForm, Block):
 
     @classmethod
     def supports(cls, cell: Block) -> bool:
-        return isinstance(cell.attn.spatial, (SplitKernelAttention, LargeKernelAttention))
+        spatial = plain_class_of(cell.attn.spatial)
+        parts = plain_class_of(cell.attn), plain_class_of(cell.mlp)
+        return spatial in (SplitKernelAttention, LargeKernelAttention) and parts == (Attention, ConvMlp)
 
     def prepare(self) -> None:
         self.residual, self.norm_scale_shift = operators.Residual(), operators.NormScaleShift(self.norm1.eps)

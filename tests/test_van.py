@@ -104,7 +104,7 @@ def test_weights_of_another_kernel_are_refused_and_both_are_named(tmp_path):
     with pytest.raises(WeightsError, match="not van_tiny_lska_k23's, but van_tiny's"):
         from_torch("van_tiny_lska_k23", state("van_tiny"))
     ms.save_checkpoint(mindcv.create_model("van_tiny_lska_k23"), str(tmp_path / "a.ckpt"))
-    with pytest.raises(WeightsError, match=r"a.ckpt does not fit van_tiny_lska_k7, but van_tiny_lska_k23's"):
+    with pytest.raises(WeightsError, match="a.ckpt does not fit van_tiny_lska_k7. .* but van_tiny_lska_k23's"):
         mindcv.create_model("van_tiny_lska_k7", checkpoint_path=str(tmp_path / "a.ckpt"))
 
 

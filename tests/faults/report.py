@@ -1,4 +1,4 @@
-"""Injects the faults and prints the table of outcomes: `python tests/faults/report.py` (a quarter of an hour).
+"""Injects the faults and prints the table of outcomes: `python tests/faults/report.py` (ten minutes).
 
 A test that shows what must happen at a fault is marked `@pytest.mark.fault(KEY)`, with the key of a row below.
 """
@@ -219,8 +219,10 @@ class Outcomes:
 
 def main() -> None:
     outcomes = Outcomes()
+    words = ["-q", "-m", "fault", "--rootdir", str(ROOT), str(ROOT / "tests")]
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["-q", "-m", "fault", "--rootdir", str(ROOT), str(ROOT / "tests")], plugins=[outcomes])
+        pytest.main([*words, "--collect-only"], plugins=[outcomes])  # here: the workers below collect for themselves
+        pytest.main([*words, "-n", "3", "--dist", "loadfile"], plugins=[outcomes])
     print("| | fault | what must happen | tests | outcome |\n|---|---|---|---|---|")
     failed = False
     for number, (key, (fault, expected)) in enumerate(FAULTS.items(), start=1):

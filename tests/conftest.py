@@ -9,9 +9,9 @@ import pytest
 import mindska  # noqa: F401  registers the models
 
 
-@pytest.fixture(autouse=True)
-def pynative():
-    """Tests interpret the network unless they ask for `graph`: compiling takes seconds."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Tests, and fixtures of any scope, interpret the network unless they ask for `graph`: compiling takes seconds."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.set_seed(0)
 

@@ -352,7 +352,6 @@ def test_an_image_that_a_link_does_not_reach_is_an_unreadable_image(tmp_path):
     assert len(dataset.identity()["digest"]) == 32
 
 
-@pytest.mark.fault("folders")
 @pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may list everything")
 def test_without_permission_nothing_vanishes(tmp_path):
     (links_of(tmp_path) / "train" / "b").chmod(0)

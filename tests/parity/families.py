@@ -44,10 +44,11 @@ CAFFE = ("sknet50", "sknet101")
 # float32 loses five digits, PyTorch's own as well (gradients 2 % from float64's). One unit a stage loses none.
 # A ReLU whose input is zero to rounding opens here and not there, and moves a gradient by 1e-3. The SKNets' images
 # were searched: with them PyTorch's float32 gradients stay within 7e-6 of float64's when the images get noise of 3e-7.
+# (sk_resnet18's once more, for MindSpore's plain operators on a processor with other roundings.)
 TRAINED = {
     "van_tiny_lska_k23": ({}, 64, 0),
     "sknet50": (dict(depths=(1, 1, 1, 1)), 32, 3),
-    "sk_resnet18": ({}, 64, 2),
+    "sk_resnet18": ({}, 64, 14),
 }
 LEARNING_RATE = 1e-4
 # The goldens' names of what the references call otherwise.

@@ -483,7 +483,7 @@ def on_ranks(monkeypatch, datasets):
         except DataError as error:
             return str(error)
 
-    monkeypatch.setattr(comparison, "_gather", gather)
+    monkeypatch.setattr(comparison, "all_gather_object", gather)
     with ThreadPoolExecutor(len(datasets)) as pool:
         return list(pool.map(compare, range(len(datasets))))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from .. import distributed
+from ..distributed import all_gather_object
 from ..errors import DataError
 from .datasets import Dataset
 
@@ -27,28 +27,24 @@ def check_same_on_all_ranks(dataset: Dataset) -> None:
     Raises:
         DataError: on all ranks, when one has other images (by names, sizes, classes); the message shows the difference.
     """
-    found = _gather((str(dataset), dataset.identity()))
+    found = all_gather_object((str(dataset), dataset.identity()))
     other = next((rank for rank, (_, identity) in enumerate(found) if identity != found[0][1]), None)
     if other is None:
         return
-    classes = _gather(dataset.class_names)
+    classes = all_gather_object(dataset.class_names)
     difference = _first_difference(dict.fromkeys(classes[0]), dict.fromkeys(classes[other]), other)
     if not difference and classes[0] == classes[other]:
         members = (dataset.members(label) for label in range(len(dataset.class_names)))
-        checksums = _gather([zlib.crc32(repr(each).encode()) for each in members])
+        checksums = all_gather_object([zlib.crc32(repr(each).encode()) for each in members])
         pairs = enumerate(zip(checksums[0], checksums[other]))
         label = next((label for label, (ours, theirs) in pairs if ours != theirs), 0)
-        images = _gather(dict(dataset.members(label)))
+        images = all_gather_object(dict(dataset.members(label)))
         difference = _first_difference(images[0], images[other], other)
     raise DataError(
         f"The ranks see different data.\n  rank 0: {found[0][0]}\n  rank {other}: {found[other][0]}\n"
         f"The first difference: {difference or 'the order of the classes'}. Give all ranks the same folder, or equal "
         f"copies of it."
     )
-
-
-def _gather(value: Any) -> list[Any]:
-    return distributed.all_gather_object(value)
 
 
 def _first_difference(ours: dict[str, Any], theirs: dict[str, Any], other: int) -> str:

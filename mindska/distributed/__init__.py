@@ -199,9 +199,6 @@ def all_gather_object(value: Any) -> list[Any]:
     return exchange(_links, _world.rank, value)
 
 
-_all_gather = all_gather_object
-
-
 def _join(how: str, device_target: str, threads: Optional[int]) -> tuple[World, list[Connection]]:
     """Form MindSpore's cluster and link every rank to rank 0."""
     links = join_by_mpirun(device_target) if how == "mpirun" else join_by_msrun(device_target)

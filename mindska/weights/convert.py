@@ -71,18 +71,23 @@ def first_weight(model_name: str) -> str:
 
 
 def for_channels(weights: dict[str, np.ndarray], model_name: str, in_channels: int) -> dict[str, np.ndarray]:
-    """Weights (of a model of ours, under our names) for images of 1 or 3 channels: the first convolution's weights are
-    summed over the channels, or repeated and divided by their number, as timm does it; what it says of grey images then
-    stays. Said in the log where something changes.
+    """Weights of a model of ours (name -> array) for images of 1 or 3 channels.
+
+    From three channels to one, the first convolution's weights are summed over them, as timm does it. From one to
+    three, they are repeated and divided by three. So the output for a grey image stays the same. The log says what
+    changes. Weights of a model that is not ours are returned as they are.
+
+    Raises:
+        WeightsError: the weights take another number of channels than 1 or 3.
     """
     name = first_weight(model_name) if model_name in OUR_MODELS else ""
     if name not in weights or weights[name].shape[1] == in_channels:
         return weights
     first, found = weights[name], weights[name].shape[1]
-    if in_channels == 1:
+    if (found, in_channels) == (3, 1):
         changed, how = first.sum(1, keepdims=True), "summed over them"
-    elif found == 1:
-        changed, how = np.repeat(first / in_channels, in_channels, 1), f"repeated and divided by {in_channels}"
+    elif (found, in_channels) == (1, 3):
+        changed, how = np.repeat(first / 3, 3, 1), "repeated and divided by 3"
     else:
         raise WeightsError(f"The weights take {found} channels; expected 1 or 3 to adapt them to {in_channels}")
     log.info(

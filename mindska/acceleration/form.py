@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import mindspore as ms
@@ -24,6 +25,10 @@ class AcceleratedForm:
     """
 
     plain_class: ClassVar[type[nn.Cell]]
+    plain: Callable[..., Tensor]
+    in_training: Callable[..., Tensor]
+    in_inference: Callable[..., Tensor]
+    training: bool  # the cell's
     in_half_precision = False
 
     @classmethod
@@ -56,7 +61,7 @@ class AcceleratedForm:
         # operator's inputs are then cast after the cell has seen them in float32.
         if "fp16" in flags or "bf16" in flags:  # others come this way as well: `training`
             self.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
-        return super().add_flags_recursive(**flags)
+        return super().add_flags_recursive(**flags)  # type: ignore[misc]  # the cell's
 
 
 def plain_class_of(cell: nn.Cell) -> type[nn.Cell]:

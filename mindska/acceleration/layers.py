@@ -60,7 +60,7 @@ class FusedConv2d(AcceleratedForm, nn.Conv2d):
         return bool(conv_kind(cell))
 
     def prepare(self) -> None:
-        self.operator = conv_operator(self)
+        self.operator: nn.Cell = conv_operator(self)
         if not self.has_bias:
             self.zeros = bias_or_zeros(self)
 

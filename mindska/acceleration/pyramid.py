@@ -45,7 +45,8 @@ class FusedPatchEmbed(AcceleratedForm, PatchEmbed):
         return conv_kind(cell.proj) == "strided" and isinstance(cell.norm, nn.BatchNorm2d)
 
     def prepare(self) -> None:
-        self.operator, self.norm_scale_shift = conv_operator(self.proj), operators.NormScaleShift(self.norm.eps)
+        self.operator: nn.Cell = conv_operator(self.proj)
+        self.norm_scale_shift = operators.NormScaleShift(self.norm.eps)
 
     def has_norm_in_training(self) -> bool:
         return self.norm.training
@@ -168,7 +169,8 @@ class FusedMaxRelativeConv(AcceleratedForm, MaxRelativeConv):
         self.operator = operators.MaxRelative(self.search.k, self.search.dilation)
         self.pointwise_gelu, self.ones = operators.PointwiseEpilogue("gelu"), unit_scale(self.conv)
         self.is_folded = not isinstance(self.norm, nn.BatchNorm2d)
-        self.norm_scale_shift = None if self.is_folded else operators.NormScaleShift(self.norm.eps)
+        if not self.is_folded:
+            self.norm_scale_shift = operators.NormScaleShift(self.norm.eps)
 
     def has_norm_in_training(self) -> bool:
         return not self.is_folded and self.norm.training

@@ -22,6 +22,7 @@ class FusedConvNorm(AcceleratedForm, ConvNorm):
         conv, norm = self.conv, self.norm
         self.kind, self.is_folded = conv_kind(conv), not isinstance(norm, nn.BatchNorm2d)
         self.bias, self.ones = bias_or_zeros(conv), Tensor(np.ones(conv.out_channels, np.float32))
+        self.operator: Optional[nn.Cell]
         if self.kind == "pointwise":
             self.operator = operators.PointwiseEpilogue("relu" if self.relu else "none")
         else:

@@ -55,7 +55,7 @@ def _name_of(kind: ms.Type) -> str:
 
 def int32_tensor(**numbers: int) -> Tensor:
     """The numbers of a signature as its operator reads them, in the same order: (count,) int32."""
-    return Tensor(np.int32(list(numbers.values())))
+    return Tensor(np.array(list(numbers.values()), np.int32))
 
 
 class Gelu(nn.Cell):
@@ -277,7 +277,7 @@ class LayerNorm(nn.Cell):
 
     def __init__(self, eps: float) -> None:
         super().__init__()
-        self.eps = Tensor(np.float32([eps]))
+        self.eps = Tensor(np.array([eps], np.float32))
         self.forward = operator("layer_norm")
         self.backward = operator("layer_norm_grad")
 
@@ -302,7 +302,7 @@ class BatchNorm(nn.Cell):
 
     def __init__(self, eps: float, momentum: float, relu: bool = False) -> None:
         super().__init__()
-        self.options = Tensor(np.float32([eps, momentum, relu]))
+        self.options = Tensor(np.array([eps, momentum, relu], np.float32))
         self.forward = operator("batch_norm")
         self.backward = operator("batch_norm_grad")
 
@@ -322,7 +322,7 @@ class NormScaleShift(nn.Cell):
 
     def __init__(self, eps: float) -> None:
         super().__init__()
-        self.eps = Tensor(np.float32([eps]))
+        self.eps = Tensor(np.array([eps], np.float32))
         self.forward = operator("norm_scale_shift")
 
     def construct(self, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

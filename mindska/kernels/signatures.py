@@ -190,16 +190,20 @@ _parse = cache(ast.parse)
 def _value(expression: str, sizes: Mapping[str, Any]) -> Optional[Union[int, bool]]:
     """The value of an expression or a condition; None where a size is not known yet."""
 
-    def value(node: ast.expr) -> Optional[int]:
+    def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.Name):
             known = sizes.get(node.id, -1)
             return None if known == -1 else known
-        comparing = isinstance(node, ast.Compare)
-        left, right = (node.left, node.comparators[0]) if comparing else (node.left, node.right)
+        sign: ast.AST
+        if isinstance(node, ast.Compare):
+            left, sign, right = node.left, node.ops[0], node.comparators[0]
+        else:
+            assert isinstance(node, ast.BinOp)
+            left, sign, right = node.left, node.op, node.right
         pair = value(left), value(right)
-        return None if None in pair else _ARITHMETIC[type(node.ops[0] if comparing else node.op)](*pair)
+        return None if None in pair else _ARITHMETIC[type(sign)](*pair)
 
     try:
         return value(_parse(expression, mode="eval").body)

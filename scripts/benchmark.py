@@ -4,6 +4,7 @@
     python scripts/benchmark.py --models sknet50 --what forward folded --kernels both --compile
     python scripts/benchmark.py --models skanet_s --scaling      cost against image size, batch and ranks
     python scripts/benchmark.py --starts                         the first step of a first and of a second start
+    python scripts/benchmark.py --import_orders                  whether the order of imports matters
     python scripts/benchmark.py --loader                         images a second of the training data alone
 
 Every variant is a process of its own; one after the other runs two steps, of which the second is timed, round by round:
@@ -28,14 +29,15 @@ from mindska.benchmark.measure import (
     PHOTOS,
     WHAT,
     compare,
-    cores,
     gemm_rate,
+    import_orders,
     loader_rate,
     ours,
     scaling,
     starts,
 )  # fmt: skip
-from mindska.benchmark.tables import scaling_table, starts_table, summary, table
+from mindska.benchmark.tables import import_orders_table, scaling_table, starts_table, summary, table
+from mindska.distributed.cores import share_of_cores
 from mindska.models.factory import OUR_MODELS
 
 RECIPE = Path(__file__).parent.parent / "configs" / "skanet_s.yaml"
@@ -57,6 +59,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     parser.add_argument("--scaling", action="store_true", help="cost against size, batch and ranks instead")
     parser.add_argument("--starts", action="store_true", help="first step of a first and a second start instead")
+    parser.add_argument("--import_orders", action="store_true", help="forward, after either order of imports instead")
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     options = parser.parse_args(arguments)
@@ -74,16 +77,20 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
 
 def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
+    machine = f"{platform.machine()}, {share_of_cores(1)} cores"
     if options.loader:
         for photo in PHOTOS:
             rate = loader_rate(RECIPE, photo, options.rounds)
-            print(f"{photo[0]}x{photo[1]} pixels: {rate:.0f} images/s on {cores()} cores, {platform.machine()}")
+            print(f"{photo[0]}x{photo[1]} pixels: {rate:.0f} images/s on {machine}")
         return
-    machine = f"{platform.machine()}, {cores()} cores"
     if options.starts:
         results = starts([variant for model in options.models for variant in ours(model, options, cached=True)])
         text = starts_table(results)
         finish(options, dict(machine=machine, results=results), f"{machine}, without imports\n\n{text}")
+        return
+    if options.import_orders:
+        results = [result for model in options.models for result in import_orders(model, options)]
+        finish(options, dict(machine=machine, results=results), f"{machine}\n\n{import_orders_table(results)}")
         return
     rate = gemm_rate()
     results: list[dict[str, Any]] = []

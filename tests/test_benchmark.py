@@ -37,6 +37,10 @@ def test_tables():
     assert rows[4].endswith("12 % |"), "a training step has three times the forward's products"
     assert tables.summary(results[1:2]) == ""
     assert "| `skanet_nano` | forward | 64 | 8 | 1 | PyTorch | 2.000 | 4.0 |" in tables.scaling_table(results)
+    orders = [result("mindska", "forward", seconds, busy=busy) for busy in (False, True) for seconds in (2.0, 1.0)]
+    rows = tables.import_orders_table(orders).splitlines()[2:]
+    assert rows[0] == "| `skanet_nano` | 1 | none | 2.000 s (1.000 to 4.000) | 1.000 s (0.500 to 2.000) | 0.50 |"
+    assert "| one, on the first core |" in rows[1]
 
 
 def test_what_is_asked_for_is_what_is_measured():

@@ -1,6 +1,7 @@
 """Real launches of tests/programs/ranks.py on CPU: worlds that form, compute and end, and worlds that fail."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -263,6 +264,47 @@ def clean(monkeypatch, **variables):
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.fault("threads")
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({}, float(sys.maxsize)),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, float(sys.maxsize)),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        # The group's own limit, one around it, and a path of the host that a container does not see.
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "3 1\n", "sys/fs/cgroup/cpu.max": "2 1\n"}, 2),
+        ({"proc/self/cgroup": "0::/docker/1\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 0.5),
+        (
+            {
+                "proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/x\n0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": "2:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            float(sys.maxsize),
+        ),
+        ({"proc/self/cgroup": "what is this\n", "sys/fs/cgroup/cpu.max": "many\n"}, float(sys.maxsize)),
+    ],
+)
+def test_quota_of_cpu_time(tmp_path, files, cores, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert module.cores.cpu_quota(tmp_path) == cores
+    monkeypatch.setattr(module.cores, "cpu_quota", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert module.cores.share_of_cores(1) == min(8, math.ceil(cores))
+    assert module.cores.share_of_cores(2) == max(1, min(8, math.ceil(cores)) // 2)
 
 
 MSRUN = dict(MS_ROLE="MS_WORKER", MS_WORKER_NUM="2", MS_SCHED_HOST="127.0.0.1", MS_SCHED_PORT="8118")

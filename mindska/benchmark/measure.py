@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
@@ -21,6 +23,7 @@ from PIL import Image
 from .. import builders
 from ..config import parse_args
 from ..data import TrainLoader, TrainTransform, open_dataset
+from ..distributed.cores import share_of_cores
 from .worker import Variant
 
 MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
@@ -100,7 +103,7 @@ def warm_up(variant: Variant) -> int:
     In its first launches an operator of MindSpore tries one thread, two, four, ... up to the cores and once more, five
     launches each; a step then takes up to a third longer.
     """
-    return min(31, 5 * (cores().bit_length() + 1) + 1) if variant.library == "mindska" else 3
+    return min(31, 5 * (share_of_cores(1).bit_length() + 1) + 1) if variant.library == "mindska" else 3
 
 
 def measure(variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
@@ -144,7 +147,7 @@ def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             variants = ours(model, options, ("forward", "folded"), side, batch)
             results += measure(others("forward", model, side, batch, options) + variants, options.rounds)
     ranks = 1
-    while ranks <= cores() and "train" in options.what:
+    while ranks <= share_of_cores(1) and "train" in options.what:
         results += measure(ours(model, options, ("train",), size, ranks=ranks), options.rounds)
         ranks *= 2
     return results
@@ -167,6 +170,34 @@ def starts(variants: list[Variant]) -> list[dict[str, Any]]:
     return results
 
 
+@contextlib.contextmanager
+def busy_core() -> Iterator[None]:
+    """Meanwhile another process keeps the first core busy."""
+    core = min(os.sched_getaffinity(0))
+    program = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def import_orders(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A forward step after `import mindska` and after `import mindspore, mindska`: with one rank and two, on an idle
+    machine and with a busy core."""
+    results, shape = [], (options.image_resize or own_size(model), options.batch)
+    for ranks in (1, 2):
+        for busy in (False, True):
+            with busy_core() if busy else contextlib.nullcontext():
+                orders = [
+                    Variant("mindska", model, "forward", *shape, ranks=ranks, mindspore_first=first)
+                    for first in (False, True)
+                ]
+                results += [dict(result, busy=busy) for result in measure(orders, options.rounds)]
+    return results
+
+
 def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float:
     """Images a second of the training data alone: JPEG files of `photo` (width, height) pixels, augmented as a
     recipe says, in batches, with as many workers as cores."""
@@ -183,7 +214,7 @@ def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float
             TrainTransform(builders.build_preprocessing(config), builders.build_augmentation(config)),
             32,
             num_classes=4,
-            num_workers=cores(),
+            num_workers=share_of_cores(1),
             **builders.loading_options(config),
         )
         batches, seconds = loader.batches(0, None), []
@@ -214,8 +245,3 @@ def others(what: str, model: str, size: int, batch: int, options: argparse.Names
     """PyTorch's variants that are asked for."""
     names = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
     return [Variant(name, model, what, size, batch) for name in names]
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -64,6 +64,20 @@ def scaling_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def import_orders_table(results: list[dict[str, Any]]) -> str:
+    """The results of `import_orders` as Markdown."""
+    lines = [
+        "| model | ranks | other processes | mindska first | mindspore first | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for first, second in zip(results[::2], results[1::2]):
+        others = "one, on the first core" if first["busy"] else "none"
+        seconds = " | ".join(f"{r['median']:.3f} s ({r['fastest']:.3f} to {r['slowest']:.3f})" for r in (first, second))
+        ratio = second["median"] / first["median"]
+        lines.append(f"| `{first['model']}` | {first['ranks']} | {others} | {seconds} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
 def starts_table(results: list[dict[str, Any]]) -> str:
     """The results of `starts` as Markdown."""
     lines = ["| model | step | variant | first start | second start |", "|---|---|---|---|---|"]

@@ -22,6 +22,7 @@ class Variant:
     batch: int
     kernels: bool = True
     ranks: int = 1
+    mindspore_first: bool = False  # imported before mindska
     cached: bool = False  # the compiled graph is kept for the next start, as train.py, validate.py and predict.py do
 
     @property
@@ -111,6 +112,8 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
 def work(variant: Variant) -> None:
     """Answers each line on standard input with the seconds of one step, and an empty one with the peak memory."""
     if variant.library == "mindska":
+        if variant.mindspore_first:
+            import mindspore  # noqa: F401
         from mindska.distributed import broadcast_object, distributed
 
         with distributed("CPU") as world:

@@ -8,7 +8,6 @@ resizes without holding Python's lock.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Callable, Optional, TypeVar
 import numpy as np
 from mindspore.dataset import GeneratorDataset, config
 
+from ..distributed.cores import share_of_cores
 from ..errors import DataError
 from .datasets import Dataset
 from .mixing import Mixing
@@ -37,8 +37,8 @@ Whole = TypeVar("Whole")
 
 
 def default_workers() -> int:
-    """One worker a core that this process may run on, at least two."""
-    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """One worker a core that this process may use, at least two."""
+    return max(2, share_of_cores(1))
 
 
 def in_parallel(

@@ -49,7 +49,7 @@ import numpy as np
 
 from ..errors import WorldError
 from .cluster import join_by_mpirun, join_by_msrun, local_rank
-from .cores import limit_threads, set_device, share_of_cores
+from .cores import cpu_quota, limit_threads, set_device, share_of_cores
 from .ending import end_everything, end_without_teardown, exit_code
 from .environment import check, launcher, prepare
 from .links import another_has_ended, exchange, watch
@@ -121,8 +121,8 @@ def distributed(device_target: str, threads: Optional[int] = None) -> Iterator[W
         if how == "single":
             world = World(threads=threads or share_of_cores(1))
             set_device(device_target)
-            if threads:
-                limit_threads(threads)
+            if threads or cpu_quota() <= world.threads:  # MindSpore's own choice knows no quota
+                limit_threads(world.threads)
         else:
             world, _links = _join(how, device_target, threads)
         _world = world

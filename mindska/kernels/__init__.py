@@ -92,7 +92,8 @@ def _why_not() -> str:
             list(pool.map(library, FILES))
     except BuildError as error:
         log.warning(
-            "C++ operators are not used (%s): the same results, slower. MINDSKA_KERNELS=off says no more.", error
+            "C++ operators are not used (%s): the same results to rounding, slower. MINDSKA_KERNELS=off says no more.",
+            error,
         )
         return str(error)
     return ""

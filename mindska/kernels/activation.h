@@ -60,10 +60,10 @@ constexpr int64_t kElementwiseGrain = 1 << 14;  // floats of a task
 // function(first, count) over the vectors of an array, by all threads.
 template <typename Function>
 static void parallel_for_each_vector(int64_t size, Function function) {
-#pragma omp parallel for schedule(static) if (size > kMinParallelWork)
-  for (int64_t start = 0; start < size; start += kElementwiseGrain) {
+  parallel_for((size + kElementwiseGrain - 1) / kElementwiseGrain, size, [&](int64_t task) {
+    const int64_t start = task * kElementwiseGrain;
     for_each_vector(std::min(kElementwiseGrain, size - start), [&](int64_t i, int count) { function(start + i, count); });
-  }
+  });
 }
 
 }  // namespace mindska

@@ -46,8 +46,7 @@ MINDSKA_OPERATOR(mindska_batch_norm,
   const float eps = input(5)[0], momentum = input(5)[1];
   const bool relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
-#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
-  for (int64_t c = 0; c < shapes[0][1]; ++c) {
+  parallel_for(shapes[0][1], element_count(shapes[0], 4), [&](int64_t c) {
     const float *x = input(0) + c * channel.pixels;
     float *y = output(0) + c * channel.pixels;
     const float mean =
@@ -70,7 +69,7 @@ MINDSKA_OPERATOR(mindska_batch_norm,
     output(3)[c] = momentum * input(3)[c] + (1 - momentum) * mean;
     const double unbiased = squares / std::max(channel.count() - 1, 1.0);
     output(4)[c] = momentum * input(4)[c] + (1 - momentum) * static_cast<float>(unbiased);
-  }
+  });
   return 0;
 }
 
@@ -82,8 +81,7 @@ MINDSKA_OPERATOR(mindska_batch_norm_grad,
   const auto output = [&](int i) { return static_cast<float *>(params[7 + i]); };
   const bool relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
-#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
-  for (int64_t c = 0; c < shapes[0][1]; ++c) {
+  parallel_for(shapes[0][1], element_count(shapes[0], 4), [&](int64_t c) {
     const float *x = input(0) + c * channel.pixels, *y = input(4) + c * channel.pixels;
     const float *dy = input(6) + c * channel.pixels;
     float *dx = output(0) + c * channel.pixels;
@@ -103,6 +101,6 @@ MINDSKA_OPERATOR(mindska_batch_norm_grad,
     });
     output(1)[c] = static_cast<float>(dgamma);
     output(2)[c] = static_cast<float>(dbeta);
-  }
+  });
   return 0;
 }

@@ -20,23 +20,26 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from ..distributed import cores
 from ..errors import BuildError
 
 log = logging.getLogger("mindska")
 
 FOLDER = Path(__file__).parent
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC",
+    "-std=c++17", "-O3", "-march=native", "-pthread", "-shared", "-fPIC",
     "-fno-math-errno", "-fno-trapping-math",  # vectors may compute what is then not taken
     "-Wno-psabi",
 )  # fmt: skip
 MARK = b"\nmindska sha256 "  # between a library and its checksum, which the loader does not read
 LARGEST = 1 << 26  # bytes of a library
+THREADS = "threads"  # the library whose functions the others call
 
 
 def cache_folder() -> Path:
@@ -129,6 +132,7 @@ class Loaded(NamedTuple):
 
 
 _loaded: dict[str, Loaded] = {}
+_threads_lock = threading.Lock()
 
 
 def _checksum(path: Path, content: bytes) -> bytes:
@@ -209,9 +213,15 @@ def library(name: str) -> Path:
                     _write(path, content)
         if not path.exists():  # deleted since
             _write(path, content)
-        _loaded[name] = Loaded(path, content, ctypes.CDLL(str(path)))
+        if name != THREADS:
+            with _threads_lock:
+                library(THREADS)
+        handle = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL if name == THREADS else ctypes.DEFAULT_MODE)
+        _loaded[name] = Loaded(path, content, handle)
     except OSError as error:
         raise BuildError(f"the cache {folder} cannot be used: {error}") from error
+    if name == THREADS:
+        cores.on_threads(handle.mindska_set_threads)
     return path
 
 

@@ -164,16 +164,14 @@ static void parallel_for_each_plane(void **params, int64_t **shapes, Function fu
   const float *x = static_cast<float *>(params[0]), *weight = static_cast<float *>(params[1]);
   const float *bias = static_cast<float *>(params[2]);
   const Geometry g(shapes[0], shapes[1], *static_cast<int32_t *>(params[3]));
-#pragma omp parallel if (g.batch * g.channels * g.plane() > kMinParallelWork)
-  {
+  parallel(g.batch * g.channels, g.batch * g.channels * g.plane(), [&](Tasks &tasks) {
     std::vector<float> padded(g.padded());
-#pragma omp for schedule(static)
-    for (int64_t plane = 0; plane < g.batch * g.channels; ++plane) {
+    for (const int64_t plane : tasks) {
       const int64_t channel = plane % g.channels, at = plane * g.plane();
       g.pad(x + at, padded.data());
       function(g, padded.data(), weight + channel * g.taps, bias[channel], at);
     }
-  }
+  });
 }
 
 // The gradients of all channels into dx, dweight, dbias. `pre_activation`: where a GELU follows, its input; else null.
@@ -182,16 +180,14 @@ static void backward(const float *x, const int64_t *shape, const float *weight, 
   float *dx = static_cast<float *>(outputs[0]), *dweight = static_cast<float *>(outputs[1]);
   float *dbias = static_cast<float *>(outputs[2]);
   const Geometry g(shape, weight_shape, dilation);
-#pragma omp parallel if (g.batch * g.channels * g.plane() > kMinParallelWork)
-  {
+  parallel(g.channels, g.batch * g.channels * g.plane(), [&](Tasks &tasks) {
     ChannelBackward channel_backward(g);
-#pragma omp for schedule(static)
-    for (int64_t c = 0; c < g.channels; ++c) {
+    for (const int64_t c : tasks) {
       const int64_t at = c * g.plane();
       channel_backward(x + at, weight + c * g.taps, dy + at, g.channels * g.plane(), dx + at, dweight + c * g.taps,
                        dbias + c, pre_activation ? pre_activation + at : nullptr);
     }
-  }
+  });
 }
 
 // The parts of the channels: `untouched` ones, then those of two convolutions.
@@ -290,11 +286,9 @@ MINDSKA_OPERATOR(mindska_split_depthwise,
   float *y = static_cast<float *>(params[6]);
   const Split s(shapes[0], shapes[1], shapes[3], static_cast<int32_t *>(params[5]));
   const Geometry *parts[] = {&s.first, &s.second};
-#pragma omp parallel if (element_count(shapes[0], 4) > kMinParallelWork)
-  {
+  parallel(s.first.batch * s.first.channels, element_count(shapes[0], 4), [&](Tasks &tasks) {
     std::vector<float> padded[] = {std::vector<float>(s.first.padded()), std::vector<float>(s.second.padded())};
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t plane = 0; plane < s.first.batch * s.first.channels; ++plane) {
+    for (const int64_t plane : tasks) {
       int64_t channel = plane % s.first.channels - s.untouched;
       const float *from = x + plane * s.first.plane();
       float *to = y + plane * s.first.plane();
@@ -309,7 +303,7 @@ MINDSKA_OPERATOR(mindska_split_depthwise,
       convolve(g, padded[part].data(), weights[part] + channel * g.taps, biases[part][channel], to);
       add_identity(s, from, to);
     }
-  }
+  });
   return 0;
 }
 
@@ -326,11 +320,9 @@ MINDSKA_OPERATOR(mindska_split_depthwise_grad,
   float *dbiases[] = {static_cast<float *>(params[7]), static_cast<float *>(params[9])};
   const Split s(shapes[0], shapes[1], shapes[2], static_cast<int32_t *>(params[3]));
   const int64_t plane = s.first.plane();
-#pragma omp parallel if (element_count(shapes[0], 4) > kMinParallelWork)
-  {
+  parallel(s.first.channels, element_count(shapes[0], 4), [&](Tasks &tasks) {
     ChannelBackward channel_backward[] = {ChannelBackward(s.first), ChannelBackward(s.second)};
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t c = 0; c < s.first.channels; ++c) {
+    for (const int64_t c : tasks) {
       int64_t channel = c - s.untouched;
       const int part = channel >= shapes[1][0];
       if (channel >= 0) {
@@ -346,6 +338,6 @@ MINDSKA_OPERATOR(mindska_split_depthwise_grad,
         for (int64_t i = 0; i < plane; ++i) to[i] += (channel < 0 ? 1 + s.identity : s.identity) * from[i];
       }
     }
-  }
+  });
   return 0;
 }

@@ -148,12 +148,11 @@ struct FusedMlp {
   // For all images and strips; epilogue as above.
   template <typename Epilogue>
   void forward(int64_t batch, Epilogue epilogue) const {
-    const int64_t count = strips(2 * channels + 2 * kHiddenBlock, (max_threads() + batch - 1) / batch);
-#pragma omp parallel for schedule(static)
-    for (int64_t task = 0; task < batch * count; ++task) {
+    const int64_t count = strips(2 * channels + 2 * kHiddenBlock, (mindska_threads() + batch - 1) / batch);
+    parallel_for(batch * count, kMuchWork, [&](int64_t task) {
       const int64_t strip = task % count;
       forward_strip(task / count, strip * height / count, (strip + 1) * height / count, epilogue);
-    }
+    });
   }
 };
 
@@ -330,24 +329,22 @@ MINDSKA_OPERATOR(mindska_fused_mlp_grad,
   // threads.
   const int64_t count = mlp.strips(3 * channels + 3 * kHiddenBlock, 1);
   std::vector<MlpGradients> grads(batch, MlpGradients(channels, mlp.hidden));
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < batch; ++i) {
+  parallel_for(batch, kMuchWork, [&](int64_t i) {
     for (int64_t strip = 0; strip < count; ++strip) {
       const Strip s{mlp.height, mlp.width, strip * mlp.height / count, (strip + 1) * mlp.height / count};
       backward_strip(mlp, weight1_transposed, s, mlp.x + i * image, dy + i * image, dx + i * image, &grads[i]);
     }
-  }
+  });
   std::vector<float> MlpGradients::*parts[] = {&MlpGradients::weight1, &MlpGradients::bias1,   &MlpGradients::dw_weight,
                                                &MlpGradients::dw_bias, &MlpGradients::weight2, &MlpGradients::bias2};
   for (int part = 0; part < 6; ++part) {
     float *to = static_cast<float *>(params[8 + part]);
     const size_t size = (grads[0].*parts[part]).size();
-#pragma omp parallel for schedule(static) if (static_cast<int64_t>(size * grads.size()) > kMinParallelWork)
-    for (size_t j = 0; j < size; ++j) {
+    parallel_for(size, static_cast<int64_t>(size * grads.size()), [&](size_t j) {
       float total = 0;
       for (const MlpGradients &image_grads : grads) total += (image_grads.*parts[part])[j];
       to[j] = total;
-    }
+    });
   }
   return 0;
 }

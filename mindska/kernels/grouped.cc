@@ -125,8 +125,7 @@ MINDSKA_OPERATOR(mindska_grouped,
   float *y = static_cast<float *>(params[4]);
   const int32_t *options = static_cast<int32_t *>(params[3]);
   const Grouped g{shapes[0][2], shapes[0][3], shapes[1][2], options[0]};
-#pragma omp parallel for schedule(static)
-  for (int64_t task = 0; task < batch * groups; ++task) {
+  parallel_for(batch * groups, kMuchWork, [&](int64_t task) {
     const int64_t group = task % groups;
     const float *w = weight + group * count * depth * g.taps();
     const Workspace inputs(Slot::kPaddedInput, depth * g.padded()), results(Slot::kAccumulator, count * g.row());
@@ -134,7 +133,7 @@ MINDSKA_OPERATOR(mindska_grouped,
     g.convolve(inputs.data(), depth, count, results.data(),
                [&](int64_t i, int64_t k, int64_t tap) { return w[(i * depth + k) * g.taps() + tap]; });
     g.crop_planes(results.data(), count, y + task * count * g.plane(), bias + group * count, options[1]);
-  }
+  });
   return 0;
 }
 
@@ -151,8 +150,7 @@ MINDSKA_OPERATOR(mindska_grouped_grad,
   float *dx = static_cast<float *>(params[4]), *dweight = static_cast<float *>(params[5]);
   float *dbias = static_cast<float *>(params[6]);
   const Grouped g{shapes[0][2], shapes[0][3], shapes[1][2], *static_cast<int32_t *>(params[2])};
-#pragma omp parallel for schedule(static)
-  for (int64_t group = 0; group < groups; ++group) {
+  parallel_for(groups, kMuchWork, [&](int64_t group) {
     const float *w = weight + group * count * depth * g.taps();
     const Workspace inputs(Slot::kPaddedInput, depth * g.padded());
     const Workspace gradients(Slot::kPaddedGradient, count * g.padded());
@@ -179,6 +177,6 @@ MINDSKA_OPERATOR(mindska_grouped_grad,
       for (int64_t i = 0; i < count; ++i) dbias[group * count + i] += sum_of(dy_group + i * g.plane(), g.plane());
     }
     for (size_t i = 0; i < sums.size(); ++i) dweight[group * sums.size() + i] = sum(sums[i]);
-  }
+  });
   return 0;
 }

@@ -49,8 +49,7 @@ MINDSKA_OPERATOR(mindska_layer_norm, "x (B, C, H, W), gamma (C), beta (C), eps (
   float *y = static_cast<float *>(params[4]);
   const int64_t channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3];
   const int64_t blocks = (plane + kBlockPixels - 1) / kBlockPixels;
-#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
-  for (int64_t task = 0; task < shapes[0][0] * blocks; ++task) {
+  parallel_for(shapes[0][0] * blocks, element_count(shapes[0], 4), [&](int64_t task) {
     const int64_t first = task % blocks * kBlockPixels, at = task / blocks * channels * plane + first;
     const PixelBlock block{channels, plane, static_cast<int>(std::min<int64_t>(kBlockPixels, plane - first))};
     Vec mean[4], inv_std[4], v[4];
@@ -60,7 +59,7 @@ MINDSKA_OPERATOR(mindska_layer_norm, "x (B, C, H, W), gamma (C), beta (C), eps (
       for (int i = 0; i < 4; ++i) v[i] = (v[i] - mean[i]) * inv_std[i] * gamma[c] + beta[c];
       block.write(y + at, c, v);
     }
-  }
+  });
   return 0;
 }
 
@@ -73,8 +72,7 @@ MINDSKA_OPERATOR(mindska_layer_norm_grad,
   float *dbeta = static_cast<float *>(params[6]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], plane = shapes[0][2] * shapes[0][3];
   std::vector<float> sums(batch * channels * 2);  // of each image: for gamma, and for beta
-#pragma omp parallel for schedule(static) if (element_count(shapes[0], 4) > kMinParallelWork)
-  for (int64_t image = 0; image < batch; ++image) {
+  parallel_for(batch, element_count(shapes[0], 4), [&](int64_t image) {
     std::vector<Vec> partial(channels * 2);
     for (int64_t first = 0; first < plane; first += kBlockPixels) {
       const int64_t at = image * channels * plane + first;
@@ -103,7 +101,7 @@ MINDSKA_OPERATOR(mindska_layer_norm_grad,
       }
     }
     for (int64_t i = 0; i < channels * 2; ++i) sums[image * channels * 2 + i] = sum(partial[i]);
-  }
+  });
   for (int64_t c = 0; c < channels; ++c) {
     dgamma[c] = dbeta[c] = 0;
     for (int64_t image = 0; image < batch; ++image) {

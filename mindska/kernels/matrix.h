@@ -54,10 +54,8 @@ struct PackedView {
   // `count` rows, of which `first` is the first of a block.
   PackedView part(int64_t first, int64_t count) const { return {count, depth, block(first)}; }
 
-  // Whether a product with so many columns is done sooner by several threads.
-  bool worth_threads(int64_t columns) const {
-    return rows * std::max<int64_t>(depth, kLanes) * columns > kMinParallelWork * kLanes;
-  }
+  // Of a product with so many columns, as `parallel` wants it.
+  int64_t work(int64_t columns) const { return rows * std::max<int64_t>(depth, kLanes) * columns / kLanes; }
 
   static int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows * kBlockRows; }
 };
@@ -69,13 +67,13 @@ class PackedMatrix : public PackedView {
   PackedMatrix(int64_t rows, int64_t depth, Element element, Slot slot = Slot::kPackedWeight)
       : PackedMatrix(Workspace(slot, padded_rows(rows) * depth), rows, depth) {
     float *packed = workspace_.data();
-#pragma omp parallel for schedule(static) if (rows * depth > kMinParallelWork)
-    for (int64_t block = 0; block < rows; block += kBlockRows) {
+    parallel_for(padded_rows(rows) / kBlockRows, rows * depth, [&](int64_t task) {
+      const int64_t block = task * kBlockRows;
       float *to = packed + block * depth;
       for (int64_t k = 0; k < depth; ++k) {
         for (int64_t i = 0; i < kBlockRows; ++i) *to++ = block + i < rows ? element(block + i, k) : 0;
       }
-    }
+    });
   }
 
  private:
@@ -204,38 +202,51 @@ static inline void multiply_panel(int64_t depth, const float *left, const float 
   }
 }
 
-// A * B; epilogue(columns, row, vector, value) takes each vector of the product. To be called from within a parallel
-// region; a thread goes on without waiting for the others.
+// The columns of a product, in tiles of whole panels, about as many for each thread.
+struct Tiles {
+  int64_t columns, panels, count;
+
+  explicit Tiles(int64_t columns) : columns(columns), panels((columns + kPanelColumns - 1) / kPanelColumns) {
+    const int64_t threads = mindska_threads(), least = (panels + kTilePanels - 1) / kTilePanels;
+    count = std::min(panels, (least + threads - 1) / threads * threads);
+  }
+
+  int64_t begin(int64_t tile) const { return std::min(columns, tile * panels / count * kPanelColumns); }
+};
+
+// A tile of A * B; epilogue(columns, row, vector, value) takes each vector of it. `packed`: room for a.depth rows of a tile.
 template <typename Matrix, typename Epilogue>
-static void multiply(const PackedView &a, const Matrix &b, Epilogue epilogue) {
-  const Workspace packed(Slot::kPackedColumns, a.depth * kTileColumns);
-  const int64_t panels = (b.columns() + kPanelColumns - 1) / kPanelColumns;
-  const int64_t workers = max_threads();
-  const int64_t tiles = std::min(panels, ((panels + kTilePanels - 1) / kTilePanels + workers - 1) / workers * workers);
-#pragma omp for schedule(static) nowait
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = tile * panels / tiles * kPanelColumns;
-    const int64_t end = std::min(b.columns(), (tile + 1) * panels / tiles * kPanelColumns);
-    const Columns columns(b, first, end - first);
-    const int vectors = columns.vectors();
-    for (int v = 0; v < vectors; v += kBlockVectors) {
-      float *panel = packed.data() + v * kLanes * a.depth;
-      switch (std::min(kBlockVectors, vectors - v)) {
-        case 1: columns.pack<1>(b, a.depth, v, panel); break;
-        case 2: columns.pack<2>(b, a.depth, v, panel); break;
-        default: columns.pack<kBlockVectors>(b, a.depth, v, panel);
-      }
-    }
-    for (int64_t row = 0; row < a.rows; row += kBlockRows) {
-      for (int v = 0; v < vectors; v += kBlockVectors) {
-        const float *panel = packed.data() + v * kLanes * a.depth;
-        const auto block_epilogue = [&](int i, int j, Vec value) {
-          if (row + i < a.rows) epilogue(columns, row + i, v + j, value);
-        };
-        multiply_panel(a.depth, a.block(row), panel, std::min(kBlockVectors, vectors - v), block_epilogue);
-      }
+static void multiply_tile(const PackedView &a, const Matrix &b, const Tiles &tiles, int64_t tile, float *packed,
+                          Epilogue epilogue) {
+  const Columns columns(b, tiles.begin(tile), tiles.begin(tile + 1) - tiles.begin(tile));
+  const int vectors = columns.vectors();
+  for (int v = 0; v < vectors; v += kBlockVectors) {
+    float *panel = packed + v * kLanes * a.depth;
+    switch (std::min(kBlockVectors, vectors - v)) {
+      case 1: columns.pack<1>(b, a.depth, v, panel); break;
+      case 2: columns.pack<2>(b, a.depth, v, panel); break;
+      default: columns.pack<kBlockVectors>(b, a.depth, v, panel);
     }
   }
+  for (int64_t row = 0; row < a.rows; row += kBlockRows) {
+    for (int v = 0; v < vectors; v += kBlockVectors) {
+      const float *panel = packed + v * kLanes * a.depth;
+      const auto block_epilogue = [&](int i, int j, Vec value) {
+        if (row + i < a.rows) epilogue(columns, row + i, v + j, value);
+      };
+      multiply_panel(a.depth, a.block(row), panel, std::min(kBlockVectors, vectors - v), block_epilogue);
+    }
+  }
+}
+
+// A * B, tile by tile.
+template <typename Matrix, typename Epilogue>
+static void multiply(const PackedView &a, const Matrix &b, Epilogue epilogue) {
+  const Tiles tiles(b.columns());
+  parallel(tiles.count, a.work(b.columns()), [&](Tasks &tasks) {
+    const Workspace packed(Slot::kPackedColumns, a.depth * kTileColumns);
+    for (const int64_t tile : tasks) multiply_tile(a, b, tiles, tile, packed.data(), epilogue);
+  });
 }
 
 // Rows of floats, `stride` floats apart, aligned and readable in whole vectors.
@@ -310,30 +321,37 @@ static inline void add_dot_products(const RowView &lefts, int64_t rows, const Ro
 }
 
 // A * B^T (BLAS: the second matrix transposed), sums over all pixels: product[i * columns + j] for `rows` channels i of A
-// and `columns` channels j of B; totals[i]: the sum of channel i of A. To be called from within a parallel region.
-template <typename Matrix>
-static void multiply_transposed(const FeatureMaps &a, int64_t rows, const Matrix &b, int64_t columns, float *product,
-                                float *totals) {
-  const int64_t row_parts = (rows + kDotRows - 1) / kDotRows, workers = max_threads();
-  int64_t column_parts = (columns + kDotRows - 1) / kDotRows;
-  while (row_parts * column_parts % workers && column_parts < columns) ++column_parts;
-  PackedRows lefts(Slot::kPackedLeftRows), rights(Slot::kPackedRightRows);
-#pragma omp for schedule(static) nowait
-  for (int64_t task = 0; task < row_parts * column_parts; ++task) {
-    const int64_t row_part = task / column_parts, column_part = task % column_parts;
-    const int64_t first = row_part * rows / row_parts, last = (row_part + 1) * rows / row_parts;
-    const int64_t from = column_part * columns / column_parts, to = (column_part + 1) * columns / column_parts;
-    for (int64_t i = first; i < last; ++i) std::fill(product + i * columns + from, product + i * columns + to, 0.0f);
+// and `columns` channels j of B; totals[i]: the sum of channel i of A. In parts of the product, one a task.
+class TransposedProduct {
+ public:
+  TransposedProduct(int64_t rows, int64_t columns)
+      : rows_(rows), columns_(columns), row_parts_((rows + kDotRows - 1) / kDotRows),
+        column_parts_((columns + kDotRows - 1) / kDotRows) {
+    while (row_parts_ * column_parts_ % mindska_threads() && column_parts_ < columns) ++column_parts_;
+  }
+
+  int64_t tasks() const { return row_parts_ * column_parts_; }
+
+  template <typename Matrix>
+  void compute(int64_t task, const FeatureMaps &a, const Matrix &b, float *product, float *totals) const {
+    PackedRows lefts(Slot::kPackedLeftRows), rights(Slot::kPackedRightRows);
+    const int64_t row_part = task / column_parts_, column_part = task % column_parts_;
+    const int64_t first = row_part * rows_ / row_parts_, last = (row_part + 1) * rows_ / row_parts_;
+    const int64_t from = column_part * columns_ / column_parts_, to = (column_part + 1) * columns_ / column_parts_;
+    for (int64_t i = first; i < last; ++i) std::fill(product + i * columns_ + from, product + i * columns_ + to, 0.0f);
     if (from == 0) std::fill(totals + first, totals + last, 0.0f);
     for (int64_t pixel = 0; pixel < a.columns(); pixel += kDotPixels) {
       const int64_t count = std::min(kDotPixels, a.columns() - pixel);
       lefts.pack(a, first, last, pixel, count);
       rights.pack(b, from, to, pixel, count);
-      add_dot_products(lefts.view(), last - first, rights.view(), to - from, count, product + first * columns + from,
-                       columns);
+      add_dot_products(lefts.view(), last - first, rights.view(), to - from, count, product + first * columns_ + from,
+                       columns_);
       for (int64_t i = first; from == 0 && i < last; ++i) totals[i] += sum_of(lefts.view().row(i - first), count);
     }
   }
-}
+
+ private:
+  int64_t rows_, columns_, row_parts_, column_parts_;
+};
 
 }  // namespace mindska

@@ -125,20 +125,17 @@ MINDSKA_OPERATOR(mindska_max_relative,
   const int64_t blocks = (s.queries + kTileQueries - 1) / kTileQueries;
   std::vector<float> directions(s.batch * s.channels * s.stride), offsets(s.batch * s.stride);
   std::vector<float> rows(s.batch * s.keys * s.width);
-#pragma omp parallel
-  {
+  parallel_for(s.batch, kMuchWork, [&](int64_t b) {
+    const float *keys = y + b * s.channels * s.keys;
+    normalize(keys, s.channels, s.keys, s.keys, directions.data() + b * s.channels * s.stride, s.stride, 1,
+              offsets.data() + b * s.stride);
+    transpose_keys(keys, s.channels, s.keys, s.width, rows.data() + b * s.keys * s.width);
+  });
+  parallel(s.batch * blocks, kMuchWork, [&](Tasks &tasks) {
     std::vector<float> features(s.channels * kTileQueries), query(s.channels * kBlockQueries);
     std::vector<float> maxima(kTileQueries * s.width);
     Ranking ranking(s.neighbours * s.step);
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < s.batch; ++b) {
-      const float *keys = y + b * s.channels * s.keys;
-      normalize(keys, s.channels, s.keys, s.keys, directions.data() + b * s.channels * s.stride, s.stride, 1,
-                offsets.data() + b * s.stride);
-      transpose_keys(keys, s.channels, s.keys, s.width, rows.data() + b * s.keys * s.width);
-    }
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < s.batch * blocks; ++block) {
+    for (const int64_t block : tasks) {
       const int64_t b = block / blocks, first = block % blocks * kTileQueries;
       const int64_t count = std::min<int64_t>(kTileQueries, s.queries - first);
       const float *from = x + b * s.channels * s.queries + first;
@@ -172,7 +169,7 @@ MINDSKA_OPERATOR(mindska_max_relative,
         for (int64_t q = 0; q < count; ++q) relative[q] = maxima[q * s.width + c] - x_tile[q];
       }
     }
-  }
+  });
   return 0;
 }
 
@@ -190,11 +187,9 @@ MINDSKA_OPERATOR(mindska_max_relative_grad,
   const bool are_keys = std::all_of(index, index + s.batch * s.queries * s.neighbours,
                                     [&](int32_t i) { return i >= 0 && i < s.keys; });
   if (!are_keys) throw Refused("an index is not that of a node", kWrongValue);
-#pragma omp parallel
-  {
+  parallel(s.batch * groups, kMuchWork, [&](Tasks &tasks) {
     std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kBlockQueries * kLanes);
-#pragma omp for schedule(static)
-    for (int64_t part = 0; part < s.batch * groups; ++part) {
+    for (const int64_t part : tasks) {
       const int64_t b = part / groups, first = part % groups * kLanes;
       const int64_t channels = std::min<int64_t>(kLanes, s.channels - first);
       transpose_keys(y + (b * s.channels + first) * s.keys, channels, s.keys, kLanes, rows.data());
@@ -233,6 +228,6 @@ MINDSKA_OPERATOR(mindska_max_relative_grad,
         for (int64_t m = 0; m < s.keys; ++m) out[m] = gradient[m * kLanes + c];
       }
     }
-  }
+  });
   return 0;
 }

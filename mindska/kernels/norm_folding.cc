@@ -21,8 +21,7 @@ MINDSKA_OPERATOR(mindska_fold_norm_into_next_conv,
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const int64_t outputs = shapes[0][0], channels = shapes[0][1];
   float *weight = static_cast<float *>(params[4]), *bias = static_cast<float *>(params[5]);
-#pragma omp parallel for schedule(static) if (outputs * channels > kMinParallelWork)
-  for (int64_t o = 0; o < outputs; ++o) {
+  parallel_for(outputs, outputs * channels, [&](int64_t o) {
     const float *from = input(0) + o * channels;
     Vec total = {};
     for_each_vector(channels, [&](int64_t i, int n) {
@@ -31,6 +30,6 @@ MINDSKA_OPERATOR(mindska_fold_norm_into_next_conv,
       total += values * load_some(input(3) + i, n);
     });
     bias[o] = input(1)[o] + sum(total);
-  }
+  });
   return 0;
 }

@@ -27,17 +27,23 @@ struct Pointwise {
     });
   }
 
-  // All groups' products; epilogue(columns, row, vector, value) as of `multiply`. To be called from within a parallel
-  // region.
+  // All groups' products; epilogue(columns, row, vector, value) as of `multiply_tile`.
   template <typename Function>
   void multiply_groups(const PackedMatrix &a, int64_t rows, const void *x, const int64_t *shape,
                        Function epilogue) const {
-    for (int64_t group = 0; group < groups; ++group) {
-      multiply(a.part(group * PackedMatrix::padded_rows(rows), rows), FeatureMaps(x, shape, group * a.depth),
-               [&](const Columns &columns, int64_t row, int vector, Vec value) {
-                 epilogue(columns, group * rows + row, vector, value);
-               });
-    }
+    const int64_t columns = FeatureMaps(x, shape).columns();
+    const Tiles tiles(columns);
+    parallel(groups * tiles.count, a.work(columns), [&](Tasks &tasks) {
+      const Workspace packed(Slot::kPackedColumns, a.depth * kTileColumns);
+      for (const int64_t task : tasks) {
+        const int64_t group = task / tiles.count;
+        const PackedView part = a.part(group * PackedMatrix::padded_rows(rows), rows);
+        multiply_tile(part, FeatureMaps(x, shape, group * a.depth), tiles, task % tiles.count, packed.data(),
+                      [&](const Columns &columns, int64_t row, int vector, Vec value) {
+                        epilogue(columns, group * rows + row, vector, value);
+                      });
+      }
+    });
   }
 };
 
@@ -50,7 +56,6 @@ MINDSKA_OPERATOR(mindska_pointwise,
   const float *bias = static_cast<float *>(params[2]);
   const FeatureMaps y(params[3], shapes[3]);
   const PackedMatrix weight = p.packed();
-#pragma omp parallel if (weight.worth_threads(y.columns()))
   p.multiply_groups(weight, p.rows, params[0], shapes[0],
                     [&](const Columns &columns, int64_t row, int vector, Vec value) {
                       columns.store_vector(y, row, vector, value + bias[row]);
@@ -70,7 +75,6 @@ MINDSKA_OPERATOR(mindska_pointwise_epilogue,
   const Epilogue epilogue = *static_cast<Epilogue *>(params[5]);
   const FeatureMaps y(params[6], shapes[6]), other(params[4], shapes[uses_other(epilogue) ? 4 : 6]);
   const PackedMatrix weight = p.packed();
-#pragma omp parallel if (weight.worth_threads(y.columns()))
   p.multiply_groups(weight, p.rows, params[0], shapes[0],
                     [&](const Columns &columns, int64_t row, int vector, Vec value) {
                       const auto load_other = [&] { return columns.load_vector(other, row, vector); };
@@ -88,16 +92,15 @@ MINDSKA_OPERATOR(mindska_pointwise_grad,
   const FeatureMaps dx(params[3], shapes[0]);
   float *dweight = static_cast<float *>(params[4]), *dbias = static_cast<float *>(params[5]);
   const PackedMatrix transposed = p.packed_transposed();
-#pragma omp parallel if (transposed.worth_threads(dx.columns()))
-  {
-    p.multiply_groups(transposed, p.depth, params[2], shapes[2],
-                      [&](const Columns &columns, int64_t row, int vector, Vec value) {
-                        columns.store_vector(dx, row, vector, value);
-                      });
-    for (int64_t group = 0; group < p.groups; ++group) {
-      const FeatureMaps x(params[0], shapes[0], group * p.depth), dy(params[2], shapes[2], group * p.rows);
-      multiply_transposed(dy, p.rows, x, p.depth, dweight + group * p.rows * p.depth, dbias + group * p.rows);
-    }
-  }
+  p.multiply_groups(transposed, p.depth, params[2], shapes[2],
+                    [&](const Columns &columns, int64_t row, int vector, Vec value) {
+                      columns.store_vector(dx, row, vector, value);
+                    });
+  const TransposedProduct product(p.rows, p.depth);
+  parallel_for(p.groups * product.tasks(), transposed.work(dx.columns()), [&](int64_t task) {
+    const int64_t group = task / product.tasks();
+    const FeatureMaps x(params[0], shapes[0], group * p.depth), dy(params[2], shapes[2], group * p.rows);
+    product.compute(task % product.tasks(), dy, x, dweight + group * p.rows * p.depth, dbias + group * p.rows);
+  });
   return 0;
 }

@@ -39,15 +39,14 @@ MINDSKA_OPERATOR(mindska_residual,
   const Branch branch(params, shapes, ndims, 3);
   const float *shortcut = ndims[2] == 4 ? static_cast<float *>(params[2]) : nullptr;
   float *y = static_cast<float *>(params[5]);
-#pragma omp parallel for schedule(static) if (branch.planes * branch.size > kMinParallelWork)
-  for (int64_t plane = 0; plane < branch.planes; ++plane) {
+  parallel_for(branch.planes, branch.planes * branch.size, [&](int64_t plane) {
     const float scale = branch.scale_of(plane), mask = branch.mask_of(plane);
     for_each_vector(branch.size, [&](int64_t pixel, int count) {
       const int64_t i = plane * branch.size + pixel;
       const Vec v = branch.at(i, count) * scale * mask;
       store_some(y + i, shortcut ? load_some(shortcut + i, count) + v : v, count);
     });
-  }
+  });
   return 0;
 }
 
@@ -60,8 +59,7 @@ MINDSKA_OPERATOR(mindska_residual_grad,
   const float *dy = static_cast<float *>(params[4]);
   float *dbranch = static_cast<float *>(params[5]), *dscale = static_cast<float *>(params[6]);
   std::vector<float> sums(branch.planes);
-#pragma omp parallel for schedule(static) if (branch.planes * branch.size > kMinParallelWork)
-  for (int64_t plane = 0; plane < branch.planes; ++plane) {
+  parallel_for(branch.planes, branch.planes * branch.size, [&](int64_t plane) {
     const float scale = branch.scale_of(plane), mask = branch.mask_of(plane);
     Vec total = {};
     for_each_vector(branch.size, [&](int64_t pixel, int count) {
@@ -71,7 +69,7 @@ MINDSKA_OPERATOR(mindska_residual_grad,
       store_some(dbranch + i, d * scale, count);
     });
     sums[plane] = sum(total);
-  }
+  });
   for (int64_t c = 0; c < branch.channels; ++c) {
     dscale[c] = 0;
     for (int64_t plane = c; plane < branch.planes; plane += branch.channels) dscale[c] += sums[plane];

@@ -10,11 +10,8 @@
 #include <cstring>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "signature.h"
+#include "threads.h"
 
 namespace mindska {
 
@@ -81,30 +78,6 @@ static inline int64_t element_count(const int64_t *shape, int ndim) {
   return size;
 }
 
-// Elements to compute above which an operator uses several threads: with less to do, one is done sooner than the others
-// have been woken up. Chosen on two cores of an x86-64 with AVX-512.
-constexpr int64_t kMinParallelWork = 1 << 15;
-
-static inline int max_threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-// Sets the number of OpenMP's threads to MINDSKA_THREADS, where it is given. OpenMP reads OMP_NUM_THREADS when it is
-// loaded, with MindSpore (which then sets it itself, for others); a rank may learn its share of the cores later.
-static inline void limit_threads() {
-#ifdef _OPENMP
-  static const int share = [] {
-    const char *text = std::getenv("MINDSKA_THREADS");
-    return text ? std::atoi(text) : 0;
-  }();
-  if (share > 0) omp_set_num_threads(share);  // of the thread that calls the operator
-#endif
-}
-
 // exp(x) for x <= 0, to 2 units in the last place; 0 below -80, so that products of it are no denormal numbers, with
 // which processors are a hundred times slower. NaN stays NaN.
 static inline Vec exp_negative(Vec x) {
@@ -133,7 +106,6 @@ static inline Vec exp_negative(Vec x) {
 #define MINDSKA_OPERATOR(name, signature)                                                                               \
   static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                                   \
   extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) {   \
-    mindska::limit_threads();                                                                                           \
     return mindska::run_checked(#name, signature, name##_checked, nparam, params, ndims, shapes, dtypes);               \
   }                                                                                                                     \
   static int name##_checked([[maybe_unused]] int nparam, void **params, [[maybe_unused]] int *ndims, int64_t **shapes)

@@ -22,15 +22,14 @@ MINDSKA_OPERATOR(mindska_square_sum, "tensors+ (*) -> sum (1)") {
     }
   }
   std::vector<double> sums(chunks.size());
-#pragma omp parallel for schedule(static, 1)
-  for (size_t i = 0; i < chunks.size(); ++i) {
+  parallel_for(chunks.size(), kMuchWork, [&](size_t i) {
     Vec total = {};
     for_each_vector(chunks[i].size, [&](int64_t at, int n) {
       const Vec v = load_some(chunks[i].from + at, n);
       total += v * v;
     });
     sums[i] = sum(total);
-  }
+  });
   double result = 0;
   for (double chunk : sums) result += chunk;
   *static_cast<float *>(params[nparam - 1]) = static_cast<float>(result);

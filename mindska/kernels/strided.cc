@@ -71,8 +71,7 @@ struct StridedConvolution {
     Workspace workspace(Slot::kPhasePlanes, batch * step() + tail);
     float *all = workspace.data();
     std::fill(all + batch * step(), all + batch * step() + tail, 0.0f);
-#pragma omp parallel for schedule(static) if (batch * step() > kMinParallelWork)
-    for (int64_t map = 0; map < batch * channels; ++map) {
+    parallel_for(batch * channels, batch * step(), [&](int64_t map) {
       float *to = all + map * planes() * rows * pitch;
       for (const int64_t top : phases) {
         for (const int64_t left : phases) {
@@ -87,7 +86,7 @@ struct StridedConvolution {
           }
         }
       }
-    }
+    });
     return workspace;
   }
 
@@ -107,15 +106,14 @@ struct StridedConvolution {
     const int64_t plane = (out_height + 2 * above) * length, maps = batch * outputs;
     Workspace workspace(Slot::kPaddedGradient, maps * plane + length + kLanes);
     float *all = workspace.data();
-#pragma omp parallel for schedule(static) if (maps * plane > kMinParallelWork)
-    for (int64_t map = 0; map < maps; ++map) {
+    parallel_for(maps, maps * plane, [&](int64_t map) {
       float *to = all + map * plane;
       std::fill(to, to + plane, 0.0f);
       for (int64_t y = 0; y < out_height; ++y) {
         const float *from = dy + (map * out_height + y) * out_width;
         std::memcpy(to + (y + above) * length + left_border, from, out_width * sizeof(float));
       }
-    }
+    });
     return workspace;
   }
 
@@ -140,7 +138,6 @@ struct StridedConvolution {
     const Im2col im2col{dy, batch, outputs * plane, high * length, length, wide, width, stride, top * width + left,
                         std::move(offsets)};
     if (high <= 0 || wide <= 0) return;
-#pragma omp parallel if (packed.worth_threads(im2col.columns()))
     multiply(packed, im2col, [&](const Columns &columns, int64_t channel, int vector, Vec value) {
       columns.store_vector(dx, channel, vector, value);
     });
@@ -162,7 +159,6 @@ MINDSKA_OPERATOR(mindska_strided,
   const PackedMatrix packed(c.outputs, c.depth(), [&](int64_t row, int64_t k) { return weight[row * c.depth() + k]; });
   const Workspace phase_planes = c.phase_planes(static_cast<float *>(params[0]));
   const Im2col im2col = c.im2col_of(phase_planes);
-#pragma omp parallel if (packed.worth_threads(im2col.columns()))
   multiply(packed, im2col, [&](const Columns &columns, int64_t row, int vector, Vec value) {
     value += bias[row];
     if (relu) value = value < Vec{} ? Vec{} : value;  // NaN stays NaN
@@ -200,7 +196,7 @@ MINDSKA_OPERATOR(mindska_strided_weight_grad,
   const Workspace padded = c.padded_gradient(static_cast<float *>(params[3]), 0, 0, c.pitch);
   const FeatureMaps dy(padded.data(), shape);
   float *dweight = static_cast<float *>(params[4]), *dbias = static_cast<float *>(params[5]);
-#pragma omp parallel
-  multiply_transposed(dy, c.outputs, im2col, c.depth(), dweight, dbias);
+  const TransposedProduct product(c.outputs, c.depth());
+  parallel_for(product.tasks(), kMuchWork, [&](int64_t task) { product.compute(task, dy, im2col, dweight, dbias); });
   return 0;
 }

@@ -6,8 +6,7 @@ namespace mindska {
 // function(plane) for B * C planes, by all threads.
 template <typename Function>
 static void parallel_for_each_plane(const int64_t *shape, Function function) {
-#pragma omp parallel for schedule(static) if (element_count(shape, 4) > kMinParallelWork)
-  for (int64_t plane = 0; plane < shape[0] * shape[1]; ++plane) function(plane);
+  parallel_for(shape[0] * shape[1], element_count(shape, 4), [&](int64_t plane) { function(plane); });
 }
 
 static inline float dot(const float *a, const float *b, int64_t count) {

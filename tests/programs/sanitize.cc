@@ -19,6 +19,7 @@
 #include "silu_mul.cc"
 #include "square_sum.cc"
 #include "strided.cc"
+#include "threads.cc"
 #include "weighted_sum.cc"
 
 struct Array {
@@ -159,8 +160,10 @@ static Array integers(std::initializer_list<int32_t> values) {
   return array;
 }
 
-int main(int argc, char **) {
-  if (argc > 1) {  // two live buffers of one workspace: this ends the program
+int main(int argc, char **argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
+  mindska_set_threads(threads);
+  if (threads == 0) {  // two live buffers of one workspace: this ends the program
     const mindska::Workspace first(mindska::Slot::kAccumulator, 1), second(mindska::Slot::kAccumulator, 1);
     return 0;
   }

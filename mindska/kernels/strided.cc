@@ -197,6 +197,6 @@ MINDSKA_OPERATOR(mindska_strided_weight_grad,
   const FeatureMaps dy(padded.data(), shape);
   float *dweight = static_cast<float *>(params[4]), *dbias = static_cast<float *>(params[5]);
   const TransposedProduct product(c.outputs, c.depth());
-  parallel_for(product.tasks(), kMuchWork, [&](int64_t task) { product.compute(task, dy, im2col, dweight, dbias); });
+  parallel_for(product.tasks(), kAlwaysParallel, [&](int64_t task) { product.compute(task, dy, im2col, dweight, dbias); });
   return 0;
 }

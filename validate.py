@@ -16,9 +16,10 @@ from mindska import builders
 from mindska.config import parse_args
 from mindska.data import EvalLoader, EvalTransform, check_same_on_all_ranks, open_dataset
 from mindska.distributed import all_reduce_sum, distributed
-from mindska.errors import clear_errors
+from mindska.errors import WriteError, clear_errors
 from mindska.evaluation import EvalStep, evaluate
 from mindska.files import replacing
+from mindska.streams import print_result
 
 
 def main() -> None:
@@ -44,12 +45,14 @@ def main() -> None:
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:
-            print(f"{config.ckpt_path}: {result}")
             if config.result_json:
                 report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
                 report.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
                 with replacing(Path(config.result_json)) as temporary:
                     temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            said = f"{config.ckpt_path}: {result}"
+            if (refused := print_result(said)) and not config.result_json:
+                raise WriteError(f"standard output cannot be written ({refused}); the result is\n{said}")
 
 
 if __name__ == "__main__":

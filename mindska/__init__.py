@@ -7,8 +7,9 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are mostly about it
 
 __version__ = "0.1.0"
 
-from . import distributed
+from . import distributed, streams
 
+streams.fill_standard_descriptors()
 distributed.prepare()  # libraries read the environment when they load: before MindSpore does
 
 from mindspore import nn

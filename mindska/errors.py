@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from .streams import drop_what_stderr_refuses
+
 MOST_NAMES = 10  # that a message lists; the others are counted
 
 
@@ -89,7 +91,8 @@ class BuildError(RuntimeError):
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns a UserError into an exit with its message (status 1)."""
+    """Turns a UserError into an exit with its message (status 1). Nothing that stderr refuses ends the block."""
+    drop_what_stderr_refuses()
     try:
         yield
     except UserError as error:

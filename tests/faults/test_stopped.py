@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -27,10 +29,11 @@ from commands import (
 from commands import (
     SETTINGS as TINY,
 )
+from runs import Killed, trainer
 
 from mindska.errors import RunError
 from mindska.training.folder import RunFolder
-from mindska.training.interrupt import EXIT_CODE
+from mindska.training.interrupt import EXIT_CODE, StopRequest
 from mindska.training.record import RunRecord
 
 LONG = dict(epoch_size=4000, val_while_train="false", ckpt_save_interval=1000)
@@ -58,7 +61,9 @@ def test_no_room_for_a_checkpoint(images, tmp_path):
 
 
 @pytest.mark.fault("signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     out = tmp_path / "run"
     process = start_training(images, out, **LONG)
@@ -73,6 +78,21 @@ def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     wait_for_steps(out, stopped + 1)
     process.kill()
     assert f"Resuming after step {stopped} of 1600" in process.communicate()[0]
+
+
+@pytest.mark.fault("signals")
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup has SIGHUP ignored, and a shell's script Ctrl-C of what it starts in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.fault("signals")
@@ -199,6 +219,87 @@ def test_a_run_goes_on_without_curves(tmp_path, monkeypatch, caplog):
         before = record.curves.read_bytes()
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
     assert record.curves.read_bytes() == before and "curves.png could not be written" in caplog.text
+
+
+def broken(package, tmp_path, monkeypatch):
+    """A package that raises something of its own at import, as one that was built for other versions does."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "broken" / package).mkdir(parents=True)
+    (tmp_path / "broken" / package / "__init__.py").write_text("raise TypeError('Descriptors cannot be created')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+
+
+@pytest.mark.fault("only-shown")
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboardX"])
+def test_a_run_goes_on_whatever_a_library_raises(tmp_path, monkeypatch, caplog, package):
+    broken(package, tmp_path, monkeypatch)
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        record.add(1, 0.5, loss=1.0, lr=0.1)
+    assert finished_steps(tmp_path) == 1
+    (said,) = [entry.getMessage() for entry in caplog.records]
+    assert "(Descriptors cannot be created): the run goes on without" in said and "pip install" not in said
+
+
+@pytest.mark.fault("only-shown")
+def test_a_run_goes_on_without_events_whatever_is_raised_later(tmp_path, monkeypatch, caplog):
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        monkeypatch.setattr(record.events, "write_event", lambda _: 1 / 0)
+        record.add(1, 0.5, loss=1.0)
+        record.add(2, 1.0, loss=1.0)
+    assert finished_steps(tmp_path) == 2 and caplog.text.count("(division by zero)") == 1
+
+
+@pytest.mark.fault("only-shown")
+def test_checkpoints_are_written_before_the_curves(images, tmp_path, monkeypatch):
+    """An error of the picture that nobody foresaw, or an end of the process while it is drawn, costs no checkpoint."""
+    monkeypatch.setattr(RunRecord, "draw", lambda record: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        trainer(images, tmp_path / "run", "val").fit()
+    assert {path.name for path in (tmp_path / "run").glob("*.ckpt")} == {"tiny-1_5.ckpt", "tiny_best.ckpt"}
+
+
+@pytest.mark.fault("only-shown")
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | true"])
+def test_a_run_and_a_validation_go_on_without_a_stream_to_print_on(images, tmp_path, streams):
+    """And without a place for matplotlib's fonts, with a backend that does not exist: the curves are drawn."""
+    out, result = tmp_path / "run", tmp_path / "result.json"
+    (tmp_path / "fonts").write_text("no folder")
+    environment = dict(
+        os.environ, PYTHONPATH=str(ROOT), MPLBACKEND="module://nosuch", MPLCONFIGDIR=str(tmp_path / "fonts")
+    )
+    best = out / "tiny_bn_best.ckpt"
+    for command in (
+        words("train.py", images, out, **TINY),
+        words("validate.py", images, ckpt_path=best, batch_size=8, result_json=result),
+    ):
+        script = f'set -o pipefail; "$@" {streams}'
+        done = subprocess.run(["bash", "-c", script, "-", *command], cwd=tmp_path, env=environment, timeout=240)
+        assert done.returncode == 0
+    assert finished_steps(out) == 12 and json.loads(result.read_text())["images"] == 36
+    assert (out / "curves.png").read_bytes()[1:4] == b"PNG"
+    assert (out / ".lock").read_text().startswith("process ") and len((out / ".lock").read_text()) < 200
+
+
+@pytest.mark.fault("only-shown")
+@pytest.mark.slow
+def test_a_result_that_cannot_be_printed_is_an_error_that_has_it(whole_run, images, tmp_path):
+    command = words("validate.py", images, ckpt_path=whole_run[0] / "tiny_bn_best.ckpt", batch_size=8)
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: standard output cannot be written ([Errno 28] No space left" in done.stderr
+    assert "tiny_bn_best.ckpt: top-1 " in done.stderr
 
 
 @pytest.mark.fault("folders")

@@ -72,6 +72,6 @@ def print_result(text: str) -> str:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except (OSError, ValueError) as error:
-        sys.stdout = Unfailing(out)  # type: ignore[assignment]  # the interpreter flushes it once more at its end
+        sys.stdout = Unfailing(out)  # the interpreter flushes it once more at its end
         return "" if isinstance(error, BrokenPipeError) else str(error)
     return ""

@@ -238,6 +238,7 @@ def _start_scheduler(port: Optional[str]) -> _Scheduler:
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # mpirun passes signals on to rank 0's group: they are for the ranks
     )
     return _Scheduler(keeper, output)
 

@@ -1,5 +1,6 @@
 """Faults 4, 5, 6, 14: no room to save, signals, lost ranks, folders that cannot be used."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from commands import (
+    PROGRAMS,
     ROOT,
     assert_same_losses,
     assert_same_state,
@@ -105,23 +108,99 @@ def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE, printed
     assert len(list(out.glob("tiny_bn-*.ckpt"))) == 1, printed
+    assert "scheduler" not in printed and "MPI_ABORT" not in printed
     wait_for(lambda: not processes(str(out)), what="the end of all processes")
+
+
+def started_by(pid):
+    """The processes that this one has started, and those that they have."""
+    with contextlib.suppress(psutil.Error):
+        return [each.pid for each in psutil.Process(pid).children(recursive=True)]
+    return []
 
 
 @pytest.mark.fault("lost-rank")
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["rank", "mpirun"])
-def test_a_killed_rank_takes_all_with_it(images, tmp_path, victim):
-    """Or mpirun itself, which then cannot end its ranks: they end on their own."""
+@pytest.mark.parametrize("victim", ["rank", "mpirun", "keeper", "keeper and rank 0", "terminal"])
+def test_what_is_killed_takes_all_with_it(images, tmp_path, victim):
+    """A rank; mpirun, which then cannot end its ranks; what watches MindSpore's scheduler; the terminal of it all.
+
+    Where the ranks live on, they end on their own, with a checkpoint.
+    """
     out = tmp_path / "run"
     process = start_training(images, out, launcher=mpirun(2), **{**LONG, "batch_size": 4})
     wait_for_steps(out, 5)
-    others = [pid for pid in processes(str(out)) if pid != process.pid]
-    os.kill(others[-1] if victim == "rank" else process.pid, signal.SIGKILL)
+    everything = started_by(process.pid)
+    rank_0 = next(pid for pid in everything if started_by(pid))
+    keeper, scheduler = started_by(rank_0)
+    others = [pid for pid in processes(str(out)) if pid not in (process.pid, rank_0)]
+    kills = {
+        "rank": [others[-1]],
+        "mpirun": [process.pid],
+        "keeper": [keeper],
+        "keeper and rank 0": [keeper, rank_0],
+        "terminal": [process.pid],
+    }
+    for pid in kills[victim]:
+        os.kill(pid, signal.SIGHUP if victim == "terminal" else signal.SIGKILL)
     start = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    wait_for(lambda: not processes(str(out)), seconds=60 - (time.monotonic() - start), what="the end of all processes")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE if victim == "keeper" else process.returncode != 0
+    wait_for(
+        lambda: not any(map(psutil.pid_exists, everything)),
+        seconds=60 - (time.monotonic() - start),
+        what="the end of all processes",
+    )
+    assert victim != "keeper" or printed.count("MindSpore's scheduler, or the process that watches it, has ended") == 1
+    assert "Traceback" not in printed and "MPI_ABORT" not in printed and "\0" not in printed
+    saved = list(out.glob("tiny_bn-*.ckpt"))
+    assert len(saved) == 1 if victim in ("mpirun", "keeper") else len(saved) <= 1, printed
+
+
+@pytest.mark.fault("lost-rank")
+@pytest.mark.slow
+def test_when_nobody_reads_on_the_run_ends_with_a_checkpoint(images, tmp_path):
+    """`mpirun ... 2>&1 | head -1`: mpirun dies of its next line."""
+    out = tmp_path / "run"
+    command = words("train.py", images, out, launcher=mpirun(2), **{**TINY, **LONG, "batch_size": 4})
+    script = '"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script, "-", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0 and len(done.stdout.splitlines()) == 1 and not done.stderr
+    wait_for(lambda: not processes(str(out)), what="the end of all processes")
+    assert len(list(out.glob("tiny_bn-*.ckpt"))) == 1
+
+
+@pytest.mark.fault("settings-of-ranks")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings, message, seconds",
+    [
+        (dict(lr="much"), "error: command line: lr is 'much'; expected float", 4),
+        (dict(data_dir="nowhere"), "error: No data folder at", 4),
+        (dict(num_classes=2), "error: num_classes is 2, but the data has 3 classes", 60),  # once the ranks have met
+    ],
+)
+def test_a_mistake_in_the_settings_is_said_once(images, tmp_path, settings, message, seconds):
+    """By rank 0, before MindSpore and MPI start where they are not needed, without MPI's own pages."""
+    command = words("train.py", images, tmp_path / "run", launcher=mpirun(2), **{**TINY, **settings})
+    if "num_classes" not in settings:  # the program of the tests loads MindSpore first
+        command.remove(str(PROGRAMS / "tiny.py"))
+    start = time.monotonic()
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert time.monotonic() - start < seconds
+    printed = done.stdout + done.stderr
+    assert done.returncode in (1, 2) and printed.count(message) == 1
+    assert "MPI_ABORT" not in printed and "\0" not in printed and "Traceback" not in printed
 
 
 @pytest.mark.fault("lost-rank")

@@ -15,11 +15,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, let_rank_0_speak
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
@@ -375,13 +375,19 @@ def _parse_text(name: str, text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        let_rank_0_speak()
+        super().error(message)
+
+
 def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "") -> Config:
     """Configuration from `--config FILE` and one `--key value` for each setting; the command line wins.
 
     Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
     Exits with status 2 and a message when something is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         usage="%(prog)s [--config FILE] [--key value ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -417,6 +423,40 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
         return Config(**settings)
     except (ConfigError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
+
+
+def check_given(config: Config, *needed: str) -> None:
+    """Checks what a command needs, before it loads MindSpore: settings that it cannot do without, and their paths.
+
+    Raises:
+        ConfigError: one of `needed` is empty, or the data folder, or another of `needed`, is not there.
+    """
+    what = dict(
+        data_dir="data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA",
+        model="model is not set: name one, or take a recipe from configs/",
+        ckpt_path="the command needs --ckpt_path: the weights to evaluate",
+    )
+    for name in dict.fromkeys((*needed, "data_dir")):
+        value = getattr(config, name)
+        if not value and name in needed and name in what:
+            raise ConfigError(what[name])
+        if value and name == "data_dir" and not _exists(value):
+            raise ConfigError(f"No data folder at {Path(value).absolute()}")
+        if value and name == "ckpt_path" and not _exists(value):
+            raise ConfigError(f"No checkpoint at {Path(value).absolute()}")
+        if value and name == "result_json" and not Path(value).absolute().parent.is_dir():
+            raise ConfigError(f"the folder of --result_json {value} does not exist")
+
+
+def _exists(path: str) -> bool:
+    """Whether there is something; also where the system does not say, which is another message."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def settings_that(rule: str) -> set[str]:

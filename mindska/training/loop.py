@@ -21,8 +21,9 @@ from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
 from ..evaluation import EvalStep, Result, evaluate_each
-from ..weights.convert import EMA_PREFIX
-from ..weights.files import write_checkpoint
+from ..streams import unfailing_stderr
+from ..weights.convert import EMA_PREFIX, STATE_PREFIX
+from ..weights.files import read_file, write_checkpoint
 from . import resume
 from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest
@@ -97,9 +98,14 @@ class Trainer:
                 self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
             if resumed:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
+            self._keep_best()
             self.step.set_train(True)
             bar = tqdm(
-                total=self.total_steps, initial=self.progress.step, unit="step", disable=None if self.main else True
+                total=self.total_steps,
+                initial=self.progress.step,
+                unit="step",
+                disable=None if self.main else True,
+                file=unfailing_stderr(),
             )
             with bar:
                 self._train(rows, bar, stop)
@@ -136,10 +142,10 @@ class Trainer:
                 if rows:
                     self.folder.check_own()  # again: an evaluation may take long
                     rows.add(step, epoch, **row)
-                    if "top1" in row:
-                        rows.draw()
             if save_due:
                 self._save(int(epoch))
+            if rows and row_due and "top1" in row:
+                rows.draw()  # after the checkpoints: it is only shown
             if row_due or save_due or self.progress.step == first:
                 # What comes between steps (compilation, evaluation, saving) is not the speed of training.
                 started, done = time.perf_counter(), 0
@@ -341,8 +347,35 @@ class Trainer:
             with bar.external_write_mode():
                 log.info("epoch %d, step %d: %s", epoch, self.progress.step, said)
             if self.progress.best != best_before:
-                self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
+                self._write_best(epoch)
+            self._keep_best()
         return columns
+
+    def _write_best(self, epoch: int) -> None:
+        self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
+
+    def _keep_best(self) -> None:
+        """Writes the best weights again where their file has vanished, from the checkpoint of their step.
+
+        Where that has vanished too, the best of those that are left count as best from now on.
+        """
+        path = self.folder.best_path
+        if not self.main or path.exists() or not self.progress.scores:
+            return
+        kept = {entry.step: entry for entry in self.folder.saved() if self.folder.owns(entry.path)}
+        while (best := self.progress.best) is not None and best != self.progress.step and best not in kept:
+            del self.progress.scores[best]
+        if best is None:
+            log.warning("%s has vanished, and so have the checkpoints of all scores: the next one is best", path)
+            return
+        log.warning("%s has vanished: the weights of step %d are written again", path, best)
+        if best == self.progress.step:
+            self._write_best(best // self.steps_per_epoch)
+            return
+        arrays, record = read_file(kept[best].path, checksum_required=True)
+        weights = {name: array for name, array in arrays.items() if not name.startswith(STATE_PREFIX)}
+        with self.folder.writing_checkpoint(path):
+            write_checkpoint(path, weights, {name: value for name, value in record.items() if name != "progress"})
 
     def _due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step`: only between updates, whose gradients it does not hold."""

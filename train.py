@@ -18,30 +18,31 @@ def main() -> None:
 
     # Only now, since they load MindSpore, which takes seconds.
     from mindska import builders, data
-    from mindska.training import Trainer, TrainStep, build_optimizer, earlier_record, learning_rates
+    from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates, resumed_record
 
     with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
         builders.set_up(config, world)
 
         # Data
-        earlier = earlier_record(config)  # of the checkpoint from which this run goes on, if it does
-        weights = None if earlier else builders.configured_weights(config)
-        began = earlier or (weights.record if weights else {})
-        place, reading = (config.dataset, config.data_dir), builders.dataset_options(config)
-        train_set = data.open_dataset(*place, config.train_split, **reading)
-        val_set = data.open_dataset(*place, config.val_split, **reading) if config.val_while_train else None
+        resumed = resumed_record(config)  # of the checkpoint from which this run resumes; {} when it begins
+        weights = None if resumed else builders.configured_weights(config)
+        initial_record = resumed or (weights.record if weights else {})
+        options = builders.dataset_options(config)
+        train_set = data.open_dataset(config.dataset, config.data_dir, config.train_split, **options)
         data.check_same_on_all_ranks(train_set)
-        if val_set is not None:
+        val_set = None
+        if config.val_while_train:
+            val_set = data.open_dataset(config.dataset, config.data_dir, config.val_split, **options)
             data.check_same_on_all_ranks(val_set)
             data.check_same_classes(train_set, val_set)
         builders.check_labels(train_set, training=True)
         num_classes = builders.training_classes(config, train_set.class_names)
-        pixels = builders.build_preprocessing(config, began.get("preprocessing"))
+        pixels = builders.build_preprocessing(config, initial_record.get("preprocessing"))
         share = builders.loader_share(config, world)
 
         # Model
-        builders.check_batch(config, num_classes, pixels, began)
-        network = builders.build_network(config, num_classes, pixels.in_channels, weights, earlier)
+        builders.check_batch(config, num_classes, pixels, initial_record)
+        network = builders.build_network(config, num_classes, pixels.in_channels, weights, initial_record)
         eval_network = val_set and builders.build_evaluation_network(config, num_classes, pixels.in_channels, network)
 
         # Batches

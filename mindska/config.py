@@ -32,7 +32,7 @@ def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading
 
     - at_least, at_most, above, below: the range of the number, or of each of several. Numbers are at least 0, but for
       those with an `above` or `at_least` of their own.
-    - share: of 1, so that a number from 2 on is taken for percent.
+    - share: of 1, so that numbers from 2 to 100 are refused as percentages.
     - hint: what to say to whoever is out of range, where other toolboxes have another unit.
     - may_change: a run may go on with another value.
     - first_start: a run needs it when it begins and never again, so that later starts need not have the same.
@@ -89,7 +89,7 @@ class Config:
 
     device_target: str = _option(
         "auto",
-        "where to run; auto takes what this MindSpore was built for",
+        "where to run; auto takes the best that this machine has",
         ("auto", "CPU", "GPU", "Ascend"),
         heading="machine",
         may_change=True,
@@ -98,7 +98,9 @@ class Config:
         "graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"), may_change=True
     )
     distribute: Optional[bool] = _option(
-        None, "MindCV's switch; not needed: mpirun or msrun is noticed. true: insist", may_change=True
+        None,
+        "MindCV's switch; not needed: mpirun or msrun is noticed. An error when it says otherwise than the launcher",
+        may_change=True,
     )
     seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers", at_most=2**32 - 1)
 
@@ -169,8 +171,8 @@ class Config:
         None, "share of the resized image that the evaluation's centre crop keeps", at_least=0.1, share=True
     )
     interpolation: Optional[str] = _option(None, "resize filter", ("bilinear", "bicubic", "nearest", "lanczos"))
-    mean: Optional[Numbers] = _option(None, "mean of the three channels, on a scale of 0 to 1")
-    std: Optional[Numbers] = _option(None, "standard deviation of the three channels, on a scale of 0 to 1")
+    mean: Optional[Numbers] = _option(None, "mean of each channel, on a scale of 0 to 1")
+    std: Optional[Numbers] = _option(None, "standard deviation of each channel, on a scale of 0 to 1")
 
     scale: Numbers = _option(
         (0.08, 1.0), "share of the area that a random crop takes, from to", heading="augmentation", above=0, at_most=1

@@ -14,7 +14,7 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Optional
 
-from ..errors import printable
+from ..errors import RunError, printable
 from ..files import replacing
 from .folder import set_aside, writing
 
@@ -43,8 +43,10 @@ def read_rows(folder: Path) -> tuple[list[dict[str, str]], bool]:
         return [], False
     if not path.is_file():
         return [], True
-    with writing(path):
+    try:
         lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     lines.pop()  # empty, or half a row
     columns = lines[0].strip("\r").split(",") if lines else []
     if not lines or not set(COLUMNS[:3]) <= set(columns):
@@ -90,7 +92,7 @@ def _environment_without(name: str) -> Iterator[None]:
 INSTALL = " (pip install 'mindska[train]')"
 
 # Keeps the messages from before a run's record is open (which data, which pixels) for its train.log.
-before_run = MemoryHandler(1)
+early_messages = MemoryHandler(1)
 
 
 class RunRecord:
@@ -110,8 +112,8 @@ class RunRecord:
         self.messages = MemoryHandler(1)  # passes each message on to train.log, once it is open
 
     def __enter__(self) -> RunRecord:
-        log.removeHandler(before_run)
-        self.messages.buffer, before_run.buffer = before_run.buffer, []
+        log.removeHandler(early_messages)
+        self.messages.buffer, early_messages.buffer = early_messages.buffer, []
         log.addHandler(self.messages)
         return self
 

@@ -31,7 +31,7 @@ from runs import fit, trainer
 from mindska.errors import WeightsError
 from mindska.evaluation import Result
 from mindska.training import Trainer
-from mindska.training.record import RunRecord, before_run
+from mindska.training.record import RunRecord, early_messages
 from mindska.weights.files import read_file, write_checkpoint
 
 KILLS = 20
@@ -176,7 +176,7 @@ def test_a_resumed_run_on_two_ranks_accumulates_as_the_uninterrupted_one(images,
 
 
 def test_logging_is_left_as_it_was(tmp_path):
-    logging.getLogger("mindska").removeHandler(before_run)  # of another test
+    logging.getLogger("mindska").removeHandler(early_messages)  # of another test
     before = list(logging.getLogger("mindska").handlers)
     with RunRecord(tmp_path) as record:
         record.begin(0)

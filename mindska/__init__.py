@@ -44,7 +44,7 @@ def _register_models() -> None:
 
 
 def _complete_models() -> None:
-    """Ties rooms together that must not know each other, and to the end of a program."""
+    """Ties packages together that must not import each other, and cleans up at the end of a program."""
     import atexit
 
     from mindspore import nn

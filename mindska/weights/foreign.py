@@ -28,7 +28,9 @@ ALLOCATING = re.compile(
 )
 MOST_PICKLED = 32_000_000  # bytes of a pickle: names, shapes, settings
 MOST_OPCODES = 3_000_000  # of a pickle; each may make an object
-NOT_ALLOWED = re.compile(r"GLOBAL (\S+)(?= was not an allowed| whose module)")  # in PyTorch's message
+# What is refused, in PyTorch's message.
+NOT_ALLOWED = re.compile(r"GLOBAL (\S+)(?: was not an allowed| whose module)|must be imported to load ([\w ]+)")
+PROTOCOL = 2  # of pickles, torch.save's default: the only one that the safe loader reads whole
 
 
 def read_torch(path: Union[str, Path]) -> Mapping:
@@ -44,9 +46,10 @@ def read_torch(path: Union[str, Path]) -> Mapping:
             f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
         ) from error
     path = Path(path)
+    protocol = 0
     try:
         _refuse_compressed(path)
-        _refuse_bombs(path)
+        protocol = _refuse_bombs(path)
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on protocols and types that are refused or not used
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,10 +57,14 @@ def read_torch(path: Union[str, Path]) -> Mapping:
         raise
     except Exception as error:  # PyTorch's message would advise to switch the safe loader off
         met = NOT_ALLOWED.search(str(error))
-        reason = "it holds" if met else "it is damaged, no PyTorch file, or holds"
+        reason = "it is damaged, no PyTorch file, or holds more than plain weights"
+        if met:
+            reason = f"it holds more than plain weights ({met[1] or met[2]})"
+        elif protocol > PROTOCOL:
+            reason = f"it was pickled with protocol {protocol}; expected torch.save's default, {PROTOCOL}"
         raise WeightsError(
-            f"{path} was not opened: {reason} more than plain weights{f' ({met[1]})' if met else ''}, and to run code "
-            f"from a file is not safe. Save its state dict alone (torch.save(model.state_dict(), FILE))."
+            f"{path} was not opened: {reason}, and to run code from a file is not safe. Save its state dict alone "
+            f"(torch.save(model.state_dict(), FILE))."
         ) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}; expected a state dict")
@@ -122,8 +129,9 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _refuse_bombs(path: Path) -> None:
-    """WeightsError when the pickles in a file make more than they hold: read, not run."""
+def _refuse_bombs(path: Path) -> int:
+    """WeightsError when the pickles in a file make more than they hold: read, not run. Returns their protocol."""
+    protocol = 0
     if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("pkl")]
@@ -141,6 +149,8 @@ def _refuse_bombs(path: Path) -> None:
             # The stubs ask for a whole file, but two methods do.
             for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
                 opcodes += 1
+                if opcode.name == "PROTO":
+                    protocol = max(protocol, int(argument or 0))
                 if opcodes > MOST_OPCODES:
                     _too_much(path)
                 if opcode.name == "GLOBAL" and (name := ALLOCATING.fullmatch(str(argument))):
@@ -150,6 +160,7 @@ def _refuse_bombs(path: Path) -> None:
     finally:
         for stream in streams:
             stream.file.close()
+    return protocol
 
 
 def _too_much(path: Path) -> NoReturn:

@@ -39,6 +39,7 @@ FORMATS = {  # how it begins -> what it is
     b"\x89HDF": "it is in HDF5, which only Caffe and Keras read",
     b"\x93NUMPY": "it is one array of NumPy's",
     b"GGUF": "it is in GGUF, which holds no such networks",
+    b"\xd8^:\x7f": "it is encrypted (MindSpore's enc_key); load it with MindSpore, and save it without a key",
     **{magic: f"it is an archive ({name}); unpack it first"
        for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"7z\xbc\xaf", "7z"),
                            (b"\x28\xb5\x2f\xfd", "zstd"), (b"Rar!", "rar"))},
@@ -122,6 +123,8 @@ def kind_of(path: Union[str, Path]) -> str:
             head = file.read(512)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingWeights(f"No checkpoint at {path.absolute()}") from None
+    except ValueError as error:  # a path with a NUL
+        raise WeightsError(f"{path} is no name of a file: {error}") from None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     if status.st_size > MOST_BYTES:

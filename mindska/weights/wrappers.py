@@ -123,51 +123,59 @@ def split(checkpoint: Mapping) -> Choice:
     Raises:
         WeightsError: two weights have the same name without prefixes, or there is an optimiser's state alone.
     """
-    raw, averaged = _containers(checkpoint)
+    raw, averaged = _containers(checkpoint, set())
     if raw is None and averaged is None:
         raw = checkpoint
     if raw is not None and averaged is not None and "ema_state_dict" in checkpoint and "message_hub" in checkpoint:
         raw, averaged = averaged, raw  # MMEngine swaps the two when it saves, so that its tests take the average
-    current = _weights_in(checkpoint.get("current_model_state"))
+    current = _weights_in(checkpoint.get("current_model_state"), set())
     if current is not None and averaged is None and "averaging_state" in checkpoint:
         raw, averaged = current, raw  # so does Lightning's WeightAveraging
     alone, inside, state = _beside(raw) if raw is not None else ({}, {}, ())
     alike = [name for name in checkpoint if re.search("ema|averag|swa|shadow", str(name), re.IGNORECASE)]
-    others = [str(n) for n in alike if n not in AVERAGED and n != "averaging_state" and _weights_in(checkpoint[n])]
+    known = (*AVERAGED, "averaging_state")
+    others = [str(name) for name in alike if name not in known and _weights_in(checkpoint[name], set())]
     average = _named(*_without_state(averaged)) if averaged is not None else _named(inside, state) if inside else None
     return Choice(_named(alone, state) if alone or average is None else None, average, others)
 
 
-def _containers(checkpoint: Mapping, depth: int = DEEPEST) -> tuple[Optional[Mapping], Optional[Mapping]]:
-    """The raw weights in the first known container that has any, and the averaged ones."""
-    raw, averaged = None, _first(checkpoint, AVERAGED)
+def _containers(
+    checkpoint: Mapping, barren: set[int], depth: int = DEEPEST
+) -> tuple[Optional[Mapping], Optional[Mapping]]:
+    """The raw weights in the first known container that has any, and the averaged ones.
+
+    `barren`: what was searched in vain; a hostile file may have one container in thousands of places.
+    """
+    found = (_weights_in(checkpoint[name], barren) for name in AVERAGED if name in checkpoint)
+    raw, averaged = None, next((weights for weights in found if weights is not None), None)
     for name in WRAPPERS if depth else ():
         value = checkpoint.get(name)
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or id(value) in barren:
             continue
         if any(is_array(entry) for entry in value.values()):
             raw = value
         else:
-            raw, inner = _containers(value, depth - 1)
+            raw, inner = _containers(value, barren, depth - 1)
             averaged = inner if averaged is None else averaged
+            if raw is None and inner is None:
+                barren.add(id(value))
         if raw is not None:
             break
     return raw, averaged
 
 
-def _first(checkpoint: Mapping, names: Sequence[str]) -> Optional[Mapping]:
-    """The weights under the first of some names under which there are any."""
-    found = (_weights_in(checkpoint[name]) for name in names if name in checkpoint)
-    return next((weights for weights in found if weights is not None), None)
-
-
-def _weights_in(value: Any, depth: int = DEEPEST) -> Optional[Mapping]:
-    if not isinstance(value, Mapping):
+def _weights_in(value: Any, barren: set[int], depth: int = DEEPEST) -> Optional[Mapping]:
+    """The weights in a container, or in those inside it that have known names."""
+    if not isinstance(value, Mapping) or id(value) in barren:
         return None
     if any(is_array(entry) for entry in value.values()):
         return value
-    inner = (_weights_in(value[name], depth - 1) for name in INNER if name in value and depth)
-    return next((weights for weights in inner if weights is not None), None)
+    for name in INNER if depth else ():
+        weights = _weights_in(value.get(name), barren, depth - 1)
+        if weights is not None:
+            return weights
+    barren.add(id(value))
+    return None
 
 
 def _stripped(name: str) -> tuple[str, bool, bool]:

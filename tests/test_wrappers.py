@@ -122,6 +122,10 @@ CONTAINERS = {  # -> the file, and whether its weights are averaged
     "AveragedModel": lambda s: ({"n_averaged": torch.tensor(1), **below("module.", s)}, True),
     "AveragedModel inside": lambda s: ({"state_dict": {"n_averaged": torch.tensor(1), **below("module.", s)}}, True),
     "ModelEma beside": lambda s: ({"state_dict": {**below("model.", moved(s)), **below("ema_model.module.", s)}}, True),
+    "model_ema beside": lambda s: ({**moved(s), "model_ema": {"module": s}}, True),
+    "a container of less": lambda s: ({**s, "net": {"mean": torch.zeros(3)}}, False),
+    "an array beside": lambda s: ({"net": s, "losses": torch.zeros(3)}, False),
+    "an array beside the average": lambda s: ({"model_ema": s, "losses": torch.zeros(3)}, True),
     "WeightAveraging": lambda s: (
         {
             "state_dict": below("model.", s), "current_model_state": below("model.", moved(s)),
@@ -327,6 +331,7 @@ def test_trained_checkpoints_of_mindspore_and_mindcv(trained, said):
         # MindCV's own network, under its own names.
         theirs = open_weights(folder / name, "skresnet18", any_model=True, ema=False)
         assert theirs.parameters.keys() - {"seed"} == parameters.keys()
+        theirs.load_into(mindcv.create_model("skresnet18", num_classes=3))
         if name in ("model.ckpt", "scaled.safetensors"):
             raw = open_weights(folder / name, "sk_resnet18", ema=False)
             np.testing.assert_array_equal(raw.parameters["classifier.bias"], parameters["classifier.bias"])

@@ -251,7 +251,8 @@ def _only_model(source: Source) -> str:
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
     """Puts weights into a network; every parameter is filled and every weight used.
 
-    A network made with `features_only` has no classifier: then the classifier's weights may be left over.
+    A network made with `features_only` has no classifier: then the classifier's weights may be left over. Numbers that
+    a trainer appended (a seed, a score) are no weights, and are left out; the log says so.
 
     Raises:
         WeightsError: names or shapes differ; the message lists them, or says that the network has other classes or
@@ -260,7 +261,9 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
     parameters = {p.name: p for p in net.get_parameters()}
     missing = [name for name in parameters if name not in weights]
     spare = HEAD if getattr(net, "features_only", False) else ()
-    unknown = [n for n in weights if n not in parameters and not (spare and n.startswith(spare))]
+    others = [n for n in weights if n not in parameters and not (spare and n.startswith(spare))]
+    numbers = [name for name in others if not weights[name].shape]
+    unknown = [name for name in others if name not in numbers]
     shapes = {name: (tuple(weights[name].shape), tuple(p.shape)) for name, p in parameters.items() if name in weights}
     wrong = [name for name, (found, expected) in shapes.items() if found != expected]
     if missing or unknown or wrong:
@@ -276,6 +279,8 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
                 "of another shape", [f"{n}: {shapes[n][0]} in the file, {shapes[n][1]} in the network" for n in wrong]
             )
         )
+    if numbers:
+        log.warning("%s also has numbers that are no part of the network: %s", printable(source), few(numbers))
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
 

@@ -124,8 +124,9 @@ def split(checkpoint: Mapping) -> Choice:
         WeightsError: two weights have the same name without prefixes, or there is an optimiser's state alone.
     """
     raw, averaged = _containers(checkpoint, set())
-    if raw is None and averaged is None:
-        raw = checkpoint
+    own = _count(checkpoint)
+    if (raw is None and averaged is None) or (own and own >= _count(averaged if raw is None else raw)):
+        raw = {name: value for name, value in checkpoint.items() if name not in AVERAGED}  # no container, or a lesser
     if raw is not None and averaged is not None and "ema_state_dict" in checkpoint and "message_hub" in checkpoint:
         raw, averaged = averaged, raw  # MMEngine swaps the two when it saves, so that its tests take the average
     current = _weights_in(checkpoint.get("current_model_state"), set())
@@ -137,6 +138,11 @@ def split(checkpoint: Mapping) -> Choice:
     others = [str(name) for name in alike if name not in known and _weights_in(checkpoint[name], set())]
     average = _named(*_without_state(averaged)) if averaged is not None else _named(inside, state) if inside else None
     return Choice(_named(alone, state) if alone or average is None else None, average, others)
+
+
+def _count(weights: Optional[Mapping]) -> int:
+    """The number of arrays, numbers apart."""
+    return sum(is_array(value) and bool(value.shape) for value in (weights or {}).values())
 
 
 def _containers(

@@ -157,6 +157,22 @@ def test_containers(state, ours, tmp_path, tool):
         check_same(open_weights(tmp_path / "a.pth", MODEL, ema=False), ours, shift=1)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_numpys_numbers_of_either_version(state, ours, tmp_path, version):
+    """NumPy 2 has another name for what makes a number; big-endian numbers are told as such."""
+    torch.save({"state_dict": state, "metric": np.float64(75.25), "epoch": np.array(7, ">i4")[()]}, tmp_path / "a.pth")
+    names = {1: b"cnumpy.core.multiarray\n", 2: b"cnumpy._core.multiarray\n"}
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            found = next((known for known in names.values() if known in content), b"")
+            assert found or not name.endswith("data.pkl")
+            new.writestr(name, content.replace(found, names[version]) if found else content)
+    weights = open_weights(tmp_path / "b.pth", MODEL)
+    check_same(weights, ours)
+    assert weights.record["metric"] == 75.25 and weights.record["epoch"] == 7
+
+
 def test_what_lies_beside_is_said_once(state, tmp_path, said):
     torch.save({**state, "epoch": 3, "history": [1.0], "total_ops": torch.zeros(1)}, tmp_path / "a.pth")
     open_weights(tmp_path / "a.pth", MODEL)
@@ -615,6 +631,7 @@ def test_archives_of_other_kinds(state, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    torch.save({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "eight.pth")
     torch.save(state, tmp_path / "protocol.pth", pickle_protocol=4)
     ms.save_checkpoint(nn.Dense(2, 2), str(tmp_path / "secret.ckpt"), enc_key=b"0123456789abcdef", enc_mode="AES-GCM")
     for name, message in (
@@ -622,6 +639,7 @@ def test_archives_of_other_kinds(state, tmp_path):
         ("a.npz", "NumPy arrays"),
         ("a.zip", "was not opened"),
         ("protocol.pth", "was not opened: it was pickled with protocol 4; expected torch.save's default, 2"),
+        ("eight.pth", "in float32 or float16 (not in eight bits)"),
         ("secret.ckpt", "it is encrypted (MindSpore's enc_key)"),
         ("whole.pth", "holds more than plain weights (torch.nn.modules.linear.Linear)"),
     ):

@@ -313,13 +313,13 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
 
 def value_problem(value: Any) -> str:
     """Why an array or a tensor cannot be made float32 without a loss; empty when it can."""
+    if getattr(value, "is_nested", False) is True:
+        return "nested: a list of tensors of several shapes; save each alone"
     if not is_array(value):
         return f"{type(value).__name__}, no array"
     if hasattr(value, "untyped_storage") or hasattr(value, "layout"):  # PyTorch's, which need not be installed
         if value.device.type == "meta":
             return "on the device meta, which has a shape and no values; save the model after loading its weights"
-        if getattr(value, "is_nested", False):
-            return "nested: a list of tensors of several shapes; save each alone"
         if str(value.layout) != "torch.strided":
             return f"sparse ({str(value.layout).removeprefix('torch.')}); save it .to_dense()"
         if value.is_quantized:

@@ -155,7 +155,8 @@ def _refuse_bombs(path: Path) -> int:
                     _too_much(path)
                 if opcode.name == "GLOBAL" and (name := ALLOCATING.fullmatch(str(argument))):
                     raise WeightsError(
-                        f"{path} was not opened: it holds more than plain weights ({name[0].replace(' ', '.')})"
+                        f"{path} was not opened: it holds more than plain weights ({name[0].replace(' ', '.')}). "
+                        f"Save a state dict of plain tensors, in float32 or float16 (not in eight bits)."
                     )
     finally:
         for stream in streams:

@@ -62,7 +62,15 @@ NUMBER = re.compile(
 def is_array(value: Any) -> bool:
     """Whether it is an array or a tensor; a hostile file may have anything under a known name, with any attributes."""
     plain = isinstance(value, (Mapping, argparse.Namespace))
-    return isinstance(getattr(value, "shape", None), tuple) and not plain
+    return isinstance(shape_of(value), tuple) and not plain
+
+
+def shape_of(value: Any) -> Any:
+    """What an object says of its shape; a nested tensor of PyTorch's has none, and raises."""
+    try:
+        return getattr(value, "shape", None)
+    except RuntimeError:
+        return None
 
 
 @dataclass(frozen=True)

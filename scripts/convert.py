@@ -105,8 +105,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
             record["parity"] = verify(weights)
         if num_classes != weights.num_classes:
             print(
-                f"the classifier for {weights.num_classes} classes is dropped; the one for {num_classes} "
-                f"starts from random values and must be trained"
+                (f"the classifier for {weights.num_classes} classes is dropped; " if weights.num_classes else "")
+                + f"the one for {num_classes} starts from random values and must be trained"
             )
             renew_classifier(weights, num_classes)
             record.pop("class_names", None)

@@ -18,15 +18,16 @@ from mindska.data import EvalLoader, EvalTransform, check_same_on_all_ranks, ope
 from mindska.distributed import all_reduce_sum, distributed
 from mindska.errors import clear_errors
 from mindska.evaluation import EvalStep, evaluate
-from mindska.files import replacing
+from mindska.files import check_writable, replacing
 
 
 def main() -> None:
     config = parse_args(description=__doc__)
     if not config.ckpt_path:
         raise SystemExit("error: validate.py needs --ckpt_path: the weights to evaluate")
-    if config.result_json and not Path(config.result_json).absolute().parent.is_dir():
-        raise SystemExit(f"error: the folder of --result_json {config.result_json} does not exist")
+    with clear_errors():
+        if config.result_json:
+            check_writable(Path(config.result_json))
     with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
         builders.set_up(config, world)
         weights = builders.configured_weights(config)
@@ -41,6 +42,7 @@ def main() -> None:
         options = dict(builders.loader_share(config, world), skip_damaged=config.val_skip_damaged)
         loader = EvalLoader(dataset, EvalTransform(pixels), config.batch_size, **options)
         network = builders.build_network(config, num_classes, pixels.in_channels, weights).set_train(False)
+        builders.check_image_size(network, pixels)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:

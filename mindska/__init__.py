@@ -13,13 +13,18 @@ distributed.prepare()  # libraries read the environment when they load: before M
 
 from mindspore import nn
 
-# A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor uses
-# names that the interpreter has cleared by then.
-atexit.register(delattr, nn.Cell, "__del__")
+
+@atexit.register
+def _without_destructor() -> None:
+    # A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor
+    # uses names that the interpreter has cleared by then. The package may be imported more than once.
+    if "__del__" in vars(nn.Cell):
+        del nn.Cell.__del__
+
 
 # Registers the models. Afterwards: mindcv.create_model("skanet_s").
 from . import acceleration, models, weights
 
-models.factory.AFTER_CREATION.append(acceleration.accelerate)
+models.factory.AFTER_CREATION[:] = [acceleration.accelerate]
 
 __all__ = ["acceleration", "distributed", "models", "weights"]

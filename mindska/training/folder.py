@@ -278,7 +278,7 @@ class RunFolder:
         """
         try:
             names = os.listdir(self.folder)  # noqa: PTH208 - Path.glob says nothing where it may not read
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise RunError(

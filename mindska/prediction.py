@@ -142,6 +142,7 @@ def open_predictor(
         record, model = weights.record, weights.model
         recorded = Preprocessing(**{**record["preprocessing"], **({"image_size": image_size} if image_size else {})})
         network = weights.network()
+        getattr(network, "net", network).check_image_size(*recorded.image_size)
 
         compiled: set[tuple[int, ...]] = set()
 

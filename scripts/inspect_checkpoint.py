@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from mindska.errors import clear_errors, end_with_the_reader, few, printable
+from mindska.files import user_path
 from mindska.models.factory import OUR_MODELS
 from mindska.weights.convert import EMA_PREFIX, STATE_PREFIX, as_float32, models_that_fit, value_problem
 from mindska.weights.files import read_file
@@ -39,7 +40,7 @@ def finite(value: Any) -> bool:
 
 def main(arguments: Optional[list[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, metavar="FILE", help="PyTorch, safetensors, Caffe or MindSpore")
+    parser.add_argument("path", type=user_path, metavar="FILE", help="PyTorch, safetensors, Caffe or MindSpore")
     parser.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction,
         help="show the averaged weights, or the raw ones; default: the averaged where the file has them",

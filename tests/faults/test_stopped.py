@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -329,6 +330,24 @@ def test_a_run_goes_on_without_events_whatever_is_raised_later(tmp_path, monkeyp
         record.add(1, 0.5, loss=1.0)
         record.add(2, 1.0, loss=1.0)
     assert finished_steps(tmp_path) == 2 and caplog.text.count("(division by zero)") == 1
+
+
+def test_a_picture_leaves_nothing_in_memory(tmp_path):
+    from matplotlib.figure import Figure
+
+    def figures():
+        return sum(type(each) is Figure for each in gc.get_objects())
+
+    before = figures()
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        record.add(1, 0.5, loss=1.0, lr=0.1)
+        gc.disable()  # Python would notice some pictures later
+        try:
+            record.draw()
+            assert figures() <= before and record.curves.exists()
+        finally:
+            gc.enable()
 
 
 @pytest.mark.fault("only-shown")

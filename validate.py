@@ -36,14 +36,14 @@ def main() -> None:
         weights = builders.configured_weights(config)
         record = weights.record
         config = builders.with_recorded_model(config, record)
-        reading = dict(builders.dataset_options(config), trained_on=record.get("class_names"))
-        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **reading)
+        options = dict(builders.dataset_options(config), trained_on=record.get("class_names"))
+        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **options)
         check_same_on_all_ranks(dataset)
         builders.check_labels(dataset, training=False)
         num_classes = builders.evaluated_classes(config, record, dataset.class_names)
         pixels = builders.build_preprocessing(config, record.get("preprocessing"))
-        options = dict(builders.loader_share(config, world), skip_damaged=config.val_skip_damaged)
-        loader = EvalLoader(dataset, EvalTransform(pixels), config.batch_size, **options)
+        share = dict(builders.loader_share(config, world), skip_damaged=config.val_skip_damaged)
+        loader = EvalLoader(dataset, EvalTransform(pixels), config.batch_size, **share)
         network = builders.build_network(config, num_classes, pixels.in_channels, weights).set_train(False)
         builders.check_image_size(network, pixels)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
@@ -53,8 +53,9 @@ def main() -> None:
                 facts = dict(model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
                 facts.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
                 result.write(Path(config.result_json), **facts)
-            if (refused := print_result(said := f"{config.ckpt_path}: {result}")) and not config.result_json:
-                raise WriteError(f"standard output cannot be written ({refused}); the result is\n{said}")
+            refused = print_result(f"{config.ckpt_path}: {result}")
+            if refused and not config.result_json:
+                raise WriteError(f"standard output cannot be written ({refused}); the result is {result}")
 
 
 if __name__ == "__main__":

@@ -263,6 +263,7 @@ def scale_by(factor):
     return scale
 
 
+@pytest.mark.fault("caches")
 def test_the_key_of_a_graph_is_what_its_network_computes():
     """Made anew, a network has the same key; one that differs in anything that counts has another."""
     x = Tensor(np.zeros((1, 2), np.float32))
@@ -311,6 +312,7 @@ def test_without_room_for_a_graph_mindspore_does_not_try(relu, tmp_path, monkeyp
     assert not list((cache / "graphs").iterdir()) and cell(x).asnumpy().tolist() == [0, 2]
 
 
+@pytest.mark.fault("caches")
 @pytest.mark.parametrize("umask, file, folder", [(0o077, 0o600, 0o700), (0o002, 0o644, 0o755), (0o027, 0o640, 0o750)])
 def test_graphs_follow_the_umask_and_nobody_else_can_write_them(tmp_path, umask, file, folder):
     (tmp_path / "place" / "rank_0").mkdir(parents=True)

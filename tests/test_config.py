@@ -164,6 +164,7 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
     assert config.model == "~/m" and settings_that("path") == set(paths)
 
 
+@pytest.mark.fault("look-alike")
 @pytest.mark.parametrize(
     "text, lines",
     [("lr: 1\nema: true\nlr: 2\n", "1 and 3"), ("lr: 1\n'lr': 1\n", "1 and 2"), ("{lr: 1, lr: 2}", "1 and 1")],

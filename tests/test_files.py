@@ -29,6 +29,7 @@ def test_a_message_names_the_file_that_was_asked_for(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("umask")
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o002])
 def test_files_have_the_mode_that_the_umask_leaves(tmp_path, mask):
     before = os.umask(mask)
@@ -42,6 +43,7 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path, mask):
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~mask}
 
 
+@pytest.mark.fault("permissions")
 def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     check_writable(tmp_path / "a.json")
@@ -79,6 +81,7 @@ def test_every_path_of_every_command_may_begin_at_home(name, tmp_path, monkeypat
         script(name).main(words)
 
 
+@pytest.mark.fault("permissions")
 @pytest.mark.parametrize(
     "error, said",
     [
@@ -102,6 +105,7 @@ def test_other_errors_keep_their_traceback():
             raise error
 
 
+@pytest.mark.fault("output")
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is made by Linux's /dev/full")  # noqa: PTH110
 def test_output_to_a_full_disk_is_a_message(monkeypatch):
     with open("/dev/full", "w") as full:  # noqa: PTH123
@@ -110,6 +114,7 @@ def test_output_to_a_full_disk_is_a_message(monkeypatch):
             print("result")
 
 
+@pytest.mark.fault("output")
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "gb18030"])
 @pytest.mark.parametrize("format", ["text", "csv", "json"])
 def test_a_name_that_the_output_cannot_have_ends_nothing(tmp_path, monkeypatch, encoding, format):

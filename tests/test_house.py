@@ -87,7 +87,7 @@ def test_files_are_short():
         *((path, 250) for path in (PACKAGE / "models").rglob("*.py")),
         *((path, 130) for path in (ROOT / "scripts").glob("*.py")),
         (ROOT / "train.py", 80),
-        (ROOT / "validate.py", 60),
+        (ROOT / "validate.py", 65),
     ]
     lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path, _ in limits}
     assert not [

@@ -373,6 +373,7 @@ def test_what_a_strided_convolution_saw_before_does_not_come_back():
             np.testing.assert_array_equal(second, first)
 
 
+@pytest.mark.fault("threads")
 @pytest.mark.parametrize("first", ["mindspore", "mindska"])
 @pytest.mark.parametrize("asked, share, threads", [("", 0, 0), ("1", 0, 1), ("1,4", 0, 1), ("64", 0, 0), ("", 1, 1)])
 def test_threads_are_the_cores_or_a_ranks_share(first, asked, share, threads):
@@ -404,6 +405,7 @@ def built(source, program, *flags) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.fault("threads")
 @pytest.mark.parametrize("flags", [[], ["-fsanitize=thread"]])
 def test_pool_of_threads(tmp_path, flags):
     """Every task once: from several callers, in a loop within a loop, with tasks that throw, after a fork."""

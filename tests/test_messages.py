@@ -94,6 +94,7 @@ def test_validate(images, whole_run, tmp_path, monkeypatch, arguments, message):
     assert [path.name for path in tmp_path.iterdir()] == ["nano.ckpt"]
 
 
+@pytest.mark.fault("too-small")
 @pytest.mark.parametrize(
     "name, words, message",
     [
@@ -119,6 +120,7 @@ def test_images_that_are_too_small_for_the_network(images, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["small.ckpt"]
 
 
+@pytest.mark.fault("too-small")
 @pytest.mark.parametrize("keywords", [{}, {"features_only": True}])
 def test_images_that_are_too_small_in_python(tmp_path, monkeypatch, keywords, graph):
     monkeypatch.chdir(tmp_path)
@@ -128,6 +130,7 @@ def test_images_that_are_too_small_in_python(tmp_path, monkeypatch, keywords, gr
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("missing-package")
 @pytest.mark.parametrize(
     "missing, name, words, message",
     [
@@ -157,6 +160,7 @@ def test_the_report_without_the_test_extra():
     assert done.returncode == 1 and "pip install -e '.[test]'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.fault("missing-package")
 def test_a_compiler_that_fails_without_a_word(tmp_path, monkeypatch, caplog):
     """Its exit status is the reason; and who requires the operators is not promised that it goes on without them."""
     monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path))

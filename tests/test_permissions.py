@@ -131,6 +131,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.fault("permissions")
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
 @pytest.mark.parametrize("line, path", COMMANDS, ids=[line for line, _ in COMMANDS])
 def test_what_may_not_be_used_is_one_message(as_nobody, place, monkeypatch, capsys, line, path):

@@ -42,6 +42,7 @@ def test_a_bar_of_a_command_is_on_the_stream_of_its_messages(monkeypatch):
         assert bar.fp == sys.stderr and not isinstance(sys.stderr.stream, Unfailing)
 
 
+@pytest.mark.fault("output")
 def test_a_result_that_cannot_be_printed_is_not_lost_without_a_word(full, monkeypatch, capsys):
     assert print_result("top-1") == "" and capsys.readouterr().out == "top-1\n"
     monkeypatch.setattr(sys, "stdout", full)

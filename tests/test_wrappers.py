@@ -79,6 +79,7 @@ PREFIXED = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault("wrappers")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_prefixes(state, ours, tmp_path, said, suffix):
     for prefix in PREFIXED:
@@ -88,6 +89,7 @@ def test_prefixes(state, ours, tmp_path, said, suffix):
         assert not said()
 
 
+@pytest.mark.fault("wrappers")
 def test_prefixes_of_mindspores_cells(ours, tmp_path):
     """Names of ours below the member of another cell, in MindSpore's own files."""
     for prefix in ("network.", "_backbone.", "net.backbone.", "ema.network."):
@@ -98,6 +100,7 @@ def test_prefixes_of_mindspores_cells(ours, tmp_path):
         assert weights.source.averaged == prefix.startswith("ema.")
 
 
+@pytest.mark.fault("wrappers")
 def test_parts_of_names_inside(state, ours, tmp_path):
     """torch.compile, FSDP and activation checkpointing of single blocks."""
     words = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod._fsdp_wrapped_module."]
@@ -144,6 +147,7 @@ CONTAINERS = {  # -> the file, and whether its weights are averaged
 }  # fmt: skip
 
 
+@pytest.mark.fault("wrappers")
 @pytest.mark.parametrize("tool", CONTAINERS)
 def test_containers(state, ours, tmp_path, tool):
     content, averaged = CONTAINERS[tool](state)
@@ -180,6 +184,7 @@ def test_what_lies_beside_is_said_once(state, tmp_path, said):
     assert line.endswith("is no part of the network, and is not read: history, total_ops, epoch")
 
 
+@pytest.mark.fault("wrappers")
 def test_weights_below_unknown_names_are_pointed_at(state, tmp_path):
     below_two = {**below("student.", state), **below("teacher.head_of_it.", moved(state))}
     for content, hints in (
@@ -265,6 +270,7 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("training-state")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimisers_state_is_known(name):
     """Whatever MindSpore's and MindCV's optimisers keep is in the table of what no network has."""
@@ -334,6 +340,7 @@ def mindcvs_step(net, scale, **options):
     return TrainStep(loss, optimizer, scale_sense=scale, ema=True, clip_grad=True, **options)
 
 
+@pytest.mark.fault("training-state")
 @pytest.mark.slow
 def test_trained_checkpoints_of_mindspore_and_mindcv(trained, said):
     folder, parameters = trained
@@ -354,6 +361,7 @@ def test_trained_checkpoints_of_mindspore_and_mindcv(trained, said):
         said()
 
 
+@pytest.mark.fault("training-state")
 @pytest.mark.slow
 def test_an_optimisers_state_alone(trained):
     folder, _ = trained
@@ -371,6 +379,7 @@ def test_an_optimisers_state_alone(trained):
 # Other numbers of classes, no classifier
 
 
+@pytest.mark.fault("no-classifier")
 def test_a_backbone_where_a_classifier_is_wanted(ours, state, tmp_path):
     """As dense models' authors and users of features_only have it."""
     ms.save_checkpoint(mindcv.create_model(MODEL, features_only=True), str(tmp_path / "a.ckpt"))
@@ -386,6 +395,7 @@ def test_a_backbone_where_a_classifier_is_wanted(ours, state, tmp_path):
         mindcv.create_model(MODEL, features_only=True, checkpoint_path=str(tmp_path / name))
 
 
+@pytest.mark.fault("no-classifier")
 def test_weights_of_other_classes_and_channels(tmp_path):
     ms.save_checkpoint(mindcv.create_model(MODEL, num_classes=7), str(tmp_path / "a.ckpt"))
     with pytest.raises(WeightsError) as error:
@@ -410,6 +420,7 @@ def dense(state, prefix="backbone."):
     return {"state_dict": {**below(prefix, body), **heads}, "meta": {}}
 
 
+@pytest.mark.fault("no-classifier")
 def test_a_dense_models_backbone(state, ours, tmp_path, said):
     for prefix in ("backbone.", "module.backbone.", "model.encoder."):
         torch.save(dense(state, prefix), tmp_path / "a.pth")
@@ -426,6 +437,7 @@ def test_a_dense_models_backbone(state, ours, tmp_path, said):
         said()
 
 
+@pytest.mark.fault("no-classifier")
 def test_a_classifier_under_other_names(state, tmp_path):
     state = dict(state)
     for name in ("weight", "bias"):
@@ -539,6 +551,7 @@ def sharded(folder, state, suffix="safetensors", parts=3):
     return index
 
 
+@pytest.mark.fault("shards")
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_with_an_index(state, ours, tmp_path, capsys, suffix):
     index = sharded(tmp_path / "folder", below("module.", state), suffix)
@@ -564,7 +577,7 @@ def change_index(index, change):
     index.write_text(json.dumps(content))
 
 
-@pytest.mark.fault("hostile-weights")
+@pytest.mark.fault("hostile-weights", "shards")
 def test_indices_that_lie(state, tmp_path):
     key = "norm4.bias"
     for name in ("../a.safetensors", "/etc/passwd", "..", "", "sub/a.safetensors", "a\\b", "C:a", "x" * 5000, "a\0"):
@@ -601,6 +614,7 @@ def test_indices_that_lie(state, tmp_path):
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 22130000\n"
 
 
+@pytest.mark.fault("no-weights")
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -625,6 +639,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path, content, message):
         assert message in str(error.value) and str(tmp_path / name) in str(error.value)
 
 
+@pytest.mark.fault("no-weights")
 def test_archives_of_other_kinds(state, tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
@@ -648,6 +663,7 @@ def test_archives_of_other_kinds(state, tmp_path):
         assert message in str(error.value)
 
 
+@pytest.mark.fault("no-weights")
 def test_folders_pipes_and_what_may_not_be_read(state, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="is a folder; expected a file of weights .it holds no file"):
         open_weights(tmp_path, MODEL)
@@ -677,6 +693,7 @@ def test_folders_pipes_and_what_may_not_be_read(state, tmp_path, monkeypatch):
                 kind_of(tmp_path / "b.pth")
 
 
+@pytest.mark.fault("no-weights")
 @pytest.mark.parametrize("command", ["convert", "inspect_checkpoint", "export", "predict", "clean_checkpoint"])
 def test_every_command_has_the_same_door(tmp_path, command):
     (tmp_path / "a.pth").write_bytes(LFS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gc
 import logging
 import os
 import re
@@ -240,6 +241,7 @@ class RunRecord:
         except Exception as error:
             hint = INSTALL if isinstance(error, ModuleNotFoundError) else ""
             log.warning("%s is not drawn (%s): the run goes on without%s", self.curves, _reason(error), hint)
+        gc.collect()  # a picture is full of cycles: of many, tens of megabytes would wait for Python to notice
 
     def _draw(self) -> None:
         with _environment_without("MPLBACKEND"):  # a notebook's or a desktop's, whose absence would be an error

@@ -36,12 +36,12 @@ FAULTS = {
         "an error for the first, a warning for the others",
     ),
     "signals": (
-        "SIGTERM, SIGINT, SIGUSR1 to mpirun",
+        "SIGTERM, SIGINT, SIGHUP, SIGUSR1 to mpirun",
         "update finished, checkpoint, exit code 75, goes on",
     ),
     "lost-rank": (
-        "a rank or mpirun killed, a rank raising",
-        "all gone within 60 s, traceback in the log",
+        "a rank, mpirun, the scheduler or the terminal killed, a rank raising, nobody reads on",
+        "all gone within 60 s, a checkpoint where ranks live on, traceback in the log",
     ),
     "not-finite": (
         "a batch whose loss is NaN or infinite",
@@ -84,7 +84,7 @@ FAULTS = {
         "refused with the shapes before anything runs, in both modes; nothing outside is read",
     ),
     "caches": (
-        "a library or graph of the cache that is cut, changed or not ours; a cache that others can write",
+        "a library or graph of the cache that is cut, changed or not ours, no room for one; a cache that others can write",
         "not loaded, said, built anew or not used",
     ),
     "cache-deleted": (
@@ -186,6 +186,74 @@ FAULTS = {
     "hosts": (
         "odd host names, IPv6, junk in the launcher's variables",
         "it works, or a message",
+    ),
+    "threads": (
+        "other imports first, a quota of CPU time, more threads asked for than cores, a busy core",
+        "operators use the cores that there are",
+    ),
+    "no-classifier": (
+        "weights without a classifier, of other classes or channels",
+        "said as what they are, with what to do",
+    ),
+    "training-state": (
+        "optimiser state and counters in a checkpoint",
+        "left out by name, said once",
+    ),
+    "wrappers": (
+        "prefixes and containers of training tools around weights",
+        "read, or the place is named",
+    ),
+    "shards": (
+        "weights in several files; one missing, outside, or unlike the index",
+        "read whole, or refused",
+    ),
+    "no-weights": (
+        "a pointer, page, archive, folder or pipe in the place of weights",
+        "named as what it is",
+    ),
+    "permissions": (
+        "files and folders that may not be read or written",
+        "one message with the path, before the work, in every command",
+    ),
+    "umask": (
+        "umask 077, 027, 002",
+        "files and caches have the mode that it leaves",
+    ),
+    "output": (
+        "names and results that a terminal or a disk cannot take",
+        "escaped, or a message that has the result",
+    ),
+    "only-shown": (
+        "curves or events that raise anything; stdout or stderr closed, full or unread",
+        "the run and the validation end well, checkpoints first",
+    ),
+    "best-vanished": (
+        "the best weights deleted during a run",
+        "written again, the same to the bit",
+    ),
+    "settings-of-ranks": (
+        "a mistake in the settings under mpirun",
+        "said once, without MPI's pages, before MindSpore is loaded",
+    ),
+    "too-small": (
+        "images too small for the network",
+        "refused before compiling, with the smallest size; no files are left",
+    ),
+    "swapped-neighbours": (
+        "neighbours swapped by rounding in an export of SkaNet",
+        "accepted where they are as near; a wrong export is found",
+    ),
+    "missing-package": (
+        "a package or compiler that is missing or fails without a word",
+        "told before the work; the compiler's exit status",
+    ),
+    "look-alike": (
+        "class names that only look alike, a key twice in YAML",
+        "told apart; refused with the lines",
+    ),
+    "environment": (
+        "an environment that was half made (no python3-venv, Ctrl-C)",
+        "made anew; nothing of others is removed",
     ),
 }
 

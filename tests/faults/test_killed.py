@@ -31,6 +31,7 @@ from runs import fit, trainer
 from mindska.errors import WeightsError
 from mindska.evaluation import Result
 from mindska.training import Trainer
+from mindska.training.folder import RunFolder
 from mindska.training.record import RunRecord, early_messages
 from mindska.weights.files import read_file, write_checkpoint
 
@@ -85,6 +86,22 @@ def test_killed_while_a_checkpoint_is_written(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) > 5, "no kill hit a write: the test proves nothing"
+
+
+@pytest.mark.fault("umask")
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_what_a_run_writes_follows_the_umask_of_the_moment(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_checkpoint(tmp_path / "a.ckpt", some_parameters(3), {"step": 1})
+        RunFolder(tmp_path, "tiny", 1).write_settings({"run_id": None})
+        with RunRecord(tmp_path) as record:
+            record.begin(0)
+            record.add(1, 0.5, loss=1.0, lr=0.1)
+    finally:
+        os.umask(before)
+    written = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(written.values()) == {mode} and len(written) == 6, written
 
 
 @pytest.mark.fault("damaged-checkpoint")

@@ -58,7 +58,7 @@ def project(tmp_path):
     return Project()
 
 
-@pytest.mark.fault("environment")
+@pytest.mark.fault("half-made")
 @pytest.mark.parametrize("fails", ["no_ensurepip", "interrupted", "without_activate"])
 def test_an_environment_that_was_half_made_is_made_anew(project, fails):
     status, said = project.prepare(VENV=fails)
@@ -96,7 +96,7 @@ def test_the_python_that_is_asked_for(project, variables, message):
     assert status == 1 and message in said and not project.venv.exists()
 
 
-@pytest.mark.fault("environment")
+@pytest.mark.fault("half-made")
 def test_nothing_of_others_is_removed(project):
     """A folder that is no environment, and an environment of another tool, which has no pip."""
     project.venv.mkdir()

@@ -84,7 +84,7 @@ FAULTS = {
         "refused with the shapes before anything runs, in both modes; nothing outside is read",
     ),
     "caches": (
-        "a library or graph of the cache that is cut, changed or not ours, no room for one; a cache that others can write",
+        "a library or graph of the cache that is cut, changed or not ours; no room; a cache that others can write",
         "not loaded, said, built anew or not used",
     ),
     "cache-deleted": (
@@ -251,7 +251,7 @@ FAULTS = {
         "class names that only look alike, a key twice in YAML",
         "told apart; refused with the lines",
     ),
-    "environment": (
+    "half-made": (
         "an environment that was half made (no python3-venv, Ctrl-C)",
         "made anew; nothing of others is removed",
     ),

@@ -10,10 +10,12 @@ from mindcv.models.registry import get_pretrained_cfg
 from mindska.models.factory import OUR_MODELS
 
 README = (ROOT / "README.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
+FAULTS = (ROOT / "docs" / "faults.md").read_text()
 
 
 def test_every_model_is_in_the_table():
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) == set(OUR_MODELS)
+    assert set(re.findall(r"^\| `(\w+)` \|", MODELS, re.M)) == set(OUR_MODELS)
 
 
 QUICK = ("skanet_nano", "van_tiny", "sk_resnet18")  # one a family; the others are slow
@@ -25,20 +27,24 @@ QUICK = ("skanet_nano", "van_tiny", "sk_resnet18")  # one a family; the others a
 def test_counts(name):
     size = get_pretrained_cfg(name)["input_size"][1]
     parameters, layers, distances = script("count").count(name, size, size)
-    assert f"| `{name}` | {parameters:,} | {layers / 1e9:.4f} | {size} |" in README
-    assert not distances or name == "skanet_nano" or f"{distances / 1e9:.4f} G" in README
+    assert f"| `{name}` | {parameters:,} | {layers / 1e9:.4f} | {size} |" in MODELS
+    assert not distances or name == "skanet_nano" or f"{distances / 1e9:.4f} G" in MODELS
 
 
 def test_counts_are_the_originals():
     counts = json.loads((ROOT / "tests" / "parity" / "goldens" / "counts.json").read_text())
     for name in ("van_base_lska_k53", "van_tiny_lska_k7", "sknet50", "sknet101", "sk_resnet34"):
         expected = counts[re.sub(r"(van_\w+)_lska", r"lska_\1", name).replace("sk_", "sk")]
-        assert f"| `{name}` | {expected['params']:,} | {expected['macs'] / 1e9:.4f} | 224 |" in README
+        assert f"| `{name}` | {expected['params']:,} | {expected['macs'] / 1e9:.4f} | 224 |" in MODELS
 
 
-def test_every_file_that_is_named_exists():
-    named = re.findall(r"\b((?:scripts|configs|tests|mindska)/[\w/.-]+\.\w+)", README)
-    assert named and all((ROOT / path).exists() for path in named), named
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_every_file_that_is_named_exists(page):
+    text = (ROOT / page).read_text()
+    named = re.findall(r"\b((?:scripts|configs|tests|mindska|docs)/[\w/.-]+\.\w+)", text)
+    assert named and not [path for path in named if not (ROOT / path).exists()]
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert not [link for link in links if link and not ((ROOT / page).parent / link).exists()]
 
 
 def test_every_fault_has_a_row_and_a_test():
@@ -49,5 +55,5 @@ def test_every_fault_has_a_row_and_a_test():
         for mark in re.findall(r"^@pytest.mark.fault\((.*)\)", path.read_text(), re.M):
             marked |= set(re.findall(r'"([\w-]+)"', mark))
     assert marked == set(keys)
-    table = README[README.index("<!-- faults -->") : README.index("<!-- /faults -->")]
+    table = FAULTS[FAULTS.index("<!-- faults -->") : FAULTS.index("<!-- /faults -->")]
     assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.M)] == list(range(1, len(keys) + 1))

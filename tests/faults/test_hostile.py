@@ -422,10 +422,10 @@ def values_without_end(onnx, model):
 def test_an_onnx_file_is_read_before_a_runtime_sees_it(tmp_path, monkeypatch, change, message):
     onnx = pytest.importorskip("onnx")
 
-    def runtime():
+    def runtime(model):
         raise export.ExportError("not onnxruntime")
 
-    monkeypatch.setattr(export, "_onnxruntime", runtime)
+    monkeypatch.setattr(export, "_runnable", runtime)
     values = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in ("images", "logits")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["images"], ["logits"])], "g", values[:1], values[1:])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)])

@@ -95,6 +95,7 @@ def test_folders_are_classes_in_the_order_of_their_names(tmp_path):
     train = write_folder(tmp_path / "train", {"b": 1, "a": 2, "B": 1}, "PNG")
     (train / "a" / "more").mkdir()
     noise_image(7).save(train / "a" / "more" / "x.webp")
+    noise_image(8).save(train / "a" / "more" / "y.JFIF", "JPEG")  # as some browsers name photos
     for name in (".hidden.png", "notes.txt"):
         (train / "a" / name).write_text("no image")
     (train / "a" / ".thumbnails").mkdir()
@@ -103,9 +104,9 @@ def test_folders_are_classes_in_the_order_of_their_names(tmp_path):
     dataset = open_dataset("", tmp_path, "train")
     assert dataset.class_names == ["B", "a", "b"]
     assert [dataset.describe(i)[len(str(train)) :] for i in range(len(dataset))] == [
-        "/B/00.PNG", "/a/00.PNG", "/a/01.PNG", "/a/more/x.webp", "/b/00.PNG",
+        "/B/00.PNG", "/a/00.PNG", "/a/01.PNG", "/a/more/x.webp", "/a/more/y.JFIF", "/b/00.PNG",
     ]  # fmt: skip
-    assert dataset.labels.dtype == np.int32 and dataset.labels.tolist() == [0, 1, 1, 1, 2]
+    assert dataset.labels.dtype == np.int32 and dataset.labels.tolist() == [0, 1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

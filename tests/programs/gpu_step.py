@@ -1,0 +1,52 @@
+"""Compiles and launches one graph on MindSpore's GPU backend: ``gpu_step.py RECIPE forward|train|sink``.
+
+The network, loss, optimiser and precision are the recipe's; the training step has all that a step can have as well:
+averaged weights, clipping, accumulation, loss scaling, and stochastic depth where the network has it.
+"""
+
+import dataclasses
+import sys
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore.dataset import GeneratorDataset
+
+from mindska import builders
+from mindska.config import Config, read_yaml
+from mindska.training import TrainStep, build_optimizer
+
+BATCH, SIZE, CLASSES = 2, 64, 10
+
+
+def main(recipe: str, what: str) -> None:
+    settings = read_yaml(recipe)
+    everything = dict(ema=True, clip_grad=True, gradient_accumulation_steps=2, batch_size=BATCH)
+    if settings.get("drop_path_rate") == 0:
+        everything["drop_path_rate"] = 0.1
+    config = dataclasses.replace(Config(**settings), **everything)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device("GPU")
+    network = builders.build_network(config, CLASSES)
+    rng = np.random.default_rng(0)
+    images = rng.random((BATCH, 3, SIZE, SIZE), np.float32)
+    if what == "forward":
+        network.set_train(False)(Tensor(images)).asnumpy()
+        return
+    optimizer = build_optimizer(config, network, [1e-3] * 10)
+    step = TrainStep(network, builders.build_loss(config), optimizer, builders.build_step_options(config))
+    step.set_train(True)
+    labels, noise = np.arange(BATCH, dtype=np.int32), rng.random((BATCH, getattr(network, "noise_size", 1)), np.float32)
+    if what == "sink":
+        data = GeneratorDataset([(images, labels, noise)] * 4, ["image", "label", "noise"], shuffle=False)
+        advance = ms.data_sink(step, data)
+        for _ in range(2):
+            advance()[0].asnumpy()
+        return
+    for _ in range(2):  # of which the second updates
+        step(Tensor(images), Tensor(labels), Tensor(noise))[0].asnumpy()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    print("launched")

@@ -1,11 +1,11 @@
 """Whether MindSpore's GPU backend takes every recipe: evaluation, a training step, and a step from the data queue.
 
-    python tests/gpu_backend.py                      all recipes, on a stand-in for a GPU that any Linux machine can make
+    python tests/gpu_backend.py               all recipes, on a stand-in for a GPU that any Linux machine can make
     python tests/gpu_backend.py --recipes sknet50 --what train
 
-The stand-in (tests/programs/stand_in_gpu) computes nothing: the graphs compile, kernels are found for every operator in
-the recipe's precision, and all are launched. It takes about half an hour on two cores; not part of the default test run. On a
-machine with a GPU, `--real` uses it. docs/platforms.md has the table.
+The stand-in (tests/programs/stand_in_gpu) computes nothing: the graphs compile, a kernel is found for every operator in
+the recipe's precision, and all are launched. It takes about half an hour on two cores and is not part of the default
+test run. On a machine with a GPU, `--real` uses it. docs/platforms.md has the table.
 """
 
 from __future__ import annotations

@@ -12,21 +12,24 @@ import dataclasses
 import json
 from pathlib import Path
 
-from mindska import builders
-from mindska.config import parse_args
-from mindska.data import EvalLoader, EvalTransform, check_same_on_all_ranks, open_dataset
-from mindska.distributed import all_reduce_sum, distributed
-from mindska.errors import clear_errors
-from mindska.evaluation import EvalStep, evaluate
+from mindska.config import check_given, parse_args
+from mindska.distributed import all_reduce_sum, check_environment, distributed
+from mindska.errors import WriteError, clear_errors
 from mindska.files import replacing
+from mindska.streams import print_result
 
 
 def main() -> None:
     config = parse_args(description=__doc__)
-    if not config.ckpt_path:
-        raise SystemExit("error: validate.py needs --ckpt_path: the weights to evaluate")
-    if config.result_json and not Path(config.result_json).absolute().parent.is_dir():
-        raise SystemExit(f"error: the folder of --result_json {config.result_json} does not exist")
+    with clear_errors():
+        check_given(config, "ckpt_path", "result_json")
+        check_environment()
+
+    # Only now, since they load MindSpore, which takes seconds.
+    from mindska import builders
+    from mindska.data import EvalLoader, EvalTransform, check_same_on_all_ranks, open_dataset
+    from mindska.evaluation import EvalStep, evaluate
+
     with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
         builders.set_up(config, world)
         weights = builders.configured_weights(config)
@@ -44,12 +47,13 @@ def main() -> None:
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:
-            print(f"{config.ckpt_path}: {result}")
             if config.result_json:
                 report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
                 report.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
                 with replacing(Path(config.result_json)) as temporary:
                     temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            if (refused := print_result(said := f"{config.ckpt_path}: {result}")) and not config.result_json:
+                raise WriteError(f"standard output cannot be written ({refused}); the result is\n{said}")
 
 
 if __name__ == "__main__":

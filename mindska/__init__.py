@@ -1,25 +1,86 @@
-"""Vision backbones for MindSpore; importing the package registers its models in MindCV's factory."""
+"""Vision backbones for MindSpore: MindCV's factory has our models as soon as both packages are imported, in any order.
 
-import atexit
+The import alone loads neither MindSpore nor MindCV, which takes seconds: commands check their settings before.
+"""
+
+import importlib
+import importlib.util
 import os
+import sys
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's warnings are mostly about itself; errors stay
 
 __version__ = "0.1.0"
 
-from . import distributed
+from . import distributed, streams
 
-distributed.prepare()  # libraries read the environment when they load: before MindSpore does
-
-from mindspore import nn
-
-# A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor uses
-# names that the interpreter has cleared by then.
-atexit.register(delattr, nn.Cell, "__del__")
-
-# Registers the models. Afterwards: mindcv.create_model("skanet_s").
-from . import acceleration, models, weights
-
-models.factory.AFTER_CREATION.append(acceleration.accelerate)
+if TYPE_CHECKING:
+    from . import acceleration, models, weights
 
 __all__ = ["acceleration", "distributed", "models", "weights"]
+
+streams.fill_standard_descriptors()
+distributed.prepare()  # libraries read the environment when they load: before MindSpore does
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _accelerate(network: Any) -> Any:
+    from .acceleration import accelerate
+
+    return accelerate(network)
+
+
+def _register_models() -> None:
+    """Has `mindcv.create_model` know our models."""
+    importlib.import_module("mindska.models")
+
+
+def _complete_models() -> None:
+    """Ties packages together that must not import each other, and cleans up at the end of a program."""
+    import atexit
+
+    from mindspore import nn
+
+    from .models import factory
+
+    factory.AFTER_CREATION.append(_accelerate)
+    # A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor
+    # uses names that the interpreter has cleared by then.
+    atexit.register(delattr, nn.Cell, "__del__")
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls a function once a module has been imported."""
+
+    def __init__(self, module: str, function: Any) -> None:
+        self.module, self.function = module, function
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)  # once; and now the others look
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module: ModuleType) -> None:
+                execute(module)
+                self.function()
+
+            spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, _AfterImport("mindska.models", _complete_models))
+if "mindcv" in sys.modules:
+    _register_models()
+else:
+    sys.meta_path.insert(0, _AfterImport("mindcv", _register_models))

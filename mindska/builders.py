@@ -20,7 +20,7 @@ from .data.datasets import Dataset
 from .distributed import World
 from .errors import ConfigError
 from .models.factory import OUR_MODELS, own_preprocessing
-from .training.record import before_run
+from .training.record import early_messages
 from .training.step import StepOptions
 from .weights import Weights, non_default_options, open_weights
 
@@ -50,7 +50,7 @@ def set_up(config: Config, world: World) -> None:
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.INFO)
     log.setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
-    log.addHandler(before_run)
+    log.addHandler(early_messages)
 
 
 def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
@@ -197,7 +197,7 @@ def check_labels(dataset: Dataset, training: bool) -> None:
     log.info("%s: the accuracy says little", said)
 
 
-def check_batch(config: Config, num_classes: int, pixels: Preprocessing, began: dict[str, Any]) -> None:
+def check_batch(config: Config, num_classes: int, pixels: Preprocessing, record: dict[str, Any]) -> None:
     """Whether a batch is enough for the network's batch norms: of one value a channel they make a constant.
 
     Raises:
@@ -209,7 +209,7 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, began: 
     ms.set_context(mode=ms.PYNATIVE_MODE)  # only there cells have hooks
     try:
         with kernels.plain():
-            net = _create(config, num_classes, pixels.in_channels, began.get("network", {}), pretrained=False)
+            net = _create(config, num_classes, pixels.in_channels, record.get("network", {}), pretrained=False)
         net.set_train(False)
         for name, cell in net.cells_and_names():
             if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -232,17 +232,17 @@ def build_network(
     num_classes: int,
     in_channels: int = 3,
     weights: Optional[Weights] = None,
-    earlier: Optional[dict[str, Any]] = None,
+    record: Optional[dict[str, Any]] = None,
 ) -> nn.Cell:
     """The network, with its initial weights, in the configured precision.
 
     Args:
-        weights: what to put in, and with which options the network is made; the first convolution's are adapted to
-            `in_channels`.
-        earlier: the record of the checkpoint from which a run goes on, with the options of its network.
+        weights: what to put in; the first convolution's are adapted to `in_channels`.
+        record: of the weights or of the checkpoint from which a run resumes, with the options of its network; default:
+            that of `weights`.
     """
-    began = earlier or (weights.record if weights else {})
-    net = _create(config, num_classes, in_channels, began.get("network", {}), config.pretrained and not began)
+    record = record or (weights.record if weights else {})
+    net = _create(config, num_classes, in_channels, record.get("network", {}), config.pretrained and not record)
     if weights is not None:
         weights.for_channels(in_channels).load_into(net)
     log.info("%s", acceleration.summary(net))

@@ -16,6 +16,7 @@ MINDSKA_COMPILE_CACHE=off switches it off; the folder is `graphs` in the cache o
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -24,24 +25,30 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType
 from typing import Any
 
 import mindcv
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from google.protobuf.message import DecodeError
+from mindspore import Parameter, Tensor, nn
+from mindspore.train.mind_ir_pb2 import ModelProto
 
 from . import kernels
 from .distributed import world
 from .errors import BuildError, SettingError
+from .files import own_mode
 from .kernels.build import cache_folder, keep_libraries, trusted_folder, why_untrusted
 
 log = logging.getLogger("mindska")
 
 KEPT = 20  # graphs, each of all its ranks; the oldest go
 CHECKSUM = "checksum"  # the file of a graph's folder that has its checksum
+LARGEST = 1 << 26  # bytes that a graph may take: SkaNet-S's training step has ten times less
 UNFINISHED = 24 * 3600  # seconds after which a folder with half a graph is taken for a killed process's
 _taken = False  # whether this process has cached a graph
 
@@ -73,6 +80,7 @@ def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
         graphs = trusted_folder(cache_folder() / "graphs")
         folder = graphs / f"{_digest(cell, inputs, options)}-{world().rank}of{world().size}"
         place = tempfile.TemporaryDirectory(prefix="mindska-graph-")
+        _check_room(Path(place.name))
     except (BuildError, OSError) as error:
         log.warning(
             "Compiled graphs are not kept (%s): the next start takes as long. MINDSKA_COMPILE_CACHE=off says no more.",
@@ -103,7 +111,8 @@ def _take(folder: Path, place: Path) -> bool:
     """Copies a graph that is kept to `place`; whether there is one that may be loaded."""
     try:
         files = _files(folder)
-        os.utime(folder)  # the latest to go
+        with contextlib.suppress(OSError):  # root's, for all
+            os.utime(folder)  # the latest to go
         for name, content in files.items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(content)
@@ -121,20 +130,42 @@ def _take(folder: Path, place: Path) -> bool:
 def _keep(place: Path, folder: Path) -> None:
     """Copies a graph to its folder, whole or not at all."""
     files = {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
-    if not any(name.endswith(".mindir") for name in files):
+    if not _are_whole(files):
+        log.warning("The compiled graph is not kept (MindSpore has not written it whole): the next start takes as long")
         return
     try:
         trusted_folder(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as unfinished:
             new = Path(unfinished) / folder.name
             for name, content in {**files, CHECKSUM: _checksum(folder, files)}.items():
-                (new / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
                 (new / name).write_bytes(content)
-                (new / name).chmod(0o644)
+            for path in (new, *new.rglob("*")):
+                path.chmod(own_mode(Path(unfinished), executable=path.is_dir()))
             with contextlib.suppress(OSError):  # another process was faster
                 new.rename(folder)
     except (BuildError, OSError) as error:
         log.warning("The compiled graph is not kept (%s): the next start takes as long", error)
+
+
+def _are_whole(files: dict[str, bytes]) -> bool:
+    """Whether MindSpore could write a graph to its end: it does not say."""
+    graphs = [content for name, content in files.items() if name.endswith(".mindir")]
+    try:
+        return bool(graphs) and all(ModelProto.FromString(content).HasField("graph") for content in graphs)
+    except DecodeError:
+        return False
+
+
+def _check_room(place: Path) -> None:
+    """OSError where there is no room for a graph: MindSpore would print its own errors and write half of it."""
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, LARGEST)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that does not know it
+            raise OSError(f"no room for {LARGEST >> 20} MiB in {place.parent}: {error.strerror}") from error
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -206,13 +237,65 @@ def _sources() -> bytes:
     return key.digest()
 
 
+# What every cell has; with it, what MindSpore has put there meanwhile counts for nothing.
+_COMMON = frozenset(vars(nn.Cell()))
+DEPTH = 5  # of objects within the attributes of a cell
+
+
+def _fact(value: Any, depth: int = DEPTH) -> str:
+    """What a value in a cell means for its graph, the same in every process: no addresses, no order of a set.
+
+    Parameters and cells count elsewhere.
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, ms.Type)):
+        return repr(value)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, (Parameter, nn.Cell)) or depth == 0 or getattr(value, "has_init", False):
+        return kind
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        array = np.asarray(value.asnumpy() if isinstance(value, Tensor) else value)
+        return f"{kind} {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, (list, tuple)):
+        return f"{kind}[{', '.join(_fact(each, depth - 1) for each in value)}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{kind}[{', '.join(sorted(_fact(each, depth - 1) for each in value))}]"
+    if isinstance(value, dict):
+        pairs = sorted(f"{_fact(k, depth - 1)}: {_fact(v, depth - 1)}" for k, v in value.items())
+        return f"{kind}[{', '.join(pairs)}]"
+    if isinstance(value, (FunctionType, MethodType, BuiltinFunctionType, type)):
+        held = [_fact(_content(cell), depth - 1) for cell in getattr(value, "__closure__", None) or ()]
+        return f"{kind} {value.__module__}.{value.__qualname__}[{', '.join(held)}]"
+    return f"{kind} {_fact(_own(value), depth - 1)}"
+
+
+def _content(cell: CellType) -> Any:
+    """What a function has from where it was made; None where that is not there yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _own(value: Any) -> dict[str, Any]:
+    """An object's attributes that somebody has given it."""
+    return {name: each for name, each in getattr(value, "__dict__", {}).items() if name[0] != "_"}
+
+
+def _facts(cell: nn.Cell) -> Iterator[str]:
+    """What tells a network from another, besides its parameters."""
+    for name, each in cell.cells_and_names():
+        own = {key: value for key, value in _own(each).items() if key not in _COMMON}
+        yield f"{name} {type(each).__module__}.{type(each).__qualname__} {each.training} {each.get_flags()}"
+        yield _fact({**own, **each._primitives})
+
+
 def _digest(cell: nn.Cell, inputs: tuple[Tensor, ...], options: Any) -> str:
     key = hashlib.sha256(_sources())
     for part in (
         sys.version, ms.__version__, mindcv.__version__, np.__version__, ms.get_context("device_target"),
         [str(path) for path in kernels.libraries()], type(cell).__name__, cell.training, repr(options),
         [(p.name, p.shape, str(p.dtype), p.requires_grad) for p in cell.get_parameters()],
-        [(x.shape, str(x.dtype)) for x in inputs], str(cell),
+        [(x.shape, str(x.dtype)) for x in inputs], *_facts(cell),
     ):  # fmt: skip
         key.update(f"{part}\0".encode())
     return key.hexdigest()[:32]

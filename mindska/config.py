@@ -15,11 +15,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, let_rank_0_speak
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
@@ -32,7 +32,7 @@ def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading
 
     - at_least, at_most, above, below: the range of the number, or of each of several. Numbers are at least 0, but for
       those with an `above` or `at_least` of their own.
-    - share: of 1, so that a number from 2 on is taken for percent.
+    - share: of 1, so that numbers from 2 to 100 are refused as percentages.
     - hint: what to say to whoever is out of range, where other toolboxes have another unit.
     - may_change: a run may go on with another value.
     - first_start: a run needs it when it begins and never again, so that later starts need not have the same.
@@ -89,7 +89,7 @@ class Config:
 
     device_target: str = _option(
         "auto",
-        "where to run; auto takes what this MindSpore was built for",
+        "where to run; auto takes the best that this machine has",
         ("auto", "CPU", "GPU", "Ascend"),
         heading="machine",
         may_change=True,
@@ -98,7 +98,9 @@ class Config:
         "graph", "compile the network (graph) or interpret it (pynative)", ("graph", "pynative"), may_change=True
     )
     distribute: Optional[bool] = _option(
-        None, "MindCV's switch; not needed: mpirun or msrun is noticed. true: insist", may_change=True
+        None,
+        "MindCV's switch; not needed: mpirun or msrun is noticed. An error when it says otherwise than the launcher",
+        may_change=True,
     )
     seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers", at_most=2**32 - 1)
 
@@ -169,8 +171,8 @@ class Config:
         None, "share of the resized image that the evaluation's centre crop keeps", at_least=0.1, share=True
     )
     interpolation: Optional[str] = _option(None, "resize filter", ("bilinear", "bicubic", "nearest", "lanczos"))
-    mean: Optional[Numbers] = _option(None, "mean of the three channels, on a scale of 0 to 1")
-    std: Optional[Numbers] = _option(None, "standard deviation of the three channels, on a scale of 0 to 1")
+    mean: Optional[Numbers] = _option(None, "mean of each channel, on a scale of 0 to 1")
+    std: Optional[Numbers] = _option(None, "standard deviation of each channel, on a scale of 0 to 1")
 
     scale: Numbers = _option(
         (0.08, 1.0), "share of the area that a random crop takes, from to", heading="augmentation", above=0, at_most=1
@@ -375,13 +377,19 @@ def _parse_text(name: str, text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        let_rank_0_speak()
+        super().error(message)
+
+
 def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "") -> Config:
     """Configuration from `--config FILE` and one `--key value` for each setting; the command line wins.
 
     Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
     Exits with status 2 and a message when something is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         usage="%(prog)s [--config FILE] [--key value ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -417,6 +425,40 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
         return Config(**settings)
     except (ConfigError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
+
+
+def check_given(config: Config, *needed: str) -> None:
+    """Checks what a command needs, before it loads MindSpore: settings that it cannot do without, and their paths.
+
+    Raises:
+        ConfigError: one of `needed` is empty, or the data folder, or another of `needed`, is not there.
+    """
+    what = dict(
+        data_dir="data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA",
+        model="model is not set: name one, or take a recipe from configs/",
+        ckpt_path="the command needs --ckpt_path: the weights to evaluate",
+    )
+    for name in dict.fromkeys((*needed, "data_dir")):
+        value = getattr(config, name)
+        if not value and name in needed and name in what:
+            raise ConfigError(what[name])
+        if value and name == "data_dir" and not _exists(value):
+            raise ConfigError(f"No data folder at {Path(value).absolute()}")
+        if value and name == "ckpt_path" and not _exists(value):
+            raise ConfigError(f"No checkpoint at {Path(value).absolute()}")
+        if value and name == "result_json" and not Path(value).absolute().parent.is_dir():
+            raise ConfigError(f"the folder of --result_json {value} does not exist")
+
+
+def _exists(path: str) -> bool:
+    """Whether there is something; also where the system does not say, which is another message."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def settings_that(rule: str) -> set[str]:

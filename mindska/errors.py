@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from .streams import drop_what_stderr_refuses
+
+RANK_0S_TIME = 3  # seconds for rank 0 to find what another rank has found, before that says it
 MOST_NAMES = 10  # that a message lists; the others are counted
 
 
@@ -87,12 +92,20 @@ class BuildError(RuntimeError):
     """The operators cannot be had here; the message says why."""
 
 
+def let_rank_0_speak() -> None:
+    """On another rank of mpirun, waits a moment: rank 0 says what all of them find, and mpirun then ends the others."""
+    if any(os.environ.get(name, "0").strip() != "0" for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK")):
+        time.sleep(RANK_0S_TIME)
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns a UserError into an exit with its message (status 1)."""
+    """Turns a UserError into an exit with its message (status 1). Nothing that stderr refuses ends the block."""
+    drop_what_stderr_refuses()
     try:
         yield
     except UserError as error:
+        let_rank_0_speak()
         raise SystemExit(f"error: {error}") from None
 
 

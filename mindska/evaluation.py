@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .compile_cache import compile_cached
 from .errors import DataError
+from .streams import unfailing_stderr
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def evaluate_each(
     """
     totals = np.zeros((len(weights), 4), np.float64)
     order, inside = list(range(len(weights))), None
-    for images, labels in tqdm(batches, unit="batch", disable=None if progress else True):
+    shown = tqdm(batches, unit="batch", disable=None if progress else True, file=unfailing_stderr())
+    for images, labels in shown:
         tensors = Tensor(images), Tensor(labels)
         for kind in order:
             if kind != inside:

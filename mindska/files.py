@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,24 @@ from typing import Union
 
 from .errors import UserError, WriteError
 
-UMASK = os.umask(0)  # what the user takes away from the mode of new files; there is no other way to read it
-os.umask(UMASK)
+
+def new_file_mode(folder: Path) -> int:
+    """The mode that a new file gets in this folder, which is the caller's alone: by the umask, or the folder's rules.
+
+    Raises:
+        OSError: there can be no new file.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
+
+
+def own_mode(folder: Path, executable: bool = False) -> int:
+    """The mode for what the user alone may write: readable for whom the umask lets read, as a new file in `folder`."""
+    mode = new_file_mode(folder) & 0o644
+    return mode | (mode & 0o444) >> 2 if executable else mode
 
 
 def sha256(path: Union[str, Path]) -> str:
@@ -38,9 +55,9 @@ def replacing(path: Path) -> Iterator[Path]:
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp"))
-        temporary = folder / path.name
+        temporary, mode = folder / path.name, new_file_mode(folder)
         yield temporary
-        temporary.chmod(0o666 & ~UMASK)  # MindSpore makes it readable for its owner only
+        temporary.chmod(mode)  # MindSpore makes it readable for its owner only
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

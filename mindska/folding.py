@@ -31,16 +31,19 @@ def fold(net: nn.Cell) -> nn.Cell:
     An accelerated network stays accelerated.
 
     Raises:
-        SettingError: it is folded already.
+        SettingError: it is no network of mindska, or folded already.
     """
-    if not any(isinstance(cell, nn.BatchNorm2d) for _, cell in net.cells_and_names()):
+    cells = [cell for _, cell in net.cells_and_names()]
+    if not any(isinstance(cell, (ConvNorm, MaxRelativeConv, PatchEmbed, Block, FoldedBlock)) for cell in cells):
+        raise SettingError(f"{type(net).__name__} is not one of mindska's networks, and only these can be folded")
+    if not any(isinstance(cell, nn.BatchNorm2d) for cell in cells):
         raise SettingError("The network is folded already; fold a network once")
     with decelerated(net):
         for _, cell in list(net.cells_and_names()):
             if isinstance(cell, (ConvNorm, MaxRelativeConv)):
-                cell.conv, cell.norm = _into_conv_before(cell.conv, _scale_shift(cell.norm)), nn.Identity()
+                cell.conv, cell.norm = _fold_into_previous_conv(cell.conv, _scale_shift(cell.norm)), nn.Identity()
             elif isinstance(cell, PatchEmbed):
-                cell.proj, cell.norm = _into_conv_before(cell.proj, _scale_shift(cell.norm)), nn.Identity()
+                cell.proj, cell.norm = _fold_into_previous_conv(cell.proj, _scale_shift(cell.norm)), nn.Identity()
         for _, cell in list(net.cells_and_names()):
             if isinstance(cell, nn.CellList):
                 for i, block in enumerate(cell):
@@ -55,19 +58,19 @@ def fold(net: nn.Cell) -> nn.Cell:
 def _folded_block(block: Block) -> FoldedBlock:
     attention, mlp = block.attn, block.mlp
     (scale, shift), spatial, proj_2 = _scale_shift(block.norm1), attention.spatial, attention.proj_2
-    scale_1, scale_2 = _array(block.layer_scale_1), _array(block.layer_scale_2)
+    layer_scale_1, layer_scale_2 = _array(block.layer_scale_1), _array(block.layer_scale_2)
     if isinstance(spatial, SplitKernelAttention):
-        proj_2 = _into_conv_after(proj_2, _scale_shift(spatial.norm))
+        proj_2 = _fold_into_next_conv(proj_2, _scale_shift(spatial.norm))
         spatial = _folded_attention(spatial)
-    mlp.fc1 = _into_conv_after(mlp.fc1, _scale_shift(block.norm2))
-    mlp.fc2 = _into_conv_before(mlp.fc2, (scale_2, np.zeros_like(scale_2)))
+    mlp.fc1 = _fold_into_next_conv(mlp.fc1, _scale_shift(block.norm2))
+    mlp.fc2 = _fold_into_previous_conv(mlp.fc2, (layer_scale_2, np.zeros_like(layer_scale_2)))
     return FoldedBlock(
-        # x + scale_1 * (norm1(x) + branch) is x * shortcut + scale_1 * (shift + branch)
-        shortcut=Parameter(Tensor(1 + scale_1 * scale, ms.float32), name="shortcut", requires_grad=False),
-        proj_1=_into_conv_after(attention.proj_1, (scale, shift)),
+        # x + layer_scale_1 * (norm1(x) + branch) is x * shortcut + layer_scale_1 * (shift + branch)
+        shortcut=Parameter(Tensor(1 + layer_scale_1 * scale, ms.float32), name="shortcut", requires_grad=False),
+        proj_1=_fold_into_next_conv(attention.proj_1, (scale, shift)),
         act=attention.act,
         spatial=spatial,
-        proj_2=_into_conv_before(proj_2, (scale_1, scale_1 * shift)),
+        proj_2=_fold_into_previous_conv(proj_2, (layer_scale_1, layer_scale_1 * shift)),
         mlp=mlp,
     )
 
@@ -80,7 +83,7 @@ def _folded_attention(attention: SplitKernelAttention) -> FoldedSplitKernelAtten
         attention.graph,
         _plus_identity(attention.dw_conv1),
         _plus_identity(attention.dw_conv2),
-        _into_conv_after(attention.pw_conv, (doubled, np.zeros_like(doubled))),
+        _fold_into_next_conv(attention.pw_conv, (doubled, np.zeros_like(doubled))),
     )
 
 
@@ -99,13 +102,13 @@ def _values(conv: nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
     return weight, _array(conv.bias) if conv.has_bias else np.zeros(len(weight))
 
 
-def _into_conv_before(conv: nn.Conv2d, scale_shift: ScaleShift) -> nn.Conv2d:
+def _fold_into_previous_conv(conv: nn.Conv2d, scale_shift: ScaleShift) -> nn.Conv2d:
     """scale * conv(x) + shift as one convolution."""
     (weight, bias), (scale, shift) = _values(conv), scale_shift
     return _like(conv, weight * scale.reshape(-1, 1, 1, 1), bias * scale + shift)
 
 
-def _into_conv_after(conv: nn.Conv2d, scale_shift: ScaleShift) -> nn.Conv2d:
+def _fold_into_next_conv(conv: nn.Conv2d, scale_shift: ScaleShift) -> nn.Conv2d:
     """conv(scale * x + shift) as one convolution; a 1x1 one, of one group."""
     (weight, bias), (scale, shift) = _values(conv), scale_shift
     return _like(conv, weight * scale.reshape(1, -1, 1, 1), bias + weight[:, :, 0, 0] @ shift)

@@ -1,8 +1,10 @@
 """Graphs kept from one process to the next: faster, the same figures, and never the wrong one."""
 
+import errno
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from commands import ROOT
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
+from mindspore.train.mind_ir_pb2 import GraphProto, ModelProto
 
 from mindska import compile_cache, kernels
 
 PROGRAM = ROOT / "tests" / "programs" / "cached.py"
+GRAPH = ModelProto(graph=GraphProto(name="a graph")).SerializeToString()
 
 
 @pytest.fixture
@@ -38,8 +42,10 @@ def run(tmp_path, monkeypatch):
     return start
 
 
-def test_the_second_start_takes_the_graph_of_the_first(run, tmp_path):
-    first, kept = run()
+@pytest.mark.parametrize("kernels", ["auto", pytest.param("off", marks=pytest.mark.slow)])
+def test_the_second_start_takes_the_graph_of_the_first(run, tmp_path, kernels):
+    """Of an accelerated network and of a plain one, whose cells print objects with their addresses."""
+    first, kept = run(MINDSKA_KERNELS=kernels)
     assert len(kept) == 1 and not next(iter(kept)).startswith(".")
     (graph,) = (tmp_path / "graphs").rglob("*.mindir")
     before = graph.stat().st_mtime_ns
@@ -108,7 +114,7 @@ def kept(tmp_path):
     """A graph's folder as it is kept."""
     place = tmp_path / "place"
     (place / "rank_0").mkdir(parents=True)
-    for name, content in (("rank_0/graph.mindir", b"a graph"), ("rank_0/dependency.hash", b"0")):
+    for name, content in (("rank_0/graph.mindir", GRAPH), ("rank_0/dependency.hash", b"0")):
         (place / name).write_bytes(content)
         (place / name).chmod(0o400)  # MindSpore's
     (tmp_path / "graphs").mkdir()
@@ -120,7 +126,7 @@ def kept(tmp_path):
 def test_a_graph_that_is_kept_is_copied_whole(kept, tmp_path):
     (tmp_path / "copy").mkdir()
     assert compile_cache._take(kept, tmp_path / "copy")
-    assert (tmp_path / "copy" / "rank_0" / "graph.mindir").read_bytes() == b"a graph"
+    assert (tmp_path / "copy" / "rank_0" / "graph.mindir").read_bytes() == GRAPH
     assert not (tmp_path / "copy" / "checksum").exists()
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     assert not compile_cache._take(kept.with_name("none"), tmp_path / "copy")
@@ -196,7 +202,7 @@ def test_the_cache_may_be_deleted_while_a_graph_is_compiled(relu, monkeypatch, c
     def delete(cell, *inputs):
         compiling(cell, *inputs)
         if places[0].exists():  # it is called again later
-            (places[0] / "graph.mindir").write_bytes(b"a graph")
+            (places[0] / "graph.mindir").write_bytes(GRAPH)
             shutil.rmtree(cache)
 
     places = []
@@ -236,3 +242,97 @@ def test_a_damaged_graph_is_compiled_anew(run, tmp_path):
     assert run() == (first, kept)
     (graph,) = (tmp_path / "graphs").rglob("*.mindir")
     assert graph.stat().st_size == sound
+
+
+class Scaled(nn.Cell):
+    """A plain cell with one more attribute, whatever it is."""
+
+    def __init__(self, factor=1.0, bias=None):
+        super().__init__()
+        self.dense = nn.Dense(2, 2)  # prints its initialisers, with their addresses
+        self.relu, self.factor, self.bias = ops.ReLU(), factor, bias
+
+    def construct(self, x):
+        return self.relu(self.dense(x)) * self.factor
+
+
+def scale_by(factor):
+    def scale(x):
+        return x * factor
+
+    return scale
+
+
+def test_the_key_of_a_graph_is_what_its_network_computes():
+    """Made anew, a network has the same key; one that differs in anything that counts has another."""
+    x = Tensor(np.zeros((1, 2), np.float32))
+    variants = [
+        lambda: Scaled(), lambda: Scaled(2.0), lambda: Scaled(True), lambda: Scaled("2"), lambda: Scaled((1, 2)),
+        lambda: Scaled({"b": 1, "a": 2}), lambda: Scaled({"b", "a"}), lambda: Scaled(np.float32(2)),
+        lambda: Scaled(Tensor([1.0])), lambda: Scaled(Tensor([2.0])), lambda: Scaled(np.zeros(2)),
+        lambda: Scaled(ops.ReduceMean()), lambda: Scaled(ops.ReduceMean(keep_dims=True)), lambda: Scaled(nn.GELU()),
+        lambda: Scaled(scale_by(2)), lambda: Scaled(scale_by(3)), lambda: Scaled(np.tanh), lambda: Scaled(nn.Dense),
+        lambda: Scaled(1.0, 2.0), lambda: Scaled(1.0).set_train(), lambda: nn.SequentialCell(Scaled()),
+    ]  # fmt: skip
+    keys = [[compile_cache._digest(make(), (x,), None) for _ in range(2)] for make in variants]
+    assert all(first == second for first, second in keys)
+    assert len({first for first, _ in keys}) == len(variants)
+    assert not [fact for make in variants for fact in compile_cache._facts(make()) if " at 0x" in fact]
+
+
+@pytest.mark.fault("caches")
+def test_half_a_graph_is_not_kept(tmp_path, caplog):
+    """As MindSpore leaves it on a full disk, without an error."""
+    (tmp_path / "place").mkdir()
+    for content in (GRAPH[:-1], b"", None):
+        if content is not None:
+            (tmp_path / "place" / "graph.mindir").write_bytes(content)
+        else:
+            (tmp_path / "place" / "graph.mindir").unlink()
+        caplog.clear()
+        compile_cache._keep(tmp_path / "place", tmp_path / "0123-0of1")
+        assert not (tmp_path / "0123-0of1").exists()
+        assert ["not written it whole" in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.fault("caches")
+def test_without_room_for_a_graph_mindspore_does_not_try(relu, tmp_path, monkeypatch, caplog):
+    """It would print its own errors. A limit on the size of files stands for a full disk."""
+    cell, x, cache = relu
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(compile_cache, "_mindspores_cache", lambda place: pytest.fail("it tries"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        compile_cache.compile_cached(cell, x)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "Compiled graphs are not kept (no room for 64 MiB in" in said and "File too large" in said
+    assert not list((cache / "graphs").iterdir()) and cell(x).asnumpy().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("umask, file, folder", [(0o077, 0o600, 0o700), (0o002, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_graphs_follow_the_umask_and_nobody_else_can_write_them(tmp_path, umask, file, folder):
+    (tmp_path / "place" / "rank_0").mkdir(parents=True)
+    (tmp_path / "place" / "rank_0" / "graph.mindir").write_bytes(GRAPH)
+    (tmp_path / "graphs").mkdir()
+    before = os.umask(umask)
+    try:
+        compile_cache._keep(tmp_path / "place", tmp_path / "graphs" / "0123-0of1")
+    finally:
+        os.umask(before)
+    kept = list((tmp_path / "graphs").rglob("*"))
+    assert len(kept) == 4
+    assert {path.stat().st_mode & 0o777 for path in kept if path.is_file()} == {file}
+    assert {path.stat().st_mode & 0o777 for path in kept if path.is_dir()} == {folder}
+    (tmp_path / "copy").mkdir()
+    assert compile_cache._take(tmp_path / "graphs" / "0123-0of1", tmp_path / "copy")
+
+
+def test_a_graph_of_root_s_that_cannot_be_touched_is_taken(kept, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(compile_cache.os, "utime", refuse)
+    (tmp_path / "copy").mkdir()
+    assert compile_cache._take(kept, tmp_path / "copy") and not caplog.records

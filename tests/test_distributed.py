@@ -345,7 +345,7 @@ def test_variables_that_make_no_sense_are_named(variables, named, monkeypatch):
 def test_variables_that_make_sense(variables, monkeypatch):
     clean(monkeypatch, **variables)
     module.prepare()
-    environment.check()
+    environment.check_environment()
 
 
 def test_what_the_user_has_set_stays(monkeypatch):

@@ -72,6 +72,11 @@ def test_a_folded_network_is_not_folded_again():
         fold(fold(settled("sk_resnet18")))
 
 
+def test_other_networks_are_not_folded():
+    with pytest.raises(SettingError, match="ResNet is not one of mindska's networks"):
+        fold(mindcv.create_model("resnet18"))
+
+
 def test_features_and_graph_mode():
     net = settled("van_tiny_lska_k7", features_only=True)
     before = outputs(net, (64, 64))

@@ -99,6 +99,10 @@ def test_sizes_that_are_not_known_yet_pass():
     strided = signatures()["strided"]
     numbers = dict(stride=2, dilation=1, relu=0)
     assert strided.infer([[-1, 3, -1, 9], [4, 3, 3, 3], [4], [3]], numbers) == [[-1, 4, -1, 5]]
+    assert strided.infer([[-2], [4, 3, 3, 3], [4], [3]], numbers) == [[-1, 4, -1, -1]]
+    residual = signatures()["residual"]  # B and C are known from others
+    assert residual.infer([[-2], [8, 4, 7, 7], [-2], [4], [8]], {}) == [[8, 4, 7, 7]]
+    assert signatures()["gelu"].infer([[-2]], {}) == [[-2]]
     with pytest.raises(SettingError, match="C is 4 and, in weight, 3"):
         strided.infer([[-1, 4, -1, 9], [4, 3, 3, 3], [4], [3]], numbers)
 

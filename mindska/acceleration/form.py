@@ -48,7 +48,7 @@ class AcceleratedForm:
         return x.dtype == ms.float32 and not self.in_half_precision
 
     def uses_plain(self, x: Tensor) -> bool:
-        """Whether `plain` computes the cell's function of x: the one place that decides it."""
+        """Whether `construct` leaves x to `plain`; what a form computes may fall back to it as well."""
         return not self.accepts(x) or (not self.training and self.has_norm_in_training())
 
     def construct(self, *inputs: Tensor) -> Tensor:

@@ -40,14 +40,14 @@ def bias_or_zeros(conv: nn.Conv2d) -> Tensor:
 
 def conv_operator(conv: nn.Conv2d, relu: bool = False) -> Optional[nn.Cell]:
     """The operator (x, weight, bias) -> y of a convolution, and of a ReLU after it when `relu`; None: there is none."""
-    dilation, stride = conv.dilation[0], conv.stride[0]
-    return {
-        "pointwise": lambda: None if relu else operators.Pointwise(),
-        "depthwise": lambda: None if relu else operators.Depthwise(dilation),
-        "grouped": lambda: operators.Grouped(dilation, relu),
-        "strided": lambda: operators.Strided(stride, dilation, relu),
-        "": lambda: None,
-    }[conv_kind(conv)]()
+    kind, dilation, stride = conv_kind(conv), conv.dilation[0], conv.stride[0]
+    if kind == "grouped":
+        return operators.Grouped(dilation, relu)
+    if kind == "strided":
+        return operators.Strided(stride, dilation, relu)
+    if kind == "pointwise" and not relu:
+        return operators.Pointwise()
+    return operators.Depthwise(dilation) if kind == "depthwise" and not relu else None
 
 
 class FusedConv2d(AcceleratedForm, nn.Conv2d):
@@ -112,6 +112,7 @@ class FusedBatchNorm2d(AcceleratedForm, nn.BatchNorm2d):
         return cell.use_batch_statistics is None  # as `training` says
 
     def prepare(self) -> None:
+        # nn.BatchNorm2d keeps 1 minus the momentum that it was given.
         self.operator = operators.BatchNorm(self.eps, 1 - self.momentum)
 
     def in_training(self, x: Tensor) -> Tensor:

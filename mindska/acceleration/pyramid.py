@@ -66,7 +66,7 @@ class FusedConvMlp(AcceleratedForm, ConvMlp):
     def prepare(self) -> None:
         self.fused_mlp, self.fused_mlp_residual = operators.FusedMlp(), operators.FusedMlpResidual()
         self.pointwise, self.pointwise_add = operators.Pointwise(), operators.PointwiseEpilogue("add")
-        self.depthwise_gelu = operators.DepthwiseGelu(1)
+        self.depthwise_gelu = operators.DepthwiseGelu(self.dwconv.dilation[0])
 
     def layer_by_layer(self, x: Tensor) -> Tensor:
         """mlp(x), (B, C, H, W), the hidden feature maps in memory."""
@@ -120,7 +120,8 @@ class FusedSplitKernelAttention(AcceleratedForm, SplitKernelAttention):
     identity = 1  # times the graph's output, which is added to what was split
 
     def prepare(self) -> None:
-        self.split_depthwise, self.silu_mul = operators.SplitDepthwise(2, 3, self.identity), operators.SiluMul()
+        dilations = self.dw_conv1.dilation[0], self.dw_conv2.dilation[0]
+        self.split_depthwise, self.silu_mul = operators.SplitDepthwise(*dilations, self.identity), operators.SiluMul()
         self.pointwise_silu_mul, self.ones = operators.PointwiseEpilogue("silu_mul"), unit_scale(self.pw_conv)
 
     def has_norm_in_training(self) -> bool:

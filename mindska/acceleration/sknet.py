@@ -29,6 +29,7 @@ class FusedConvNorm(AcceleratedForm, ConvNorm):
             self.operator = conv_operator(conv, self.relu)
         if not self.is_folded:
             self.norm_scale_shift = operators.NormScaleShift(norm.eps)
+            # nn.BatchNorm2d keeps 1 minus the momentum that it was given.
             self.batch_norm = operators.BatchNorm(norm.eps, 1 - norm.momentum, self.relu)
 
     def has_norm_in_training(self) -> bool:
@@ -65,7 +66,7 @@ class FusedSelectiveKernel(AcceleratedForm, SelectiveKernel):
 
     @classmethod
     def supports(cls, cell: SelectiveKernel) -> bool:
-        return cell.count == 2
+        return cell.num_paths == 2
 
     def prepare(self) -> None:
         self.mean_of_sum, self.weighted_sum = operators.MeanOfSum(), operators.WeightedSum()

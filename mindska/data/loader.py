@@ -233,7 +233,7 @@ class _Stream:
 class EvalLoader:
     """This rank's share of a validation set, every image exactly once over all ranks.
 
-    All ranks have the same number of batches and all batches the same size: what is missing is filled with black images
+    All ranks have the same number of batches and all batches the same size: what is missing is filled with zeros
     labelled -1. An unreadable image is an error, unless `skip_damaged`: then it is reported and left out.
     """
 

@@ -48,10 +48,10 @@ from typing import Any, Optional
 import numpy as np
 
 from ..errors import WorldError
-from .cluster import join_by_mpirun, join_by_msrun, local_rank
+from .cluster import join_by_mpirun, join_by_msrun, local_rank, watch_scheduler
 from .cores import cpu_quota, limit_threads, set_device, share_of_cores
 from .ending import end_everything, end_without_teardown, exit_code
-from .environment import check, launcher, prepare
+from .environment import check_environment, launcher, prepare
 from .links import another_has_ended, exchange, watch
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "all_reduce_sum",
     "barrier",
     "broadcast_object",
+    "check_environment",
     "distributed",
     "launcher",
     "prepare",
@@ -115,7 +116,7 @@ def distributed(device_target: str, threads: Optional[int] = None) -> Iterator[W
     global _world, _links
     prepare()
     how = launcher()
-    check()
+    check_environment()
     ended = threading.Event()
     try:
         if how == "single":
@@ -126,6 +127,7 @@ def distributed(device_target: str, threads: Optional[int] = None) -> Iterator[W
         else:
             world, _links = _join(how, device_target, threads)
         _world = world
+        watch_scheduler(ended)
         watch(_links, ended, PATIENCE, functools.partial(end_everything, how, another_has_ended(), 1))
         yield world
         ended.set()

@@ -4,10 +4,12 @@ import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +34,11 @@ REACH_TIMEOUT = 30  # seconds for every rank to reach a scheduler that takes con
 # (a process of its own: the scheduler holds Python's lock while it waits) ends it a few seconds after rank 0 is gone,
 # which leaves the other ranks time to sign off when the end was a normal one.
 SCHEDULER = """
+import ctypes, os, signal, sys
+if sys.platform.startswith("linux"):
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # when its keeper is killed, it ends as well: nobody else would end it
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit()
 import mindspore
 from mindspore.communication import init
 mindspore.set_device("CPU")
@@ -40,7 +47,7 @@ init("mccl")
 KEEPER = """
 import os, subprocess, sys, time
 rank_0, program = int(sys.argv[1]), sys.argv[2]
-scheduler = subprocess.Popen([sys.executable, "-c", program])
+scheduler = subprocess.Popen([sys.executable, "-c", program, str(os.getpid())])
 while scheduler.poll() is None and os.getppid() == rank_0:
     time.sleep(0.5)
 try:
@@ -84,7 +91,8 @@ def join_by_mpirun(device_target: str) -> list[Connection]:
     _set_worker_ip()
     set_device(device_target, local_rank())
     links = link(rank, comm.size, os.environ["MS_WORKER_IP"], formation_timeout(), comm.bcast)
-    _form_cluster(rank, links, device_target)
+    global _scheduler
+    _scheduler = _form_cluster(rank, links, device_target)
     return links
 
 
@@ -144,8 +152,32 @@ def _share_by_mindspore(text: Optional[str]) -> str:
 # ---------------------------------------------------------------------------------------------- the scheduler
 
 
-def _form_cluster(rank: int, links: list[Connection], device_target: str) -> None:
+def watch_scheduler(ended: threading.Event) -> None:
+    """On rank 0 under mpirun, until ``ended`` is set: a thread asks this process to stop when the scheduler has ended.
+
+    Without it the ranks would fail some time later, in the middle of a step; a run that is asked to stop saves.
+    """
+    scheduler = _scheduler
+    if scheduler is None:
+        return
+
+    def wait() -> None:
+        while not ended.wait(1):
+            if scheduler.keeper.poll() is not None:
+                log.warning(
+                    "MindSpore's scheduler, or the process that watches it, has ended (was it killed?): this run stops"
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=wait, name="mindska-watch-scheduler", daemon=True).start()
+
+
+def _form_cluster(rank: int, links: list[Connection], device_target: str) -> "Optional[_Scheduler]":
     """Have rank 0 start a scheduler and every rank join it; when that fails, once more at another port.
+
+    Returns:
+        on rank 0 the scheduler.
 
     Raises:
         WorldError: it has failed twice, or for some ranks only.
@@ -169,7 +201,7 @@ def _form_cluster(rank: int, links: list[Connection], device_target: str) -> Non
         unready = unready or every_rank(_await_scheduler, min(REACH_TIMEOUT, formation_timeout()))
         problems = unready or every_rank(communication.init, BACKENDS[device_target])
         if not problems:
-            return
+            return scheduler
         message = _formation_failure(problems, scheduler)
         if not unready and len(problems) < int(os.environ["MS_WORKER_NUM"]):
             break  # those who have joined cannot join another one
@@ -191,6 +223,9 @@ class _Scheduler:
         return []
 
 
+_scheduler: Optional[_Scheduler] = None  # that this process has started
+
+
 def _start_scheduler(port: Optional[str]) -> _Scheduler:
     os.environ["MS_SCHED_PORT"] = port or str(free_port(os.environ["MS_SCHED_HOST"]))
     # With MPI's variables in its environment, MindSpore would take the scheduler for one of mpirun's ranks.
@@ -203,6 +238,7 @@ def _start_scheduler(port: Optional[str]) -> _Scheduler:
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # mpirun passes signals on to rank 0's group: they are for the ranks
     )
     return _Scheduler(keeper, output)
 

@@ -6,11 +6,21 @@ import os
 import signal
 import sys
 import textwrap
+import threading
+import time
 import traceback
 from typing import NoReturn
 
-from ..errors import UserError
+from ..errors import UserError, let_rank_0_speak
 from .environment import mpi
+
+ORPHANS_TIME = 40  # seconds for a rank to save after mpirun is gone
+_parent = None  # mpirun's process, once this rank is to end with it
+
+
+def launcher_is_gone() -> bool:
+    """Whether mpirun has ended before this rank."""
+    return _parent is not None and os.getppid() != _parent
 
 
 def exit_code(error: BaseException) -> int:
@@ -35,14 +45,14 @@ def end_everything(how: str, error: BaseException, code: int) -> NoReturn:
         text = f"error: {error}\n"
     else:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if isinstance(error, UserError) or (isinstance(error, SystemExit) and isinstance(error.code, int)):
+        let_rank_0_speak()
     with contextlib.suppress(Exception):  # a closed stdout must not keep the others waiting
         sys.stdout.flush()
         sys.stderr.write(textwrap.indent(text, prefix))  # in one piece: the ranks share a terminal
         sys.stderr.flush()
-    library = sys.modules.get("mpi4py.MPI")
-    if how == "mpirun" and library is not None:
-        library.COMM_WORLD.Abort(code)
     # No clean-up: MindSpore's would wait for the others. Both launchers end the other ranks of one that ends like this.
+    # Nor MPI's own abort: it adds two pages and a NUL byte to the message.
     os._exit(code)
 
 
@@ -64,11 +74,23 @@ def end_without_teardown() -> None:
 
 
 def end_with_parent() -> None:
-    """Has the system end this rank when mpirun is killed: nobody else would (Linux only)."""
+    """Has the system stop this rank when mpirun is gone: nobody else would (Linux only).
+
+    By SIGTERM, so that a run finishes its update and saves; what has not ended after that is ended by a thread.
+    """
+    global _parent
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    _parent = parent = os.getppid()
     set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     if os.getppid() != parent:  # it was killed before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        time.sleep(ORPHANS_TIME)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="mindska-watch-mpirun", daemon=True).start()

@@ -44,7 +44,7 @@ def prepare() -> None:
             _default("OMP_NUM_THREADS", share_of_cores(mpi("LOCAL_SIZE"), by_mpirun=True))
 
 
-def check() -> None:
+def check_environment() -> None:
     """Refuse what makes no sense before C++ reads it, which takes "5x" for 5 and ends the process over "x".
 
     Raises:

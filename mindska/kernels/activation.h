@@ -1,4 +1,4 @@
-// GELU, x * Phi(x), and its gradient Phi(x) + x * phi(x); SiLU, x * sigmoid(x).
+// GELU, x * Phi(x), and its gradient Phi(x) + x * phi(x); ReLU; SiLU, x * sigmoid(x).
 //
 // In GELU, with a = |x| / sqrt(2), the tail of the normal distribution is exp(-a^2) * erfcx(a) / 2. The scaled
 // complementary error function erfcx is smooth and never cancels: a quotient of polynomials gives it to 5e-9 (relative),
@@ -34,12 +34,6 @@ static inline Vec gelu(Vec x) {
   return x * normal_cdf(x, &exponential);
 }
 
-static inline Vec gelu_grad(Vec x, Vec dy) {
-  Vec exponential;
-  const Vec phi = normal_cdf(x, &exponential);
-  return dy * (phi + x * exponential * 0.398942280f);
-}
-
 // GELU's gradient, and in `value` GELU(x).
 static inline Vec gelu_and_grad(Vec x, Vec dy, Vec *value) {
   Vec exponential;
@@ -47,6 +41,13 @@ static inline Vec gelu_and_grad(Vec x, Vec dy, Vec *value) {
   *value = x * phi;
   return dy * (phi + x * exponential * 0.398942280f);
 }
+
+static inline Vec gelu_grad(Vec x, Vec dy) {
+  Vec value;
+  return gelu_and_grad(x, dy, &value);
+}
+
+static inline Vec relu(Vec x) { return x < Vec{} ? Vec{} : x; }  // NaN stays NaN
 
 static inline Vec sigmoid(Vec x) {
   const Vec e = exp_negative(x < Vec{} ? x : -x);

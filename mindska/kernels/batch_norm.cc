@@ -1,6 +1,6 @@
 // Batch norm in training, with a ReLU after it or not, and its gradients. A channel of all images fits into the
 // second-level cache, so that only the first of the passes over it waits for the memory.
-#include "simd.h"
+#include "activation.h"
 
 namespace mindska {
 
@@ -44,7 +44,7 @@ MINDSKA_OPERATOR(mindska_batch_norm,
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const auto output = [&](int i) { return static_cast<float *>(params[6 + i]); };
   const float eps = input(5)[0], momentum = input(5)[1];
-  const bool relu = input(5)[2] > 0;
+  const bool with_relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
   parallel_for(shapes[0][1], element_count(shapes[0], 4), [&](int64_t c) {
     const float *x = input(0) + c * channel.pixels;
@@ -61,7 +61,7 @@ MINDSKA_OPERATOR(mindska_batch_norm,
     const float gamma = input(1)[c], beta = input(2)[c];
     channel.for_each([=](int64_t i, int n) {
       Vec v = (load_some(x + i, n) - mean) * inv_std * gamma + beta;
-      if (relu) v = v < Vec{} ? Vec{} : v;  // NaN stays NaN
+      if (with_relu) v = relu(v);
       store_some(y + i, v, n);
     });
     output(1)[c] = mean;
@@ -79,7 +79,7 @@ MINDSKA_OPERATOR(mindska_batch_norm_grad,
   using namespace mindska;
   const auto input = [&](int i) { return static_cast<const float *>(params[i]); };
   const auto output = [&](int i) { return static_cast<float *>(params[7 + i]); };
-  const bool relu = input(5)[2] > 0;
+  const bool with_relu = input(5)[2] > 0;
   const Channel channel(shapes[0]);
   parallel_for(shapes[0][1], element_count(shapes[0], 4), [&](int64_t c) {
     const float *x = input(0) + c * channel.pixels, *y = input(4) + c * channel.pixels;
@@ -88,7 +88,7 @@ MINDSKA_OPERATOR(mindska_batch_norm_grad,
     const float gamma = input(1)[c], mean = input(2)[c], inv_std = input(3)[c];
     const auto grad = [=](int64_t i, int n) {
       const Vec d = load_some(dy + i, n);
-      return relu ? (load_some(y + i, n) > Vec{} ? d : Vec{}) : d;
+      return with_relu ? (load_some(y + i, n) > Vec{} ? d : Vec{}) : d;
     };
     const double dbeta = channel.total(grad);
     const double dgamma =

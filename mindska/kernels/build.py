@@ -28,6 +28,7 @@ from typing import NamedTuple, Optional
 
 from ..distributed import cores
 from ..errors import BuildError
+from ..files import own_mode
 
 log = logging.getLogger("mindska")
 
@@ -165,7 +166,7 @@ def _write(path: Path, content: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         new = Path(folder) / path.name
         new.write_bytes(content)
-        new.chmod(0o755)
+        new.chmod(own_mode(Path(folder), executable=True))
         new.replace(path)
 
 

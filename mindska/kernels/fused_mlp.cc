@@ -149,7 +149,7 @@ struct FusedMlp {
   template <typename Epilogue>
   void forward(int64_t batch, Epilogue epilogue) const {
     const int64_t count = strips(2 * channels + 2 * kHiddenBlock, (mindska_threads() + batch - 1) / batch);
-    parallel_for(batch * count, kMuchWork, [&](int64_t task) {
+    parallel_for(batch * count, kAlwaysParallel, [&](int64_t task) {
       const int64_t strip = task % count;
       forward_strip(task / count, strip * height / count, (strip + 1) * height / count, epilogue);
     });
@@ -329,7 +329,7 @@ MINDSKA_OPERATOR(mindska_fused_mlp_grad,
   // threads.
   const int64_t count = mlp.strips(3 * channels + 3 * kHiddenBlock, 1);
   std::vector<MlpGradients> grads(batch, MlpGradients(channels, mlp.hidden));
-  parallel_for(batch, kMuchWork, [&](int64_t i) {
+  parallel_for(batch, kAlwaysParallel, [&](int64_t i) {
     for (int64_t strip = 0; strip < count; ++strip) {
       const Strip s{mlp.height, mlp.width, strip * mlp.height / count, (strip + 1) * mlp.height / count};
       backward_strip(mlp, weight1_transposed, s, mlp.x + i * image, dy + i * image, dx + i * image, &grads[i]);

@@ -125,7 +125,7 @@ MINDSKA_OPERATOR(mindska_grouped,
   float *y = static_cast<float *>(params[4]);
   const int32_t *options = static_cast<int32_t *>(params[3]);
   const Grouped g{shapes[0][2], shapes[0][3], shapes[1][2], options[0]};
-  parallel_for(batch * groups, kMuchWork, [&](int64_t task) {
+  parallel_for(batch * groups, kAlwaysParallel, [&](int64_t task) {
     const int64_t group = task % groups;
     const float *w = weight + group * count * depth * g.taps();
     const Workspace inputs(Slot::kPaddedInput, depth * g.padded()), results(Slot::kAccumulator, count * g.row());
@@ -150,7 +150,7 @@ MINDSKA_OPERATOR(mindska_grouped_grad,
   float *dx = static_cast<float *>(params[4]), *dweight = static_cast<float *>(params[5]);
   float *dbias = static_cast<float *>(params[6]);
   const Grouped g{shapes[0][2], shapes[0][3], shapes[1][2], *static_cast<int32_t *>(params[2])};
-  parallel_for(groups, kMuchWork, [&](int64_t group) {
+  parallel_for(groups, kAlwaysParallel, [&](int64_t group) {
     const float *w = weight + group * count * depth * g.taps();
     const Workspace inputs(Slot::kPaddedInput, depth * g.padded());
     const Workspace gradients(Slot::kPaddedGradient, count * g.padded());

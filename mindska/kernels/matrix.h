@@ -2,7 +2,7 @@
 //
 // As in BLAS libraries both sides are packed: copied so that the innermost loop reads memory in order. That loop keeps a
 // block of the result in registers. `multiply` computes A * B, a weight times feature maps, and passes each vector of the
-// result to an epilogue. `multiply_transposed` computes A * B^T of two feature maps, sums over the pixels: the gradient of
+// result to an epilogue. `TransposedProduct` computes A * B^T of two feature maps, sums over the pixels: the gradient of
 // the weight. The order of its sums depends on the shapes alone.
 //
 // B is `FeatureMaps`, or what has the same members: strided.cc has another.

@@ -125,13 +125,13 @@ MINDSKA_OPERATOR(mindska_max_relative,
   const int64_t blocks = (s.queries + kTileQueries - 1) / kTileQueries;
   std::vector<float> directions(s.batch * s.channels * s.stride), offsets(s.batch * s.stride);
   std::vector<float> rows(s.batch * s.keys * s.width);
-  parallel_for(s.batch, kMuchWork, [&](int64_t b) {
+  parallel_for(s.batch, kAlwaysParallel, [&](int64_t b) {
     const float *keys = y + b * s.channels * s.keys;
     normalize(keys, s.channels, s.keys, s.keys, directions.data() + b * s.channels * s.stride, s.stride, 1,
               offsets.data() + b * s.stride);
     transpose_keys(keys, s.channels, s.keys, s.width, rows.data() + b * s.keys * s.width);
   });
-  parallel(s.batch * blocks, kMuchWork, [&](Tasks &tasks) {
+  parallel(s.batch * blocks, kAlwaysParallel, [&](Tasks &tasks) {
     std::vector<float> features(s.channels * kTileQueries), query(s.channels * kBlockQueries);
     std::vector<float> maxima(kTileQueries * s.width);
     Ranking ranking(s.neighbours * s.step);
@@ -187,7 +187,7 @@ MINDSKA_OPERATOR(mindska_max_relative_grad,
   const bool are_keys = std::all_of(index, index + s.batch * s.queries * s.neighbours,
                                     [&](int32_t i) { return i >= 0 && i < s.keys; });
   if (!are_keys) throw Refused("an index is not that of a node", kWrongValue);
-  parallel(s.batch * groups, kMuchWork, [&](Tasks &tasks) {
+  parallel(s.batch * groups, kAlwaysParallel, [&](Tasks &tasks) {
     std::vector<float> rows(s.keys * kLanes), gradient(s.keys * kLanes), block(kBlockQueries * kLanes);
     for (const int64_t part : tasks) {
       const int64_t b = part / groups, first = part % groups * kLanes;

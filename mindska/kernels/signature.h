@@ -7,7 +7,8 @@
 // A name stands for the same number wherever it is; the numbers of `options`, an int32 array, have names as well. (...):
 // one shape of any rank, the same wherever it is. (*): any shape. (B) or (1): the first that fits; the tensor's own name
 // then stands for the number of the choice, from 0. `int32` after a shape: not float32. `+` after a name: one or more
-// such tensors. A tensor has at least one element. signatures.py reads the same texts: shapes are refused there first.
+// such tensors. `/` rounds down. A tensor has at least one element. signatures.py reads the same texts: shapes are
+// refused there first.
 #pragma once
 
 #include <algorithm>

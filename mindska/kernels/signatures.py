@@ -173,6 +173,8 @@ def _fit(name: str, expected: tuple[str, ...], shape: Shape, sizes: Mapping[str,
 
 
 def _compare(tensor: TensorSpec, shape: Shape, sizes: Mapping[str, Any]) -> None:
+    if -2 in shape:  # as in `_bind`
+        return
     expected = tensor.shapes[sizes.get(tensor.name, 0) if len(tensor.shapes) > 1 else 0]
     for word, size in zip(expected, shape):
         value = None if word in ("*", "...") else _value(word, sizes)
@@ -218,7 +220,7 @@ def _where(expression: str, sizes: Mapping[str, Any]) -> str:
 
 def _shape_of(tensor: TensorSpec, sizes: Mapping[str, Any]) -> list[int]:
     if tensor.shapes[0] == ("...",):
-        return list(sizes["..."])
+        return list(sizes.get("...", [-2]))
     values = [_value(word, sizes) for word in tensor.shapes[0]]
     return [-1 if value is None else int(value) for value in values]
 

@@ -22,7 +22,7 @@ MINDSKA_OPERATOR(mindska_square_sum, "tensors+ (*) -> sum (1)") {
     }
   }
   std::vector<double> sums(chunks.size());
-  parallel_for(chunks.size(), kMuchWork, [&](size_t i) {
+  parallel_for(chunks.size(), kAlwaysParallel, [&](size_t i) {
     Vec total = {};
     for_each_vector(chunks[i].size, [&](int64_t at, int n) {
       const Vec v = load_some(chunks[i].from + at, n);

@@ -5,6 +5,7 @@
 // shifted: a row of the im2col matrix, which need not be written out. The convolution is a product of matrices as for
 // 1x1 kernels. Rows of a plane are longer than rows of the output: columns at their ends belong nowhere. The gradient of
 // the input is such a product as well, another one for each phase.
+#include "activation.h"
 #include "matrix.h"
 
 namespace mindska {
@@ -154,14 +155,14 @@ MINDSKA_OPERATOR(mindska_strided,
   using namespace mindska;
   const StridedConvolution c(shapes[0], shapes[1], params[3]);
   const float *weight = static_cast<float *>(params[1]), *bias = static_cast<float *>(params[2]);
-  const bool relu = static_cast<int32_t *>(params[3])[2];
+  const bool with_relu = static_cast<int32_t *>(params[3])[2];
   const FeatureMaps y(params[4], shapes[4]);
   const PackedMatrix packed(c.outputs, c.depth(), [&](int64_t row, int64_t k) { return weight[row * c.depth() + k]; });
   const Workspace phase_planes = c.phase_planes(static_cast<float *>(params[0]));
   const Im2col im2col = c.im2col_of(phase_planes);
   multiply(packed, im2col, [&](const Columns &columns, int64_t row, int vector, Vec value) {
     value += bias[row];
-    if (relu) value = value < Vec{} ? Vec{} : value;  // NaN stays NaN
+    if (with_relu) value = relu(value);
     columns.store_vector(y, row, vector, value);
   });
   return 0;
@@ -197,6 +198,6 @@ MINDSKA_OPERATOR(mindska_strided_weight_grad,
   const FeatureMaps dy(padded.data(), shape);
   float *dweight = static_cast<float *>(params[4]), *dbias = static_cast<float *>(params[5]);
   const TransposedProduct product(c.outputs, c.depth());
-  parallel_for(product.tasks(), kMuchWork, [&](int64_t task) { product.compute(task, dy, im2col, dweight, dbias); });
+  parallel_for(product.tasks(), kAlwaysParallel, [&](int64_t task) { product.compute(task, dy, im2col, dweight, dbias); });
   return 0;
 }

@@ -54,6 +54,7 @@ class ThreadPool {
     work_ = work;
     context_ = context;
     threads_ = threads;
+    entered_ = 1;  // the caller
     state_.store(0);  // open, nobody in it
     generation_.fetch_add(1);
     wake(threads - 1);
@@ -73,7 +74,7 @@ class ThreadPool {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
       for (; started_ < count; ++started_) {
-        std::thread([this, index = started_ + 1, seen = generation_.load()] { serve(index, seen); }).detach();
+        std::thread([this, seen = generation_.load()] { serve(seen); }).detach();
       }
     } catch (const std::system_error &) {  // the system gives no more: those that there are will do
     }
@@ -109,7 +110,7 @@ class ThreadPool {
     }
   }
 
-  [[noreturn]] void serve(int index, uint32_t seen) {
+  [[noreturn]] void serve(uint32_t seen) {
     inside_loop_ = true;
     while (true) {
       const auto has_work = [&] { return generation_.load() != seen; };
@@ -121,6 +122,8 @@ class ThreadPool {
       }
       seen = generation_.load();
       if (enter()) {
+        // Numbered as they come: a small loop takes any of many threads.
+        const int index = entered_.fetch_add(1);
         if (index < threads_) work_(context_, index);
         leave();
       }
@@ -132,7 +135,7 @@ class ThreadPool {
   std::mutex in_use_, mutex_;
   std::condition_variable work_arrived_, loop_ended_;
   std::atomic<uint32_t> generation_{0}, state_{kClosed};
-  std::atomic<int> sleeping_{0};
+  std::atomic<int> sleeping_{0}, entered_{0};
   int started_ = 0;
 
   // Of the loop that is run: written while it is closed and empty, read by threads that are in it.

@@ -1,7 +1,8 @@
 // Parallel loops. The threads are those of the process's one pool (threads.cc), which all operators share.
 //
-// A loop's tasks are divided among the threads; one that is done with its own takes tasks of the others. So a core that
-// is busy with something else does not hold up the rest. Which thread runs a task must not matter to its result.
+// A loop's tasks are divided among the threads; one that is done with its own takes tasks of the others (work stealing).
+// So a core that is busy with something else does not hold up the rest. Which thread runs a task must not matter to its
+// result.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +25,7 @@ namespace mindska {
 // Elements to compute above which an operator uses several threads: with less to do, one is done sooner than the others
 // have been woken up. Chosen on two cores of an x86-64 with AVX-512.
 constexpr int64_t kMinParallelWork = 1 << 15;
-constexpr int64_t kMuchWork = INT64_MAX;  // where several threads are always worth it
+constexpr int64_t kAlwaysParallel = INT64_MAX;
 
 // The tasks 0 ... count - 1 of a loop. Each thread has a part of them, neighbouring tasks, and takes some at a time.
 class TaskParts {
@@ -47,7 +48,7 @@ class TaskParts {
   }
 
  private:
-  static constexpr int64_t kChunksOfThread = 16;
+  static constexpr int64_t kChunksOfThread = 16;  // chosen on two cores of an x86-64 with AVX-512
   struct alignas(64) Part {  // a line of the cache each
     std::atomic<int64_t> next;
     int64_t end;
@@ -81,15 +82,15 @@ class Tasks {
  private:
   int64_t next() {
     if (next_ < end_) return next_++;
-    for (; helped_ < parts_->threads(); ++helped_) {  // its own part first, then those of the others
-      if (parts_->take((index_ + helped_) % parts_->threads(), &next_, &end_)) return next_++;
+    for (; victim_ < parts_->threads(); ++victim_) {  // its own part first, then those of the others
+      if (parts_->take((index_ + victim_) % parts_->threads(), &next_, &end_)) return next_++;
     }
     return -1;
   }
 
   TaskParts *parts_;
   const int index_;
-  int helped_ = 0;
+  int victim_ = 0;  // counted from its own part
   int64_t next_ = 0, end_ = 0;
 };
 

@@ -23,17 +23,16 @@ from mindspore.ops import constexpr
 from .factory import register_variants
 from .layers.blocks import Attention, batch_norm, conv
 from .layers.graph import MaxRelativeConv
-from .layers.pyramid import Pyramid
+from .layers.pyramid import STRIDES, Pyramid
 
 __all__ = ["SkaNet"]
 
 GRAPH_REDUCTIONS = (4, 2, 1, 1)  # pooling of the graph's keys, by stage
-MIN_POOL_STRIDES = tuple(zip((4, 8, 16, 32), GRAPH_REDUCTIONS))
 
 
 def fewest_nodes(height: int, width: int) -> int:
     """The smallest number of graph nodes among the stages for an input of height x width pixels."""
-    return min((-(-height // s) // r) * (-(-width // s) // r) for s, r in MIN_POOL_STRIDES)
+    return min((-(-height // s) // r) * (-(-width // s) // r) for s, r in zip(STRIDES, GRAPH_REDUCTIONS))
 
 
 @constexpr
@@ -77,7 +76,7 @@ class SkaNet(Pyramid):
     Block number i (from 0) keeps every (i // 4 + 1)-th of its nearest nodes.
 
     Raises:
-        ValueError: the input is so small that a stage has fewer than `k` nodes (the message gives the smallest size).
+        SettingError: the input is so small that a stage has fewer than `k` nodes (the message gives the smallest size).
     """
 
     def __init__(self, k: int = 5, drop_rate: float = 0.1, drop_path_rate: float = 0.1, **kwargs) -> None:

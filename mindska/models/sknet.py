@@ -9,7 +9,7 @@ tests hold this port. Where theirs (`sknet50`, `sknet101`) differ from their pap
 - Batch norm keeps 95 % of the old statistics, not 90 %.
 - The last pooling is over the whole map, as in the paper; theirs is 7x7, which is the same at 224x224 only.
 - Their weights expect BGR pixels in 0..255 less (104, 117, 123). Here every network takes RGB: `mindska.weights`
-  turns the first convolution, and the preprocessing (mean 123, 117, 104 of 255; deviation 1/255) does the rest.
+  reverses the first convolution's input channels, and the preprocessing does the rest.
 
 `sknet26` is the paper's smaller network (two units a stage) and `sknet29_16x32d` its CIFAR network: for neither is a
 definition published. The latter is ResNeXt-29 16x32d with a 1x1 and a 3x3 path, G = 16 and r = 32: with two 3x3 paths
@@ -51,22 +51,23 @@ class SelectiveKernel(nn.Cell):
     """Selective kernel convolution (paper, section 3.1). (B, Cin, H, W) -> (B, C, H/s, W/s)
 
     Args:
+        reduced: channels between the two layers of the attention (the paper's d).
         paths: (kernel, dilation) of each path.
         split_input: path number i sees only the i-th part of the input's channels (timm).
     """
 
     def __init__(self, cin, cout, reduced, paths, group, stride, momentum, split_input) -> None:
         super().__init__()
-        self.cout, self.count, self.split_input = cout, len(paths), split_input
-        cin = cin // self.count if split_input else cin
+        self.cout, self.num_paths, self.split_input = cout, len(paths), split_input
+        cin = cin // self.num_paths if split_input else cin
         options = dict(stride=stride, group=group)
         self.paths = nn.CellList([ConvNorm(cin, cout, momentum, kernel=k, dilation=d, **options) for k, d in paths])
         self.fc1 = ConvNorm(cout, reduced, momentum)
-        self.fc2 = conv(reduced, self.count * cout, has_bias=False)
+        self.fc2 = conv(reduced, self.num_paths * cout, has_bias=False)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Split: one convolution a path, each (B, C, H/s, W/s)."""
-        parts = ops.chunk(x, self.count, axis=1) if self.split_input else (x,) * self.count
+        parts = ops.chunk(x, self.num_paths, axis=1) if self.split_input else (x,) * self.num_paths
         return [path(part) for path, part in zip(self.paths, parts)]
 
     def fuse(self, outputs: list[Tensor]) -> Tensor:
@@ -77,14 +78,14 @@ class SelectiveKernel(nn.Cell):
         return ops.mean(total, (2, 3), keep_dims=True)
 
     def attention(self, fused: Tensor) -> Tensor:
-        """What weighs the paths, channel by channel: a softmax over them, (B, paths, C)."""
+        """The softmax weights of the paths for each channel, (B, paths, C)."""
         logits = self.fc2(self.fc1(fused))  # (B, paths * C, 1, 1)
-        return ops.softmax(logits.reshape(-1, self.count, self.cout), axis=1)
+        return ops.softmax(logits.reshape(-1, self.num_paths, self.cout), axis=1)
 
     def select(self, outputs: list[Tensor], weights: Tensor) -> Tensor:
         """Select: the paths' sum, each times its weights."""
         selected = outputs[0] * weights[:, 0].reshape(-1, self.cout, 1, 1)
-        for i in range(1, self.count):
+        for i in range(1, self.num_paths):
             selected = selected + outputs[i] * weights[:, i].reshape(-1, self.cout, 1, 1)
         return selected
 
@@ -246,5 +247,4 @@ VARIANTS: dict[str, dict[str, Any]] = {
 HEAD = dict(url="", first_conv="stem.conv", classifier="classifier")
 default_cfgs = {name: dict(num_classes=1000, **HEAD, **CAFFE) for name in VARIANTS}
 default_cfgs["sknet29_16x32d"] = dict(num_classes=10, **HEAD, **CIFAR)
-
 register_variants(__name__, SKNet, VARIANTS)

@@ -35,7 +35,8 @@ KERNELS = {
     41: (5, 13, 3),
     53: (5, 17, 3),
 }
-LKA_SIZE = 23  # the only one that VAN's authors built
+# The only one that VAN's authors built. Their paper calls it 21x21; LSKA's authors count 5 + 3 * (7 - 1) = 23.
+LKA_SIZE = 23
 
 
 class LargeKernelAttention(nn.Cell):

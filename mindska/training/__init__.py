@@ -3,7 +3,7 @@
 from ..errors import RunError
 from .loop import Trainer
 from .optim import build_optimizer, learning_rates
-from .resume import earlier_record
+from .resume import resumed_record
 from .step import StepOptions, TrainStep
 
-__all__ = ["RunError", "StepOptions", "TrainStep", "Trainer", "build_optimizer", "earlier_record", "learning_rates"]
+__all__ = ["RunError", "StepOptions", "TrainStep", "Trainer", "build_optimizer", "resumed_record", "learning_rates"]

@@ -1,7 +1,9 @@
 """Requests to stop: a signal to any rank ends a run after the current update, with a checkpoint.
 
-SIGTERM is a scheduler's, SIGINT is Ctrl-C, SIGUSR1 is for launchers: Open MPI's mpirun passes it on to the ranks and
-leaves them the time they need, while after SIGTERM and SIGINT it kills them within a quarter of a second.
+SIGTERM is a scheduler's, SIGINT is Ctrl-C, SIGHUP is a terminal that has gone, SIGUSR1 is for launchers: Open MPI's
+mpirun passes it on to the ranks and leaves them the time they need, while after the others it kills them within a
+quarter of a second. A signal that the process was started to ignore (by `nohup`, or as a job in the background) stays
+ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, Callable, Optional, Union
 
 EXIT_CODE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, None]  # what `signal.signal` takes and returns
 
@@ -27,7 +29,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             for number in SIGNALS:
-                self.previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: Optional[type], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:

@@ -21,13 +21,14 @@ from ..data import EvalLoader, TrainLoader
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
 from ..evaluation import EvalStep, Result, evaluate_each
-from ..weights.convert import EMA_PREFIX
-from ..weights.files import write_checkpoint
+from ..streams import unfailing_stderr
+from ..weights.convert import EMA_PREFIX, STATE_PREFIX
+from ..weights.files import read_file, write_checkpoint
 from . import resume
 from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest
 from .record import SCORES, RunRecord, read_rows
-from .state import Progress, check_finite, everything, restore, weight_parameters
+from .state import Progress, check_finite, checkpoint_parameters, restore, weight_parameters
 from .step import TrainStep
 
 log = logging.getLogger("mindska")
@@ -97,9 +98,14 @@ class Trainer:
                 self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
             if resumed:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
+            self._keep_best()
             self.step.set_train(True)
             bar = tqdm(
-                total=self.total_steps, initial=self.progress.step, unit="step", disable=None if self.main else True
+                total=self.total_steps,
+                initial=self.progress.step,
+                unit="step",
+                disable=None if self.main else True,
+                file=unfailing_stderr(),
             )
             with bar:
                 self._train(rows, bar, stop)
@@ -122,7 +128,7 @@ class Trainer:
             step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
             end_of_epoch = step % self.steps_per_epoch == 0
             row_due = end_of_epoch or step % self.config.log_interval == 0
-            save_due = self._due(step)
+            save_due = self._save_due(step)
             if row_due or save_due or step % self.collect_interval == 0:
                 self._collect()
                 bar.set_postfix(loss=f"{self.progress.losses[-1]:.3f}", lr=f"{self._rate():.2e}", refresh=False)
@@ -136,10 +142,10 @@ class Trainer:
                 if rows:
                     self.folder.check_own()  # again: an evaluation may take long
                     rows.add(step, epoch, **row)
-                    if "top1" in row:
-                        rows.draw()
             if save_due:
                 self._save(int(epoch))
+            if rows and row_due and "top1" in row:
+                rows.draw()  # after the checkpoints: it is only shown
             if row_due or save_due or self.progress.step == first:
                 # What comes between steps (compilation, evaluation, saving) is not the speed of training.
                 started, done = time.perf_counter(), 0
@@ -154,7 +160,7 @@ class Trainer:
         """What settings.json says of the run."""
         known = {name: self.record.get(name) for name in ("world_size", "run_id", "environment", "train_set")}
         data = dict(images=self.record["train_set"]["images"], class_names=self.loader.dataset.class_names)
-        return {**resume.in_effect(self.record["config"], self.record), **known, **data}
+        return {**resume.effective_settings(self.record["config"], self.record), **known, **data}
 
     def _resume(self) -> Optional[Path]:
         """Restores the newest readable checkpoint of this run; None when there is none."""
@@ -175,13 +181,13 @@ class Trainer:
             log.info("No checkpoint in %s: starting from the beginning", folder)
             return None
         for state in resume.own_checkpoints(self.folder, old, quiet=not self.main):
-            self._check_same_run({**old, **resume.of_checkpoint(state.record)})
+            self._check_same_run({**old, **resume.settings_of_checkpoint(state.record)})
             try:
                 restore(state, self.step)
             except WeightsError as error:
                 log.warning("Skipping a checkpoint that cannot be used: %s", error)
                 continue
-            self._go_on(state, validation)
+            self._adopt_checkpoint(state, validation)
             if not old:
                 log.info("settings.json is missing or damaged: the checkpoint's own record was compared instead")
             return state.path
@@ -190,7 +196,7 @@ class Trainer:
             f"--ckpt_save_dir, or remove them to start again."
         )
 
-    def _go_on(self, state: resume.State, validation: Optional[dict[str, Any]]) -> None:
+    def _adopt_checkpoint(self, state: resume.State, validation: Optional[dict[str, Any]]) -> None:
         """Takes over what a checkpoint says of its run."""
         began, self.progress = state.record["config"], state.progress
         resume.say_initial_weights(began, self.config)
@@ -238,7 +244,7 @@ class Trainer:
         """Up to which step the folder may have rows without having a checkpoint; 0 when it has one."""
         if self.progress.step:
             return 0
-        return next(step for step in range(1, self.total_steps + 1) if self._due(step))
+        return next(step for step in range(1, self.total_steps + 1) if self._save_due(step))
 
     def _check_equal_start(self) -> None:
         """All ranks must start from the same weights: a different seed or file on one would go unnoticed."""
@@ -301,11 +307,12 @@ class Trainer:
 
     def _summary(self, epoch: float, speed: float, bar: tqdm) -> dict[str, Any]:
         """The row of metrics.csv for the steps since the last one."""
-        finite = [loss for loss in self.progress.losses if np.isfinite(loss)]
+        losses = [loss for loss in self.progress.losses if np.isfinite(loss)]
+        norms = [norm for norm in self.progress.norms if np.isfinite(norm)]
         row = dict(
-            loss=float(np.mean(finite)) if finite else float("nan"),
+            loss=float(np.mean(losses)) if losses else float("nan"),
             lr=self._rate(),
-            grad_norm=max(self.progress.norms),
+            grad_norm=max(norms, default=float("nan")),
             loss_scale=float(self.step.loss_scale.asnumpy()),
             skipped=int(self.step.skipped.asnumpy()),
             images_per_s=float(speed),
@@ -341,10 +348,37 @@ class Trainer:
             with bar.external_write_mode():
                 log.info("epoch %d, step %d: %s", epoch, self.progress.step, said)
             if self.progress.best != best_before:
-                self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
+                self._write_best(epoch)
+            self._keep_best()
         return columns
 
-    def _due(self, step: int) -> bool:
+    def _write_best(self, epoch: int) -> None:
+        self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
+
+    def _keep_best(self) -> None:
+        """Writes the best weights again where their file has vanished, from the checkpoint of their step.
+
+        Where that has vanished too, the best of those that are left count as best from now on.
+        """
+        path = self.folder.best_path
+        if not self.main or path.exists() or not self.progress.scores:
+            return
+        kept = {entry.step: entry for entry in self.folder.saved() if self.folder.owns(entry.path)}
+        while (best := self.progress.best) is not None and best != self.progress.step and best not in kept:
+            del self.progress.scores[best]
+        if best is None:
+            log.warning("%s has vanished, and so have the checkpoints of all scores: the next one is best", path)
+            return
+        log.warning("%s has vanished: the weights of step %d are written again", path, best)
+        if best == self.progress.step:
+            self._write_best(best // self.steps_per_epoch)
+            return
+        arrays, record = read_file(kept[best].path, checksum_required=True)
+        weights = {name: array for name, array in arrays.items() if not name.startswith(STATE_PREFIX)}
+        with self.folder.writing_checkpoint(path):
+            write_checkpoint(path, weights, {name: value for name, value in record.items() if name != "progress"})
+
+    def _save_due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step`: only between updates, whose gradients it does not hold."""
         if step % self.accumulation:
             return False
@@ -355,7 +389,7 @@ class Trainer:
     def evaluate(self) -> dict[str, Result]:
         """Accuracy on the validation set of the averaged weights, where there are any, and of the raw ones."""
         assert self.eval_step is not None and self.eval_loader is not None  # nobody asks without a validation set
-        kinds = {"raw": self.step.averaged}
+        kinds = {"raw": self.step.all_parameters}
         if self.step.ema is not None:
             kinds = {"averaged": self.step.ema, **(kinds if self.config.val_raw else {})}
         statistics = {p.name for p in self.step.statistics}
@@ -381,7 +415,7 @@ class Trainer:
         if self.main:
             record = dict(self.better if self.progress.step in self.progress.scores else {}, epoch=epoch)
             path = self.folder.path(epoch, self.progress.step)
-            self._write(path, everything(self.step), dict(record, progress=self.progress.to_json()))
+            self._write(path, checkpoint_parameters(self.step), dict(record, progress=self.progress.to_json()))
             self.folder.prune(self.progress.scores)
 
     def _write(self, path: Path, parameters: dict[str, ms.Parameter], facts: dict[str, Any]) -> None:

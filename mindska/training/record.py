@@ -9,10 +9,12 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Optional
 
+from ..errors import RunError, printable
 from ..files import replacing
 from .folder import set_aside, writing
 
@@ -41,8 +43,10 @@ def read_rows(folder: Path) -> tuple[list[dict[str, str]], bool]:
         return [], False
     if not path.is_file():
         return [], True
-    with writing(path):
+    try:
         lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     lines.pop()  # empty, or half a row
     columns = lines[0].strip("\r").split(",") if lines else []
     if not lines or not set(COLUMNS[:3]) <= set(columns):
@@ -70,17 +74,33 @@ def _is_row(row: dict[str, str], after: int) -> bool:
         return False
 
 
+def _reason(error: Exception) -> str:
+    """What an error of a library says, on one line; its kind where it says nothing."""
+    return printable(str(error).strip().partition("\n")[0][:300]) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _environment_without(name: str) -> Iterator[None]:
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
 INSTALL = " (pip install 'mindska[train]')"
 
 # Keeps the messages from before a run's record is open (which data, which pixels) for its train.log.
-before_run = MemoryHandler(1)
+early_messages = MemoryHandler(1)
 
 
 class RunRecord:
     """One continuous record of a run, over any number of restarts: metrics.csv, train.log, TensorBoard, curves.png.
 
     A context: within it messages are kept, and `begin` opens the files; on leaving, they are closed and the curves
-    drawn. A run ends when metrics.csv cannot be written; it goes on, with a warning, without one of the others.
+    drawn. A run ends when metrics.csv cannot be written; it goes on, with a warning, without one of the others,
+    whatever the libraries that write them raise.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,8 +112,8 @@ class RunRecord:
         self.messages = MemoryHandler(1)  # passes each message on to train.log, once it is open
 
     def __enter__(self) -> RunRecord:
-        log.removeHandler(before_run)
-        self.messages.buffer, before_run.buffer = before_run.buffer, []
+        log.removeHandler(early_messages)
+        self.messages.buffer, early_messages.buffer = early_messages.buffer, []
         log.addHandler(self.messages)
         return self
 
@@ -103,7 +123,7 @@ class RunRecord:
         with contextlib.suppress(OSError):  # what could not be written is known
             if self.log_file:
                 self.log_file.close()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if self.events:
                 self.events.close()
         if error[0] is None:
@@ -164,31 +184,31 @@ class RunRecord:
             for path in folder.glob("events.out.tfevents.*"):
                 path.unlink()
             self.events = EventsWriter(str(folder / "events"))
-        except (OSError, ImportError) as error:
+        except Exception as error:
             self._without_events(error)
         self._add_events(self.rows)
 
     def _add_events(self, rows: list[dict[str, str]]) -> None:
         if not self.events:
             return
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
         try:
+            from tensorboardX.proto.event_pb2 import Event
+            from tensorboardX.proto.summary_pb2 import Summary
+
             for row in rows:
                 values = [Summary.Value(tag=name, simple_value=float(row[name])) for name in VALUES if row[name]]
                 step, seconds = int(row["step"]), float(row["time"])
                 self.events.write_event(Event(step=step, wall_time=seconds, summary=Summary(value=values)))
             self.events.flush()
-        except OSError as error:
+        except Exception as error:
             self._without_events(error)
 
     def _without_events(self, error: Exception) -> None:
         self.events = None
         log.warning(
             "TensorBoard's events cannot be written (%s): the run goes on without them; the next start writes them%s",
-            error,
-            INSTALL if isinstance(error, ImportError) else "",
+            _reason(error),
+            INSTALL if isinstance(error, ModuleNotFoundError) else "",
         )
 
     def add(self, step: int, epoch: float, **values: Any) -> None:
@@ -218,16 +238,15 @@ class RunRecord:
         try:
             self._draw()
         except Exception as error:
-            hint = INSTALL if isinstance(error, ImportError) else ""
-            log.warning("%s is not drawn (%s): the run goes on without%s", self.curves, error, hint)
+            hint = INSTALL if isinstance(error, ModuleNotFoundError) else ""
+            log.warning("%s is not drawn (%s): the run goes on without%s", self.curves, _reason(error), hint)
 
     def _draw(self) -> None:
-        import matplotlib
+        with _environment_without("MPLBACKEND"):  # a notebook's or a desktop's, whose absence would be an error
+            from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
+        figure = Figure(figsize=(14, 4), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
         left.plot(*self.series("loss"), label="training loss")
         left.plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
         middle.plot(*self.series("top1"), "o-", markersize=3, label="top-1")
@@ -240,8 +259,5 @@ class RunRecord:
             axes.set(xlabel="epoch", ylabel=unit)
             axes.grid(alpha=0.3)
             axes.legend()
-        try:
-            with replacing(self.curves) as temporary:
-                figure.savefig(temporary, dpi=100)
-        finally:
-            pyplot.close(figure)
+        with replacing(self.curves) as temporary:
+            figure.savefig(temporary, dpi=100)

@@ -32,7 +32,7 @@ PIXELS = dict(  # setting -> field of the record's preprocessing
     image_resize="image_size", crop_pct="crop_pct", interpolation="interpolation", mean="mean", std="std"
 )
 # What settings.json says besides the settings, compared elsewhere or not at all.
-NO_SETTINGS = {"run_id", "first_save", "environment", "train_set", "step"}
+FACTS_OF_RUN = {"run_id", "first_save", "environment", "train_set", "step"}
 SHOWN = 10  # differences that a message names
 
 
@@ -83,7 +83,7 @@ def validation_identity(loader: EvalLoader) -> dict[str, Any]:
     return json.loads(json.dumps(dict(identity(loader.dataset), preprocessing=pixels)))
 
 
-def in_effect(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def effective_settings(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """Settings with the values that they came to, by the record of the network: the size of the input and the like, and
     the number of classes, may be left to the model and the data."""
     known = dict(config)
@@ -95,9 +95,11 @@ def in_effect(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(known))
 
 
-def of_checkpoint(record: dict[str, Any]) -> dict[str, Any]:
+def settings_of_checkpoint(record: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint's record says of the settings of its run, by the names of settings.json; and its step."""
-    known = dict(in_effect(record["config"], record), world_size=record["world_size"], step=record["progress"]["step"])
+    known = dict(
+        effective_settings(record["config"], record), world_size=record["world_size"], step=record["progress"]["step"]
+    )
     known.update({name: record[name] for name in ("class_names", "environment", "train_set") if name in record})
     return known
 
@@ -123,7 +125,7 @@ def own_checkpoints(folder: RunFolder, settings: dict[str, Any], quiet: bool = F
             say("Skipping a checkpoint that another run wrote: %s", entry.path)
 
 
-def earlier_record(config: Config) -> dict[str, Any]:
+def resumed_record(config: Config) -> dict[str, Any]:
     """The record of the checkpoint from which a run of this configuration goes on; empty when it begins.
 
     What a network is made like, and how its images are prepared, is in there: the weights from which the run began
@@ -161,7 +163,7 @@ def check_same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any], 
         RunError: others than may change are different.
     """
     old = {**{name: value for name, value in to_dict(Config()).items() if name not in old}, **old}
-    ignored = NO_SETTINGS | settings_that("may_change") | settings_that("first_start")
+    ignored = FACTS_OF_RUN | settings_that("may_change") | settings_that("first_start")
     ignored |= {"images", "class_names"} - set(old)  # where only a checkpoint tells
     batches = [tuple(settings.get(name) for name in ("batch_size", "world_size")) for settings in (old, new)]
     sizes = [a * b if isinstance(a, int) and isinstance(b, int) else None for a, b in batches]

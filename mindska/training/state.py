@@ -53,7 +53,7 @@ def check_finite(parameters: Mapping[str, Parameter], step: int) -> None:
         )
 
 
-def everything(step: TrainStep) -> dict[str, Parameter]:
+def checkpoint_parameters(step: TrainStep) -> dict[str, Parameter]:
     """All that a resumed run needs, under the names that it has in a checkpoint; between two updates."""
     return {**weight_parameters(step), **_state_parameters(step)}
 

@@ -16,7 +16,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from .. import kernels
 from ..kernels import operators
 
-MAX_LOSS_SCALE = 2.0**24
+MIN_LOSS_SCALE, MAX_LOSS_SCALE = 2.0**-24, 2.0**24
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 _accumulate = ops.MultitypeFuncGraph("accumulate")
@@ -152,13 +152,13 @@ class TrainStep(nn.Cell):
         self.skipped_in_a_row = Parameter(Tensor(0, ms.int32), name="skipped_in_a_row", requires_grad=False)
         self.micro_step = Parameter(Tensor(0, ms.int32), name="micro_step", requires_grad=False)
 
-        every = list(network.get_parameters())
+        parameters = list(network.get_parameters())
         trained = {p.name for p in self.weights}
-        self.statistics = ParameterTuple([p for p in every if p.name not in trained])
+        self.statistics = ParameterTuple([p for p in parameters if p.name not in trained])
         # Batch norm updates its statistics in the forward pass: what they were is kept, to go back to at a bad batch.
         self.last_good = self.statistics.clone("last_good", init="same")
-        self.averaged = ParameterTuple(every)
-        self.ema = self.averaged.clone("ema", init="same") if options.ema_decay is not None else None
+        self.all_parameters = ParameterTuple(parameters)
+        self.ema = self.all_parameters.clone("ema", init="same") if options.ema_decay is not None else None
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone("accumulated", init="zeros") if accumulates else None
 
@@ -202,7 +202,7 @@ class TrainStep(nn.Cell):
             self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients) if self.scales else gradients)
             self.hyper_map(_assign, self.last_good, self.statistics)
             if self.ema is not None:
-                self.hyper_map(ops.partial(_average, self.options.ema_decay), self.ema, self.averaged)
+                self.hyper_map(ops.partial(_average, self.options.ema_decay), self.ema, self.all_parameters)
             self.skipped_in_a_row = Tensor(0, ms.int32)
             self.good_steps = self.good_steps + 1
             if self.options.dynamic_loss_scale and self.good_steps == self.options.scale_window:
@@ -214,5 +214,5 @@ class TrainStep(nn.Cell):
             self.skipped_in_a_row = self.skipped_in_a_row + 1
             self.good_steps = Tensor(0, ms.int32)
             if self.options.dynamic_loss_scale:
-                self.loss_scale = ops.maximum(self.loss_scale / 2, Tensor(1.0, ms.float32))
+                self.loss_scale = ops.maximum(self.loss_scale / 2, Tensor(MIN_LOSS_SCALE, ms.float32))
         return norm

@@ -1,6 +1,6 @@
 """Weights in and out: PyTorch's and Caffe's published ones, safetensors, MindSpore checkpoints.
 
-One door: `open_weights(path)` gives a file's weights with their record; `load_into` puts them into a network.
+One entry point: `open_weights(path)` gives a file's weights with their record; `load_into` puts them into a network.
 """
 
 from ..errors import MissingWeights, WeightsError

@@ -26,9 +26,12 @@ from commands import (
     wait_for_steps,
 )
 from mindspore import Parameter, Tensor
+from runs import fit, trainer
 
 from mindska.errors import WeightsError
-from mindska.training.record import RunRecord, before_run
+from mindska.evaluation import Result
+from mindska.training import Trainer
+from mindska.training.record import RunRecord, early_messages
 from mindska.weights.files import read_file, write_checkpoint
 
 KILLS = 20
@@ -173,12 +176,51 @@ def test_a_resumed_run_on_two_ranks_accumulates_as_the_uninterrupted_one(images,
 
 
 def test_logging_is_left_as_it_was(tmp_path):
-    logging.getLogger("mindska").removeHandler(before_run)  # of another test
+    logging.getLogger("mindska").removeHandler(early_messages)  # of another test
     before = list(logging.getLogger("mindska").handlers)
     with RunRecord(tmp_path) as record:
         record.begin(0)
         record.add(1, 0.5, loss=1.0)
     assert logging.getLogger("mindska").handlers == before
+
+
+def best_of(out):
+    arrays, record = read_file(out / "tiny_best.ckpt")
+    return {name: value.tobytes() for name, value in arrays.items()}, record
+
+
+@pytest.mark.fault("best-vanished")
+@pytest.mark.parametrize("when", ["during the run", "before the next start", "with the checkpoints of all scores"])
+def test_best_weights_that_vanished_are_written_again(images, tmp_path, monkeypatch, caplog, when):
+    """From the checkpoint of their step, the same to the bit."""
+    scores = iter([50.0, 70.0, 60.0])  # in the order of the epochs: the second is best
+
+    def evaluate(trainer):
+        top1 = next(scores)
+        if top1 == 60 and "next" not in when:
+            kept.update(best=best_of(out))
+            vanish()
+        return {"raw": Result(top1, 100.0, 1.0, 36)}
+
+    def vanish():
+        (out / "tiny_best.ckpt").unlink()
+        if "all" in when:
+            for path in out.glob("tiny-?_*.ckpt"):
+                path.unlink()
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    out, kept = tmp_path / "run", {}
+    if "next" in when:
+        fit(trainer(images, out, "val"), until=14)
+        kept.update(best=best_of(out))
+        vanish()
+    fit(trainer(images, out, "val"))
+    weights, record = best_of(out)
+    if "all" in when:
+        assert record["top1"] == 60 and record["epoch"] == 3
+    else:
+        assert (weights, record) == kept["best"] and record["top1"] == 70 and record["epoch"] == 2
+    assert caplog.text.count("tiny_best.ckpt has vanished: the weights of step") == 1
 
 
 @pytest.mark.fault("one-record")

@@ -1,5 +1,7 @@
 """Faults 7, 8, 10: losses that are not finite, overflow, repeatability."""
 
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from mindspore import Tensor
 from tiny import Tiny
 
 from mindska.config import Config
-from mindska.training import StepOptions, TrainStep, build_optimizer
+from mindska.training import StepOptions, Trainer, TrainStep, build_optimizer
+from mindska.training.state import Progress
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((8, 3, 16, 16), dtype=np.float32)
@@ -71,6 +74,11 @@ def test_an_overflow_halves_the_scale_and_advances_nothing():
     assert float(train_step.loss_scale.asnumpy()) == np.float32(3e38) / 2
     assert_same(before, everything(train_step))
     assert int(train_step.optimizer.global_step.asnumpy().item()) == 0
+    train_step.loss_scale.set_data(Tensor(0.5, ms.float32))  # a scale below 1 halves as well
+    bad = IMAGES.copy()
+    bad[0, 0, 0, 0] = np.inf
+    run(train_step, bad)
+    assert float(train_step.loss_scale.asnumpy()) == 0.25
 
 
 @pytest.mark.fault("overflow")
@@ -134,3 +142,17 @@ def test_the_same_seed_gives_the_same_losses_whatever_the_workers(images, tmp_pa
     assert len(losses(tmp_path / "a")) == 52
     assert_same_losses(tmp_path / "a", tmp_path / "b")
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.fault("not-finite")
+@pytest.mark.parametrize("norms", [[np.nan, 1.0, 2.0], [1.0, 2.0, np.nan], [2.0, np.inf, 1.0]])
+def test_a_row_counts_finite_steps_only(norms):
+    """Wherever the step that was skipped stands among the steps of a row of metrics.csv."""
+    counters = dict(loss_scale=Tensor(1.0), skipped=Tensor(1))
+    trainer = SimpleNamespace(
+        progress=Progress(3, [3.0 if np.isfinite(n) else n for n in norms], list(norms)),
+        step=SimpleNamespace(**counters),
+        _rate=lambda: 0.1, total_steps=6, config=Config(batch_size=8), world=SimpleNamespace(size=1),
+    )  # fmt: skip
+    row = Trainer._summary(trainer, 0.5, 1.0, SimpleNamespace(disable=True))
+    assert (row["loss"], row["grad_norm"], row["skipped"]) == (3.0, 2.0, 1)

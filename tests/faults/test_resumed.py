@@ -414,8 +414,8 @@ def test_a_fine_tuning_goes_on_without_the_weights_that_it_began_with(images, tm
 def test_settings_that_come_to_the_same(stopped):
     """A number or null, one side or two, what the model says anyway."""
     record = dict(num_classes=3, preprocessing=dict(image_size=(16, 16), crop_pct=1.0))
-    named = resume.in_effect(dict(num_classes=3, image_resize=[16], crop_pct=1.0), record)
-    assert resume.in_effect(dict(num_classes=None, image_resize=None, crop_pct=None), record) == named
+    named = resume.effective_settings(dict(num_classes=3, image_resize=[16], crop_pct=1.0), record)
+    assert resume.effective_settings(dict(num_classes=None, image_resize=None, crop_pct=None), record) == named
     settings = json.loads((stopped / "settings.json").read_text())
     resume.check_same_settings(stopped, settings, dict(settings, train_split="train/", data_dir="/elsewhere"), True)
     with pytest.raises(RunError, match="train_split: 'train' -> 'other'"):

@@ -1,17 +1,22 @@
 """Faults 4, 5, 6, 14: no room to save, signals, lost ranks, folders that cannot be used."""
 
+import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 from commands import (
+    PROGRAMS,
     ROOT,
     assert_same_losses,
     assert_same_state,
@@ -27,10 +32,11 @@ from commands import (
 from commands import (
     SETTINGS as TINY,
 )
+from runs import Killed, trainer
 
 from mindska.errors import RunError
 from mindska.training.folder import RunFolder
-from mindska.training.interrupt import EXIT_CODE
+from mindska.training.interrupt import EXIT_CODE, StopRequest
 from mindska.training.record import RunRecord
 
 LONG = dict(epoch_size=4000, val_while_train="false", ckpt_save_interval=1000)
@@ -58,7 +64,9 @@ def test_no_room_for_a_checkpoint(images, tmp_path):
 
 
 @pytest.mark.fault("signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     out = tmp_path / "run"
     process = start_training(images, out, **LONG)
@@ -76,6 +84,21 @@ def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
 
 
 @pytest.mark.fault("signals")
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As nohup has SIGHUP ignored, and a shell's script Ctrl-C of what it starts in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
     out = tmp_path / "run"
@@ -85,23 +108,99 @@ def test_a_signal_to_mpirun_ends_all_ranks_with_a_checkpoint(images, tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE, printed
     assert len(list(out.glob("tiny_bn-*.ckpt"))) == 1, printed
+    assert "scheduler" not in printed and "MPI_ABORT" not in printed
     wait_for(lambda: not processes(str(out)), what="the end of all processes")
+
+
+def started_by(pid):
+    """The processes that this one has started, and those that they have."""
+    with contextlib.suppress(psutil.Error):
+        return [each.pid for each in psutil.Process(pid).children(recursive=True)]
+    return []
 
 
 @pytest.mark.fault("lost-rank")
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["rank", "mpirun"])
-def test_a_killed_rank_takes_all_with_it(images, tmp_path, victim):
-    """Or mpirun itself, which then cannot end its ranks: they end on their own."""
+@pytest.mark.parametrize("victim", ["rank", "mpirun", "keeper", "keeper and rank 0", "terminal"])
+def test_what_is_killed_takes_all_with_it(images, tmp_path, victim):
+    """A rank; mpirun, which then cannot end its ranks; what watches MindSpore's scheduler; the terminal of it all.
+
+    Where the ranks live on, they end on their own, with a checkpoint.
+    """
     out = tmp_path / "run"
     process = start_training(images, out, launcher=mpirun(2), **{**LONG, "batch_size": 4})
     wait_for_steps(out, 5)
-    others = [pid for pid in processes(str(out)) if pid != process.pid]
-    os.kill(others[-1] if victim == "rank" else process.pid, signal.SIGKILL)
+    everything = started_by(process.pid)
+    rank_0 = next(pid for pid in everything if started_by(pid))
+    keeper, scheduler = started_by(rank_0)
+    others = [pid for pid in processes(str(out)) if pid not in (process.pid, rank_0)]
+    kills = {
+        "rank": [others[-1]],
+        "mpirun": [process.pid],
+        "keeper": [keeper],
+        "keeper and rank 0": [keeper, rank_0],
+        "terminal": [process.pid],
+    }
+    for pid in kills[victim]:
+        os.kill(pid, signal.SIGHUP if victim == "terminal" else signal.SIGKILL)
     start = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    wait_for(lambda: not processes(str(out)), seconds=60 - (time.monotonic() - start), what="the end of all processes")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE if victim == "keeper" else process.returncode != 0
+    wait_for(
+        lambda: not any(map(psutil.pid_exists, everything)),
+        seconds=60 - (time.monotonic() - start),
+        what="the end of all processes",
+    )
+    assert victim != "keeper" or printed.count("MindSpore's scheduler, or the process that watches it, has ended") == 1
+    assert "Traceback" not in printed and "MPI_ABORT" not in printed and "\0" not in printed
+    saved = list(out.glob("tiny_bn-*.ckpt"))
+    assert len(saved) == 1 if victim in ("mpirun", "keeper") else len(saved) <= 1, printed
+
+
+@pytest.mark.fault("lost-rank")
+@pytest.mark.slow
+def test_when_nobody_reads_on_the_run_ends_with_a_checkpoint(images, tmp_path):
+    """`mpirun ... 2>&1 | head -1`: mpirun dies of its next line."""
+    out = tmp_path / "run"
+    command = words("train.py", images, out, launcher=mpirun(2), **{**TINY, **LONG, "batch_size": 4})
+    script = '"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script, "-", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0 and len(done.stdout.splitlines()) == 1 and not done.stderr
+    wait_for(lambda: not processes(str(out)), what="the end of all processes")
+    assert len(list(out.glob("tiny_bn-*.ckpt"))) == 1
+
+
+@pytest.mark.fault("settings-of-ranks")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings, message, seconds",
+    [
+        (dict(lr="much"), "error: command line: lr is 'much'; expected float", 4),
+        (dict(data_dir="nowhere"), "error: No data folder at", 4),
+        (dict(num_classes=2), "error: num_classes is 2, but the data has 3 classes", 60),  # once the ranks have met
+    ],
+)
+def test_a_mistake_in_the_settings_is_said_once(images, tmp_path, settings, message, seconds):
+    """By rank 0, before MindSpore and MPI start where they are not needed, without MPI's own pages."""
+    command = words("train.py", images, tmp_path / "run", launcher=mpirun(2), **{**TINY, **settings})
+    if "num_classes" not in settings:  # the program of the tests loads MindSpore first
+        command.remove(str(PROGRAMS / "tiny.py"))
+    start = time.monotonic()
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert time.monotonic() - start < seconds
+    printed = done.stdout + done.stderr
+    assert done.returncode in (1, 2) and printed.count(message) == 1
+    assert "MPI_ABORT" not in printed and "\0" not in printed and "Traceback" not in printed
 
 
 @pytest.mark.fault("lost-rank")
@@ -199,6 +298,87 @@ def test_a_run_goes_on_without_curves(tmp_path, monkeypatch, caplog):
         before = record.curves.read_bytes()
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
     assert record.curves.read_bytes() == before and "curves.png could not be written" in caplog.text
+
+
+def broken(package, tmp_path, monkeypatch):
+    """A package that raises something of its own at import, as one that was built for other versions does."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "broken" / package).mkdir(parents=True)
+    (tmp_path / "broken" / package / "__init__.py").write_text("raise TypeError('Descriptors cannot be created')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+
+
+@pytest.mark.fault("only-shown")
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboardX"])
+def test_a_run_goes_on_whatever_a_library_raises(tmp_path, monkeypatch, caplog, package):
+    broken(package, tmp_path, monkeypatch)
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        record.add(1, 0.5, loss=1.0, lr=0.1)
+    assert finished_steps(tmp_path) == 1
+    (said,) = [entry.getMessage() for entry in caplog.records]
+    assert "(Descriptors cannot be created): the run goes on without" in said and "pip install" not in said
+
+
+@pytest.mark.fault("only-shown")
+def test_a_run_goes_on_without_events_whatever_is_raised_later(tmp_path, monkeypatch, caplog):
+    with RunRecord(tmp_path) as record:
+        record.begin(0)
+        monkeypatch.setattr(record.events, "write_event", lambda _: 1 / 0)
+        record.add(1, 0.5, loss=1.0)
+        record.add(2, 1.0, loss=1.0)
+    assert finished_steps(tmp_path) == 2 and caplog.text.count("(division by zero)") == 1
+
+
+@pytest.mark.fault("only-shown")
+def test_checkpoints_are_written_before_the_curves(images, tmp_path, monkeypatch):
+    """An error of the picture that nobody foresaw, or an end of the process while it is drawn, costs no checkpoint."""
+    monkeypatch.setattr(RunRecord, "draw", lambda record: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        trainer(images, tmp_path / "run", "val").fit()
+    assert {path.name for path in (tmp_path / "run").glob("*.ckpt")} == {"tiny-1_5.ckpt", "tiny_best.ckpt"}
+
+
+@pytest.mark.fault("only-shown")
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | true"])
+def test_a_run_and_a_validation_go_on_without_a_stream_to_print_on(images, tmp_path, streams):
+    """And without a place for matplotlib's fonts, with a backend that does not exist: the curves are drawn."""
+    out, result = tmp_path / "run", tmp_path / "result.json"
+    (tmp_path / "fonts").write_text("no folder")
+    environment = dict(
+        os.environ, PYTHONPATH=str(ROOT), MPLBACKEND="module://nosuch", MPLCONFIGDIR=str(tmp_path / "fonts")
+    )
+    best = out / "tiny_bn_best.ckpt"
+    for command in (
+        words("train.py", images, out, **TINY),
+        words("validate.py", images, ckpt_path=best, batch_size=8, result_json=result),
+    ):
+        script = f'set -o pipefail; "$@" {streams}'
+        done = subprocess.run(["bash", "-c", script, "-", *command], cwd=tmp_path, env=environment, timeout=240)
+        assert done.returncode == 0
+    assert finished_steps(out) == 12 and json.loads(result.read_text())["images"] == 36
+    assert (out / "curves.png").read_bytes()[1:4] == b"PNG"
+    assert (out / ".lock").read_text().startswith("process ") and len((out / ".lock").read_text()) < 200
+
+
+@pytest.mark.fault("only-shown")
+@pytest.mark.slow
+def test_a_result_that_cannot_be_printed_is_an_error_that_has_it(whole_run, images, tmp_path):
+    command = words("validate.py", images, ckpt_path=whole_run[0] / "tiny_bn_best.ckpt", batch_size=8)
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: standard output cannot be written ([Errno 28] No space left" in done.stderr
+    assert "tiny_bn_best.ckpt: top-1 " in done.stderr
 
 
 @pytest.mark.fault("folders")

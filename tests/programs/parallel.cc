@@ -22,7 +22,7 @@ static void run_loops(int repetitions) {
   for (int repetition = 0; repetition < repetitions; ++repetition) {
     for (const int64_t count : {0, 1, 2, 3, 7, 64, 1000}) {
       std::vector<int> runs(count);  // not atomic: two threads at one task would be a race
-      parallel_for(count, kMuchWork, [&](int64_t task) { ++runs[task]; });
+      parallel_for(count, kAlwaysParallel, [&](int64_t task) { ++runs[task]; });
       for (const int n : runs) expect(n == 1, "a task was not run once");
     }
   }
@@ -30,13 +30,27 @@ static void run_loops(int repetitions) {
 
 static int most_threads() {
   std::atomic<int> inside{0}, most{0};
-  parallel(64, kMuchWork, [&](Tasks &tasks) {
+  parallel(64, kAlwaysParallel, [&](Tasks &tasks) {
     const int now = ++inside;
     for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) continue;
     for (const int64_t task : tasks) std::this_thread::sleep_for(std::chrono::milliseconds(task >= 0));
     --inside;
   });
   return most;
+}
+
+// Two tasks that wait for each other: both are in work at once, whichever of many threads wake up.
+static void run_in_pairs() {
+  for (int repetition = 0; repetition < 50; ++repetition) {
+    std::atomic<int> begun{0};
+    parallel_for(2, kAlwaysParallel, [&](int64_t) {
+      ++begun;
+      const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+      while (begun < 2 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+      expect(begun == 2, "a loop of two tasks ran in one thread");
+    });
+    if (repetition % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the others sleep
+  }
 }
 
 int main(int argc, char **argv) {
@@ -48,13 +62,13 @@ int main(int argc, char **argv) {
   for (std::thread &caller : callers) caller.join();
 
   std::atomic<int64_t> sum{0};  // a loop in a loop
-  parallel_for(8, kMuchWork, [&](int64_t) { parallel_for(100, kMuchWork, [&](int64_t task) { sum += task; }); });
+  parallel_for(8, kAlwaysParallel, [&](int64_t) { parallel_for(100, kAlwaysParallel, [&](int64_t task) { sum += task; }); });
   expect(sum == 8 * 4950, "a loop in a loop");
 
   for (const int64_t bad : {0, 50, 99}) {
     bool thrown = false;
     try {
-      parallel_for(100, kMuchWork, [=](int64_t task) {
+      parallel_for(100, kAlwaysParallel, [=](int64_t task) {
         if (task == bad) throw std::runtime_error("bad");
       });
     } catch (const std::runtime_error &) {
@@ -64,6 +78,7 @@ int main(int argc, char **argv) {
   }
   std::printf("%d\n", most_threads());
   std::fflush(stdout);
+  if (mindska_threads() > 1) run_in_pairs();
 
 #ifndef __SANITIZE_THREAD__  // which knows no threads after fork
   const pid_t child = fork();

@@ -27,22 +27,27 @@ class Backbone(nn.Cell):
     Args:
         in_channels: of the images.
         channels, reductions: channels and stride of each feature, as `forward_features` returns them.
-        depth: number of stochastic decisions that `forward_features` takes (columns of `noise`).
+        names: of the features, as "stages.0".
+        num_drop_paths: stochastic depths in `forward_features`, each of which takes a column of `noise`.
+        num_classes: length of the logits.
         drop_rate: dropout before the classifier.
+        drop_path_rate: of the last stochastic depth; only its range is checked here.
         features_only: return the features, and have no classifier.
 
     Inputs:
         x (B, in_channels, H, W); noise (B, `noise_size`), optional: uniform numbers in [0, 1) that drive the stochastic
-        layers in training mode (`depth` columns for the stages, then one a feature of the classifier's input).
+        layers in training mode (`num_drop_paths` columns for the stages, then one a feature of the classifier's input).
 
     Returns:
         Logits (B, num_classes), or the list of features (B, C, H / stride, W / stride) when `features_only`.
 
     Raises:
-        ValueError: the inputs have other shapes, or there are no images.
+        SettingError: the inputs have other shapes, or there are no images.
     """
 
-    options: dict[str, Any] = {}  # what weights were trained with and no shape tells
+    options: dict[
+        str, Any
+    ] = {}  # arguments of create_model that a checkpoint must record: no parameter's shape shows them
     is_rewritten = True  # MindCV's FeatureExtractWrapper: this network returns its features itself
 
     def __init__(
@@ -50,7 +55,7 @@ class Backbone(nn.Cell):
         channels: Sequence[int],
         reductions: Sequence[int],
         names: Sequence[str],
-        depth: int,
+        num_drop_paths: int,
         num_classes: int = 1000,
         in_channels: int = 3,
         drop_rate: float = 0.0,
@@ -62,8 +67,8 @@ class Backbone(nn.Cell):
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not 0 <= rate < 1:
                 raise SettingError(f"{name} is {rate}; expected a probability in [0, 1)")
-        self.depth = depth
-        self.noise_size = depth + channels[-1]
+        self.num_drop_paths = num_drop_paths
+        self.noise_size = num_drop_paths + channels[-1]
         self.feature_info = [
             dict(chs=chs, reduction=reduction, name=name) for chs, reduction, name in zip(channels, reductions, names)
         ]
@@ -87,4 +92,4 @@ class Backbone(nn.Cell):
         if self.features_only:
             return features
         pooled = ops.mean(features[-1], (2, 3))  # (B, C)
-        return self.classifier(self.dropout(pooled, None if noise is None else noise[:, self.depth :]))
+        return self.classifier(self.dropout(pooled, None if noise is None else noise[:, self.num_drop_paths :]))

@@ -1,4 +1,5 @@
-"""Blocks that SkaNet and VAN share: patch embedding, convolutional MLP, layer scale, stochastic layers, initial values.
+"""Blocks of SkaNet and VAN: patch embedding, convolutional MLP, layer scale, initial values; and what all networks use:
+convolution, batch norm, stochastic layers.
 
 Sources: VAN (Guo et al., Visual Attention Network, 2022), section 3.3; SkaNet (ICANN 2023) builds on the same parts.
 """
@@ -19,7 +20,7 @@ BN_MOMENTUM = 0.9  # MindSpore keeps this share of the old value: PyTorch's mome
 
 
 def batch_norm(channels: int, momentum: float = BN_MOMENTUM) -> nn.BatchNorm2d:
-    """Batch norm over (B, C, H, W); epsilon, and by default momentum, are PyTorch's, which all three papers use."""
+    """Batch norm over (B, C, H, W); epsilon and the default momentum are PyTorch's. SKNet passes Caffe's momentum."""
     return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=momentum)
 
 
@@ -160,7 +161,7 @@ class Attention(nn.Cell):
 
 
 class Block(nn.Cell):
-    """x + scale_1 * attention(norm(x)), then x + scale_2 * mlp(norm(x)). (B, C, H, W) -> (B, C, H, W)
+    """x + layer_scale_1 * attention(norm(x)), then x + layer_scale_2 * mlp(norm(x)). (B, C, H, W) -> (B, C, H, W)
 
     `noise` (B, 2) drives the two stochastic depths.
     """

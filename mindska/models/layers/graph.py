@@ -6,26 +6,21 @@ Source: SkaNet (ICANN 2023), which takes them from Vision GNN (Han et al., 2022)
 from __future__ import annotations
 
 import math
-from functools import lru_cache, wraps
-from types import MethodType
-from typing import Any, Callable
+from functools import lru_cache
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore._c_expression.amp import AmpLevel, create_amp_strategy
 from mindspore.ops import constexpr
-from mindspore.train.amp import AmpDecorator
 
 from .blocks import GELU, batch_norm, conv
+from .precision import Float32Cell
 
 GROUPS = 4
-# A strategy of mixed precision that casts nothing.
-UNTOUCHED: tuple[Any, ...] = (AmpLevel.AmpO0, mstype.float16, [], [])
 
 
-def sincos_codes(channels: int, grid: int) -> np.ndarray:
-    """Sine-cosine position codes of a square grid: (grid * grid, channels) float64, half of the channels per axis."""
+def sincos_pos_embed(channels: int, grid: int) -> np.ndarray:
+    """Sine-cosine position embedding of a square grid: (grid * grid, channels) float64, half of them per axis."""
     omega = 1.0 / 10000 ** (np.arange(channels // 4, dtype=np.float64) / (channels // 4))
     angle = np.outer(np.arange(grid, dtype=np.float64), omega)  # (grid, channels / 4)
     axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
@@ -58,17 +53,17 @@ def bicubic_taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
 def relative_position(channels: int, nodes: int, reduced_nodes: int) -> np.ndarray:
     """What is added to the distances between `nodes` queries and `reduced_nodes` keys: (nodes, reduced_nodes) float32.
 
-    The similarity 2 E E^T / C of position codes is taken on a square grid of int(sqrt(nodes)) and interpolated along
-    the flattened index, as the authors do: for an image that is not square the geometry is skewed, but it is theirs.
+    The similarity 2 E E^T / C of position embeddings is taken on a square grid of int(sqrt(nodes)) and interpolated
+    along the flattened index, as the authors do. For an image that is not square the geometry is skewed, as theirs is.
     """
     grid = int(math.sqrt(nodes))
-    codes = sincos_codes(channels, grid)
+    embedding = sincos_pos_embed(channels, grid)
     columns, column_weights = bicubic_taps(grid * grid, reduced_nodes)
     rows, row_weights = bicubic_taps(grid * grid, nodes)
     # Rounded to float32 before the interpolation, as in the definition; in strips, since the whole is nodes^2.
     narrow = np.empty((grid * grid, reduced_nodes), np.float32)
     for start in range(0, grid * grid, 1024):
-        strip = (2 * codes[start : start + 1024] @ codes.T / channels).astype(np.float32)
+        strip = (2 * embedding[start : start + 1024] @ embedding.T / channels).astype(np.float32)
         narrow[start : start + 1024] = sum(strip[:, columns[:, i]] * column_weights[:, i] for i in range(4))
     if grid * grid == nodes:
         return -narrow
@@ -76,23 +71,12 @@ def relative_position(channels: int, nodes: int, reduced_nodes: int) -> np.ndarr
 
 
 @constexpr
-def _relative_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
+def relative_position_tensor(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
     # A compile-time constant in graph mode: off the hot path, and not in the checkpoint.
     return Tensor(relative_position(channels, nodes, reduced_nodes))
 
 
-def _untouched(function: Callable) -> Callable:
-    """The function, with mixed precision switched off inside."""
-
-    @wraps(function)
-    def run(*args, **kwargs):
-        with AmpDecorator(*UNTOUCHED):
-            return function(*args, **kwargs)
-
-    return run
-
-
-class NearestNodes(nn.Cell):
+class NearestNodes(Float32Cell):
     """The neighbour search: indices (B, N, k) int32, nearest first, of each query's neighbours among the keys.
 
     Every dilation-th of the k * dilation nearest keys is taken; where there are fewer, the dilation shrinks to what
@@ -109,23 +93,13 @@ class NearestNodes(nn.Cell):
     def __init__(self, k: int, dilation: int) -> None:
         super().__init__()
         self.k, self.dilation = k, dilation
-        # Against the level "auto", which goes by operator: inside, nothing is cast.
-        self.amp_strategy = create_amp_strategy(*UNTOUCHED)
-        # Replaced for this cell alone, as MindSpore does it itself.
-        self.construct = MethodType(_untouched(type(self).construct), self)  # type: ignore[method-assign]
-
-    def add_flags_recursive(self, **flags) -> nn.Cell:
-        # Against the levels O2 and O3, which set these flags on every cell of a network.
-        if flags.get("fp16") or flags.get("bf16"):
-            flags.update(fp16=False, bf16=False, fp32=True)
-        return super().add_flags_recursive(**flags)
 
     def construct(self, queries: Tensor, keys: Tensor) -> Tensor:
         queries = ops.stop_gradient(queries).astype(mstype.float32)
         keys = ops.stop_gradient(keys).astype(mstype.float32)
         queries = queries / ops.maximum(ops.sqrt((queries * queries).sum(-1, keepdims=True)), 1e-12)
         keys = keys / ops.maximum(ops.sqrt((keys * keys).sum(-1, keepdims=True)), 1e-12)
-        position = _relative_position(queries.shape[2], queries.shape[1], keys.shape[1])
+        position = relative_position_tensor(queries.shape[2], queries.shape[1], keys.shape[1])
         # |query|^2 is the same for all keys: it does not change their order.
         offset = (keys * keys).sum(-1).expand_dims(1) + position  # (B, N, M)
         closeness = ops.bmm(queries * 2, keys.swapaxes(1, 2)) - offset

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from .backbone import Backbone
 from .blocks import Block, LayerNorm2d, PatchEmbed, init_weights
 
-REDUCTIONS = (4, 8, 16, 32)  # stride of each stage's output
+STRIDES = (4, 8, 16, 32)  # stride of each stage's output
 
 
 class Stage(nn.Cell):
@@ -56,7 +56,7 @@ class Pyramid(Backbone):
         names = [f"stages.{i}" for i in range(len(dims))]
         columns = 2 * sum(depths)
         super().__init__(
-            dims, REDUCTIONS, names, columns, in_channels=in_channels, drop_path_rate=drop_path_rate, **kwargs
+            dims, STRIDES, names, columns, in_channels=in_channels, drop_path_rate=drop_path_rate, **kwargs
         )
         rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         stages, index, cin = [], 0, in_channels

@@ -51,6 +51,7 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
             stand_in_gpu.make(folder.resolve())
             environment = stand_in_gpu.environment(folder.resolve())
+        environment["DEVICE"] = "GPU"
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(HERE.parent)]))
         print("| recipe | model | precision | " + " | ".join(options.what) + " |")
         print("|---" * (3 + len(options.what)) + "|", flush=True)
@@ -61,7 +62,7 @@ def main() -> int:
             cells = [name, settings["model"], settings.get("amp_level", "O0")]
             for what in options.what:
                 start = time.time()
-                words = [sys.executable, str(HERE / "programs" / "gpu_step.py"), str(recipe), what]
+                words = [sys.executable, str(HERE / "programs" / "recipe_step.py"), str(recipe), what]
                 done = subprocess.run(
                     words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 )

@@ -1,7 +1,8 @@
 """A GPU that computes nothing: MindSpore's GPU backend compiles and launches graphs on it, on any Linux machine.
 
-`make(folder)` copies the MindSpore that is installed (by links, where the file system has them) and builds stand-ins for
-CUDA's libraries and for MindSpore's own CUDA kernels beside it. `environment(folder)` is what a process needs to use it.
+`make(folder)` copies the MindSpore that is installed (by links, where the file system has them) and builds stand-ins
+for CUDA's libraries and for MindSpore's own CUDA kernels beside it. `environment(folder)` is what a process needs to
+use it.
 What a network computes there is whatever lies in the memory. What it shows: MindSpore finds a GPU kernel for every
 operator, in the layout and precision that it chooses, plans the memory, and launches all of them in order.
 

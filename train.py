@@ -43,6 +43,7 @@ def main() -> None:
         # Model
         builders.check_batch(config, num_classes, pixels, initial_record)
         network = builders.build_network(config, num_classes, pixels.in_channels, weights, initial_record)
+        builders.check_image_size(network, pixels)
         eval_network = val_set and builders.build_evaluation_network(config, num_classes, pixels.in_channels, network)
 
         # Batches

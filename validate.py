@@ -9,21 +9,22 @@ recognised by their content; of a file with averaged weights these are taken.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from mindska.config import check_given, parse_args
 from mindska.distributed import all_reduce_sum, check_environment, distributed
 from mindska.errors import WriteError, clear_errors
-from mindska.files import replacing
+from mindska.files import check_writable
 from mindska.streams import print_result
 
 
 def main() -> None:
     config = parse_args(description=__doc__)
     with clear_errors():
-        check_given(config, "ckpt_path", "result_json")
+        check_given(config, "ckpt_path")
         check_environment()
+        if config.result_json:
+            check_writable(Path(config.result_json))
 
     # Only now, since they load MindSpore, which takes seconds.
     from mindska import builders
@@ -44,14 +45,14 @@ def main() -> None:
         options = dict(builders.loader_share(config, world), skip_damaged=config.val_skip_damaged)
         loader = EvalLoader(dataset, EvalTransform(pixels), config.batch_size, **options)
         network = builders.build_network(config, num_classes, pixels.in_channels, weights).set_train(False)
+        builders.check_image_size(network, pixels)
         result = evaluate(EvalStep(network).set_train(False), loader, all_reduce_sum, config, progress=world.rank == 0)
 
         if world.rank == 0:
             if config.result_json:
-                report = dict(result.as_dict(), model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
-                report.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
-                with replacing(Path(config.result_json)) as temporary:
-                    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+                facts = dict(model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
+                facts.update(preprocessing=dataclasses.asdict(pixels), validation_set=dataset.identity())
+                result.write(Path(config.result_json), **facts)
             if (refused := print_result(said := f"{config.ckpt_path}: {result}")) and not config.result_json:
                 raise WriteError(f"standard output cannot be written ({refused}); the result is\n{said}")
 

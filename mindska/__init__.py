@@ -3,6 +3,7 @@
 The import alone loads neither MindSpore nor MindCV, which takes seconds: commands check their settings before.
 """
 
+import atexit
 import importlib
 import importlib.util
 import os
@@ -38,23 +39,25 @@ def _accelerate(network: Any) -> Any:
     return accelerate(network)
 
 
+@atexit.register
+def _remove_destructor() -> None:
+    # A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor
+    # uses names that the interpreter has cleared by then. The package may be imported more than once.
+    cell = getattr(sys.modules.get("mindspore.nn"), "Cell", None)
+    if cell is not None and "__del__" in vars(cell):
+        del cell.__del__
+
+
 def _register_models() -> None:
     """Has `mindcv.create_model` know our models."""
     importlib.import_module("mindska.models")
 
 
 def _complete_models() -> None:
-    """Ties packages together that must not import each other, and cleans up at the end of a program."""
-    import atexit
-
-    from mindspore import nn
-
+    """Ties packages together that must not import each other."""
     from .models import factory
 
-    factory.AFTER_CREATION.append(_accelerate)
-    # A network that lives to the end of a program would print an error for each of its cells: MindSpore's destructor
-    # uses names that the interpreter has cleared by then.
-    atexit.register(delattr, nn.Cell, "__del__")
+    factory.AFTER_CREATION[:] = [_accelerate]
 
 
 class _AfterImport(MetaPathFinder):

@@ -18,7 +18,7 @@ from .config import Config
 from .data import Augmentation, Preprocessing, natural_order
 from .data.datasets import Dataset
 from .distributed import World
-from .errors import ConfigError
+from .errors import ConfigError, SettingError, look_alike
 from .models.factory import OUR_MODELS, own_preprocessing
 from .training.record import early_messages
 from .training.step import StepOptions
@@ -153,6 +153,7 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
         raise ConfigError(
             f"The checkpoint knows {len(recorded)} classes, the data has {len(class_names)}: "
             f"missing in the data: {missing[:5]}, unknown to the checkpoint: {unknown[:5]}"
+            f"{look_alike(unknown, missing)}"
         )
     return number or len(class_names)
 
@@ -225,6 +226,18 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, record:
             f"of one value a channel they make a constant, and nothing before them learns. Raise batch_size"
             + ("" if len(single) == len(seen) else " or image_resize")
         )
+
+
+def check_image_size(network: nn.Cell, pixels: Preprocessing) -> None:
+    """Whether the network takes images of this size: before it is compiled. MindCV's other models do not say.
+
+    Raises:
+        ConfigError: they are too small.
+    """
+    try:
+        getattr(network, "check_image_size", lambda *_: None)(*pixels.image_size)
+    except SettingError as error:
+        raise ConfigError(f"image_resize is {' '.join(map(str, pixels.image_size))}: {error}") from None
 
 
 def build_network(

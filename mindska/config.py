@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import reprlib
 import struct
 import typing
@@ -35,10 +36,11 @@ def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading
     - share: of 1, so that numbers from 2 to 100 are refused as percentages.
     - hint: what to say to whoever is out of range, where other toolboxes have another unit.
     - may_change: a run may go on with another value.
+    - path: it names a file or folder; `~` is the home folder.
     - first_start: a run needs it when it begins and never again, so that later starts need not have the same.
     """
-    unknown = set(rules) - {"at_least", "at_most", "above", "below", "share", "hint", "may_change", "first_start"}
-    if unknown:
+    known = {"at_least", "at_most", "above", "below", "share", "hint", "path", "may_change", "first_start"}
+    if unknown := set(rules) - known:
         raise TypeError(f"a setting has no {unknown}")
     return field(default=default, metadata={"help": help, "choices": choices, "heading": heading, **rules})
 
@@ -115,6 +117,7 @@ class Config:
     ckpt_path: str = _option(
         "",
         "start from (train) or evaluate (validate) these weights: MindSpore, PyTorch, safetensors, Caffe",
+        path=True,
         first_start=True,
     )
     use_ema: Optional[bool] = _option(
@@ -133,12 +136,13 @@ class Config:
         ("imagenet", "cifar10", "cifar100"),
         heading="data",
     )
-    data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", may_change=True)
+    data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", path=True, may_change=True)
     train_split: str = _option("train", "subfolder with the training images")
     val_split: str = _option("val", "subfolder with the validation images", may_change=True)
     class_map: str = _option(
         "",
         "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted",
+        path=True,
         may_change=True,  # the file; the classes are compared
     )
     exif_orientation: bool = _option(
@@ -249,7 +253,11 @@ class Config:
     )
 
     ckpt_save_dir: str = _option(
-        "", "folder for checkpoints, metrics, curves; default: output/MODEL", heading="record", may_change=True
+        "",
+        "folder for checkpoints, metrics, curves; default: output/MODEL",
+        heading="record",
+        path=True,
+        may_change=True,
     )
     resume: bool = _option(
         True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run", may_change=True
@@ -268,13 +276,15 @@ class Config:
     max_skipped_steps: int = _option(
         50, "stop after so many updates in a row without a finite loss", at_least=1, may_change=True
     )
-    result_json: str = _option("", "validate: write the results to this file", may_change=True)
+    result_json: str = _option("", "validate: write the results to this file", path=True, may_change=True)
 
     def __post_init__(self) -> None:
         if not self.ckpt_save_dir:
             object.__setattr__(self, "ckpt_save_dir", f"output/{self.model}" if self.model else "output")
         for entry in dataclasses.fields(self):
             choices, value = entry.metadata["choices"], getattr(self, entry.name)
+            if entry.metadata.get("path"):
+                object.__setattr__(self, entry.name, os.path.expanduser(value))  # noqa: PTH111 - see files.user_path
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{entry.name} is {value!r}; expected one of {', '.join(map(str, choices))}")
             for number in value if isinstance(value, tuple) else (value,):
@@ -340,10 +350,10 @@ def _nearest(name: str) -> str:
 
 def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
     """Settings of a recipe, checked; only plain YAML is read."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"No configuration file at {path.absolute()}")
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 - see files.user_path
     try:
+        if not path.is_file():
+            raise ConfigError(f"No configuration file at {path.absolute()}")
         if path.stat().st_size > 1_000_000:
             raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1,000,000")
         text = path.read_text(encoding="utf-8")
@@ -354,8 +364,13 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
                 raise ConfigError(f"{path} is not plain YAML: it is nested too deeply")
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(f"{path} is not plain YAML: it has aliases (*NAME), which may multiply without end")
+        _refuse_twice(path, yaml.compose(text, yaml.SafeLoader))
         loaded = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of text that is no UTF-8, or a date that is none
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path} is not plain YAML: {error}") from error
     if loaded is None:
         return {}
@@ -367,13 +382,25 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
     return {key: _convert(key, value, TYPES[key], str(path)) for key, value in loaded.items()}
 
 
+def _refuse_twice(path: Path, root: Optional[yaml.Node]) -> None:
+    """ConfigError where a key stands twice: YAML's reader takes the last one without a word."""
+    lines: dict[str, int] = {}
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
+        line = key.start_mark.line + 1
+        if str(key.value) in lines:
+            raise ConfigError(
+                f"{path} sets {key.value} twice, in lines {lines[key.value]} and {line}; keep one of them"
+            )
+        lines[str(key.value)] = line
+
+
 def _parse_text(name: str, text: str) -> Any:
     """A command-line word as the type of option `name`."""
     try:
         # A path or a name stays what it is, even one that looks like a number; the rest is read as YAML reads it.
         value = text if TYPES[name] is str else yaml.safe_load(text)
         return _convert(name, value, TYPES[name], "command line")
-    except (ConfigError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -446,8 +473,6 @@ def check_given(config: Config, *needed: str) -> None:
             raise ConfigError(f"No data folder at {Path(value).absolute()}")
         if value and name == "ckpt_path" and not _exists(value):
             raise ConfigError(f"No checkpoint at {Path(value).absolute()}")
-        if value and name == "result_json" and not Path(value).absolute().parent.is_dir():
-            raise ConfigError(f"the folder of --result_json {value} does not exist")
 
 
 def _exists(path: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .streams import drop_what_stderr_refuses
 
@@ -39,6 +42,22 @@ def formatted_list(title: str, names: Iterable[object], limit: int = MOST_NAMES)
         return ""
     more = [f"... and {len(names) - limit} more"] if len(names) > limit else []
     return "\n  ".join([f"\n{title} ({len(names)}):", *(printable(name) for name in names[:limit]), *more])
+
+
+def look_alike(names: Iterable[str], others: Iterable[str] = ()) -> str:
+    """For the end of a message, which of some names look the same and are not; empty where none do.
+
+    Letters with marks are written as one character or as two (Unicode's NFC and NFD), the latter by macOS.
+    """
+    seen: dict[str, str] = {}
+    for name in [*others, *names]:
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            return (
+                f". {name!r} looks like another of the names, but is written with other characters ({ascii(name)} and "
+                f"{ascii(twin)}, Unicode's NFC and NFD): rename one of the two"
+            )
+    return ""
 
 
 class UserError(Exception):
@@ -100,13 +119,40 @@ def let_rank_0_speak() -> None:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns a UserError into an exit with its message (status 1). Nothing that stderr refuses ends the block."""
+    """Turns a UserError, and an error of the file system, into an exit with its message (status 1).
+
+    Nothing that stderr refuses ends the block. What the output's encoding does not have, such as the bytes of a file
+    name that is no UTF-8, is printed as an escape.
+    """
     drop_what_stderr_refuses()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
+        _flush()
     except UserError as error:
         let_rank_0_speak()
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.strerror is None or (error.filename is None and not full):  # not about a file
+            raise
+        what = "the output" if error.filename is None else printable(os.fsdecode(error.filename))
+        hint = "; make room, and try again" if full else ""
+        if isinstance(error, PermissionError):
+            hint = "; whose is it, and may you use it and the folders above it?"
+        raise SystemExit(f"error: {what}: {error.strerror}{hint}") from None
+
+
+def _flush() -> None:
+    """Writes what was printed, while an error can still be a message; Python would show a traceback at its end."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # so that it is not tried again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def end_with_the_reader() -> None:

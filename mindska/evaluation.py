@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Callable
 
 import mindspore as ms
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from .compile_cache import compile_cached
 from .errors import DataError
+from .files import replacing
 from .streams import unfailing_stderr
 
 
@@ -25,8 +28,10 @@ class Result:
     loss: float
     images: int
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
+    def write(self, path: Path, **facts: Any) -> None:
+        """Writes the result and `facts` as JSON."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({**asdict(self), **facts}, indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
         return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %, loss {self.loss:.4f} over {self.images} images"

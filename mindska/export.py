@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +20,11 @@ from .errors import ExportError, UserError, WeightsError
 from .exported import Exported, private_copy, read_exported
 from .files import replacing
 from .models.layers.blocks import GELU, SQRT_HALF
+from .verification import Agreement, compare
 from .weights.files import METADATA, read_bytes
 from .weights.record import EXPORTED, checked_record, read_record
 
 FORMATS = ("mindir", "onnx")
-TOLERANCE = 1e-4  # of the largest output: other libraries sum in another order
 
 
 def record_path(path: Path) -> Path:
@@ -30,24 +32,41 @@ def record_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: dict[str, Any]) -> float:
+def check_packages(kind: str, exporting: bool = True) -> None:
+    """ExportError when a package is missing that writing, or running, "onnx" or "mindir" needs: before the work."""
+    if kind == "onnx":
+        try:
+            import onnxruntime  # noqa: F401
+
+            if exporting:
+                import onnx  # noqa: F401
+        except ImportError as error:
+            raise ExportError(f"ONNX needs more packages: pip install 'mindska[onnx]' ({error})") from error
+
+
+def export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: dict[str, Any]) -> Agreement:
     """Writes the network for inputs (B, C, H, W) of one shape to `path` (.mindir or .onnx), runs what was written, and
     writes the record beside it (and into an ONNX file's metadata). Acceleration is off meanwhile: a file with our
     operators would name libraries of this machine.
 
     Returns:
-        The largest difference of the written model's outputs from the network's, over their largest magnitude.
+        How far the written model's outputs are from the network's.
 
     Raises:
-        ExportError: MindSpore cannot export the network, the written model does not compute what
-            the network does, or a package is missing; nothing is left.
+        ExportError: MindSpore cannot export the network, the written model does not compute what the network does, or a
+            package is missing; nothing is left.
+        SettingError: the images are too small for the network.
         WriteError: the file cannot be written. What was there before is intact.
     """
+    check_packages(path.suffix[1:])
+    check_size = getattr(getattr(net, "net", net), "check_image_size", None)  # MindCV's other networks have none
+    if check_size:
+        check_size(*shape[2:])
     with decelerated(net):
         return _export(net, path, shape, record)
 
 
-def _export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: dict[str, Any]) -> float:
+def _export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: dict[str, Any]) -> Agreement:
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with graph_mode():
         result = net(Tensor(images))
@@ -73,15 +92,7 @@ def _export(net: nn.Cell, path: Path, shape: tuple[int, int, int, int], record: 
                     raise ExportError(
                         f"MindSpore cannot export this network to {path.suffix[1:]}: {str(error).strip()[:300]}"
                     ) from error
-                written = open_model(temporary)(images)
-                scale = max(np.abs(output).max() for output in expected)
-                difference = float(max(np.abs(a - b).max() for a, b in zip(written, expected)) / scale)
-                if not difference <= TOLERANCE:
-                    raise ExportError(
-                        f"The exported model's outputs differ from the network's by {difference:.1e} of the largest, "
-                        f"more than {TOLERANCE:.0e}; nothing was written"
-                    )
-    return difference
+                return compare(net, images, expected, read_exported(temporary), _runnable)
 
 
 def open_model(path: Path) -> Any:
@@ -105,7 +116,9 @@ def _runnable(model: Exported) -> Any:
                 return _as_list(graph(Tensor(images)))
 
         else:
-            runtime = _onnxruntime()
+            check_packages("onnx", exporting=False)
+            import onnxruntime as runtime
+
             options = runtime.SessionOptions()
             options.add_session_config_entry("session.load_model_format", "ONNX")
             options.log_severity_level = 4  # its errors are raised as well
@@ -196,18 +209,32 @@ def _as_list(outputs: Any) -> list[np.ndarray]:
     return [output.asnumpy() for output in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
 
 
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A temporary folder, made the current one: MindSpore's exports refuse paths with spaces, umlauts and the like, and
+    leave files where they fail."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="mindska") as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
+        finally:
+            os.chdir(before)
+
+
 def _write_mindir(net: nn.Cell, path: Path, images: np.ndarray, record: dict[str, Any]) -> None:
-    ms.export(net, Tensor(images), file_name=str(path), file_format="MINDIR")
+    with _scratch_folder() as folder:
+        ms.export(net, Tensor(images), file_name="model.mindir", file_format="MINDIR")
+        content = (folder / "model.mindir").read_bytes()
+    path.write_bytes(content)
 
 
 def _write_onnx(net: nn.Cell, path: Path, images: np.ndarray, record: dict[str, Any]) -> None:
-    try:
-        import onnx
-    except ImportError as error:
-        raise ExportError("Exporting to ONNX needs two more packages: pip install 'mindska[onnx]'") from error
-    with _erf_as_softsign(net):
-        ms.onnx.export(net, Tensor(images), file_name=str(path))
-    model = onnx.load(str(path))
+    import onnx
+
+    with _erf_as_softsign(net), _scratch_folder() as folder:
+        ms.onnx.export(net, Tensor(images), file_name="model.onnx")
+        model = onnx.load(str(folder / "model.onnx"))
     values = (*model.graph.input, *model.graph.output)
     _mend(model.graph, {value.name: name for value, name in zip(values, record["inputs"] + record["outputs"])})
     model.producer_name = "mindska"
@@ -259,11 +286,3 @@ def _mend(graph: Any, names: dict[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in (*graph.input, *graph.output):
         value.name = names[value.name]
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError("Running ONNX needs two more packages: pip install 'mindska[onnx]'") from error
-    return onnxruntime

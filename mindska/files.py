@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Any, Optional, Union
 
 from .errors import UserError, WriteError
 
@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: it cannot be written.
     """
-    folder = None
+    folder: Optional[Path] = None
     try:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.tmp"))
         temporary, mode = folder / path.name, new_file_mode(folder)
@@ -61,16 +61,55 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except UserError as error:  # it speaks of the file that the user named, not of the temporary one
+        error.args = tuple(_with_path(arg, folder, path) for arg in error.args)
+        raise
     except OSError as error:
-        if isinstance(error, UserError):
-            raise
+        reason = _with_path(str(error), folder, path) if folder else error.strerror
         raise WriteError(
-            f"{path} could not be written: {error}. What was there before is intact; make room or mend the folder, "
+            f"{path} could not be written: {reason}. What was there before is intact; make room or mend the folder, "
             f"and the same command goes on."
         ) from error
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_path(said: Any, folder: Optional[Path], path: Path) -> Any:
+    """What was said of a file in the temporary folder, said of the file that it becomes."""
+    if not folder or not isinstance(said, str):
+        return said
+    return said.replace(str(folder / path.name), str(path)).replace(f"{folder}{os.sep}", f"{path.parent}{os.sep}")
+
+
+def user_path(text: str) -> Path:
+    """A path as users write it: in a file, or after `=`, no shell replaces `~` by the home folder."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - of an unknown user's home Path makes an error
+
+
+def check_writable(path: Path, overwrite: bool = True, otherwise: str = "") -> None:
+    """Checks that a file can be written: before the work, not after it.
+
+    Args:
+        overwrite: whether a file may be there already; `otherwise`: what to do where it may not.
+
+    Raises:
+        WriteError: its folder does not exist or cannot be written, there is a folder in its place, or it exists.
+    """
+    folder = path.absolute().parent
+    try:
+        if not folder.is_dir():
+            raise WriteError(f"The folder of {path} does not exist")
+        if path.is_dir():
+            raise WriteError(f"{path} is a folder; expected the name of a file to write")
+        if not overwrite and os.path.lexists(path):
+            raise WriteError(f"{path} exists; {otherwise}")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

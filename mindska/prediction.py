@@ -142,6 +142,7 @@ def open_predictor(
         record, model = weights.record, weights.model
         recorded = Preprocessing(**{**record["preprocessing"], **({"image_size": image_size} if image_size else {})})
         network = weights.network()
+        getattr(network, "net", network).check_image_size(*recorded.image_size)
 
         compiled: set[tuple[int, ...]] = set()
 
@@ -154,7 +155,10 @@ def open_predictor(
 
     num_classes = record["num_classes"]
     if num_classes is None:
-        raise PredictionError(f"{path} is a backbone without a classifier: it predicts nothing")
+        raise PredictionError(
+            f"{path} is a backbone without a classifier: it predicts nothing. Give it one (scripts/convert.py "
+            f"--num_classes N) and train that (train.py --ckpt_path)"
+        )
     names = _class_names(path, num_classes, class_names or record.get("class_names"), class_names is not None)
     return Predictor(model, logits, recorded, names, batch_size, exif_orientation)
 

@@ -8,13 +8,13 @@ Files that do not belong together (other classes, pixels, options, kinds of weig
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
 from tqdm import tqdm
 
 from mindska.errors import SettingError, clear_errors, formatted_list, printable
+from mindska.files import user_path
 from mindska.weights import Weights, open_weights
 from mindska.weights.alike import unlike
 from mindska.weights.write import check_target, write_weights
@@ -22,8 +22,10 @@ from mindska.weights.write import check_target, write_weights
 
 def main(arguments: Optional[list[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="checkpoints of one model")
-    parser.add_argument("--to", required=True, type=Path, metavar="OUT", help=".ckpt, .safetensors or .pth to write")
+    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE", help="checkpoints of one model")
+    parser.add_argument(
+        "--to", required=True, type=user_path, metavar="OUT", help=".ckpt, .safetensors or .pth to write"
+    )
     parser.add_argument("--model", default="", metavar="NAME", help="the model, where the files do not say it")
     parser.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction,

@@ -20,6 +20,7 @@ import argparse
 import difflib
 import json
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -33,11 +34,14 @@ from mindska.benchmark.measure import (
     import_orders,
     loader_rate,
     ours,
+    own_size,
     scaling,
     starts,
 )  # fmt: skip
 from mindska.benchmark.tables import import_orders_table, scaling_table, starts_table, summary, table
 from mindska.distributed.cores import share_of_cores
+from mindska.errors import clear_errors
+from mindska.files import check_writable, replacing, user_path
 from mindska.models.factory import OUR_MODELS
 
 RECIPE = Path(__file__).parent.parent / "configs" / "skanet_s.yaml"
@@ -61,7 +65,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument("--starts", action="store_true", help="first step of a first and a second start instead")
     parser.add_argument("--import_orders", action="store_true", help="forward, after either order of imports instead")
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures there as well")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.models if name not in OUR_MODELS]
     if unknown:
@@ -72,17 +76,29 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}; expected at least 1")
+    compared = (options.pytorch or options.compile) and not (options.loader or options.starts)
+    if compared and not find_spec("torch"):
+        parser.error("PyTorch is not installed (pip install torch); --no_pytorch leaves it out")
     return options
 
 
 def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
+    with clear_errors():
+        if options.json:
+            check_writable(options.json)
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
     machine = f"{platform.machine()}, {share_of_cores(1)} cores"
     if options.loader:
         for photo in PHOTOS:
             rate = loader_rate(RECIPE, photo, options.rounds)
             print(f"{photo[0]}x{photo[1]} pixels: {rate:.0f} images/s on {machine}")
         return
+    sizes = {model: options.image_resize or own_size(model) for model in options.models}
+    costs = {(model, size): sum(count(model, size, size)[1:]) for model, size in sizes.items()}  # or it is too small
     if options.starts:
         results = starts([variant for model in options.models for variant in ours(model, options, cached=True)])
         text = starts_table(results)
@@ -97,11 +113,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
     for model in options.models:
         results += scaling(model, options) if options.scaling else compare(model, options)
     machine += f", GEMM {2 * rate / 1e9:.0f} GFLOP/s"
-    if options.scaling:
-        text = scaling_table(results)
-    else:
-        costs = {key: sum(count(*key, key[1])[1:]) for key in {(r["model"], r["size"]) for r in results}}
-        text = summary(results) + table(results, rate, costs)
+    text = scaling_table(results) if options.scaling else summary(results) + table(results, rate, costs)
     figures = dict(machine=machine, gemm=rate, results=results)
     finish(options, figures, f"{machine}, float32, median of {options.rounds} rounds\n\n{text}")
 
@@ -110,7 +122,8 @@ def finish(options: argparse.Namespace, figures: dict[str, Any], text: str) -> N
     """Prints the text, and writes the figures where they were asked for."""
     print(text)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

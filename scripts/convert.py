@@ -11,6 +11,7 @@ the command fails and lists them. The result carries a record: model, source and
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,6 +19,7 @@ import mindcv
 import mindspore as ms
 
 from mindska.errors import SettingError, clear_errors, printable
+from mindska.files import user_path
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import Weights, open_weights
 from mindska.weights.convert import HEAD
@@ -30,9 +32,11 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         "--model", default="", choices=["", *sorted(OUR_MODELS)], metavar="NAME",
         help="model of mindska; default: the one that the file names, or the only one that it fits",
     )  # fmt: skip
-    parser.add_argument("--from", dest="source", required=True, type=Path, metavar="FILE", help="weights to convert")
     parser.add_argument(
-        "--to", dest="target", required=True, type=Path, metavar="OUT",
+        "--from", dest="source", required=True, type=user_path, metavar="FILE", help="weights to convert"
+    )
+    parser.add_argument(
+        "--to", dest="target", required=True, type=user_path, metavar="OUT",
         help="file to write: .ckpt, .safetensors, or .pth (with the authors' names)",
     )  # fmt: skip
     parser.add_argument(
@@ -41,7 +45,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--num_classes", type=int, help="drop the classifier, and put in a new one for so many classes")
     parser.add_argument(
-        "--class_names", type=Path, metavar="FILE", help="text file with the classes' names, one a line"
+        "--class_names", type=user_path, metavar="FILE", help="text file with the classes' names, one a line"
     )
     parser.add_argument(
         "--verify", action="store_true",
@@ -61,17 +65,15 @@ def renew_classifier(weights: Weights, num_classes: int) -> None:
 
 def read_class_names(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} cannot be read: {error}; expected a text file with one name a line") from error
 
 
 def verify(weights: Weights) -> dict[str, Any]:
     """The difference from the PyTorch reference, for the record; SettingError when it is too large."""
-    try:
-        from mindska.reference.verify import compare
-    except ImportError as error:
-        raise SettingError(f"--verify needs PyTorch (pip install torch): {error}") from error
+    from mindska.reference.verify import compare
+
     difference, bound = compare(weights)
     print(
         f"verified: outputs differ from the PyTorch reference's in float64 by {difference:.1e} "
@@ -86,6 +88,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
         check_target(options.target, options.overwrite)
+        if options.verify and not find_spec("torch"):
+            raise SettingError("--verify needs PyTorch (pip install torch)")
         class_names = read_class_names(options.class_names) if options.class_names else None
         weights = open_weights(options.source, options.model, options.use_ema)
         record = dict(weights.record)
@@ -105,8 +109,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
             record["parity"] = verify(weights)
         if num_classes != weights.num_classes:
             print(
-                f"the classifier for {weights.num_classes} classes is dropped; the one for {num_classes} "
-                f"starts from random values and must be trained"
+                (f"the classifier for {weights.num_classes} classes is dropped; " if weights.num_classes else "")
+                + f"the one for {num_classes} starts from random values and must be trained"
             )
             renew_classifier(weights, num_classes)
             record.pop("class_names", None)

@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
-from mindska.errors import WriteError, clear_errors, printable
-from mindska.export import FORMATS, TOLERANCE, export, record_path
+from mindska.errors import clear_errors, printable
+from mindska.export import FORMATS, check_packages, export, record_path
+from mindska.files import check_writable, user_path
 from mindska.folding import fold
 from mindska.models.factory import OUR_MODELS
 from mindska.weights import open_weights
@@ -25,7 +26,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         help="model of mindska; default: the one that the file names, or the only one that it fits",
     )  # fmt: skip
     parser.add_argument(
-        "--ckpt_path", required=True, type=Path, metavar="FILE", help="weights of any kind that is read"
+        "--ckpt_path", required=True, type=user_path, metavar="FILE", help="weights of any kind that is read"
     )
     parser.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction,
@@ -41,7 +42,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         "--fold", action="store_true", help="fold batch norms and layer scales: the same function, faster"
     )
     parser.add_argument(
-        "--to", type=Path, metavar="OUT", help="file to write; default: MODEL.FORMAT beside the weights"
+        "--to", type=user_path, metavar="OUT", help="file to write; default: MODEL.FORMAT beside the weights"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT when it exists")
     options = parser.parse_args(arguments)
@@ -54,14 +55,21 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
     return options
 
 
+def check_target(path: Path, overwrite: bool) -> None:
+    """WriteError when a model or its record cannot be written."""
+    for target in (path, record_path(path)):
+        check_writable(target, overwrite, "choose another name with --to, or allow it with --overwrite")
+
+
 def main(arguments: Optional[list[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
+        check_packages(options.format)
+        if options.to:
+            check_target(options.to, options.overwrite)
         weights = open_weights(options.ckpt_path, options.model, options.use_ema)
         target = options.to or options.ckpt_path.with_name(f"{weights.model}.{options.format}")
-        for path in (target, record_path(target)):
-            if path.exists() and not options.overwrite:
-                raise WriteError(f"{path} exists; choose another name with --to, or allow it with --overwrite")
+        check_target(target, options.overwrite)
         height, width = (options.input_size or weights.preprocessing["image_size"])[:1] * 2
         if options.input_size is None or len(options.input_size) == 2:
             height, width = options.input_size or weights.preprocessing["image_size"]
@@ -72,11 +80,10 @@ def main(arguments: Optional[list[str]] = None) -> None:
         if options.fold:
             fold(network)
         shape = (options.batch, weights.in_channels, height, width)
-        difference = export(network, target, shape, record)
+        agreement = export(network, target, shape, record)
         print(
             f"wrote {printable(target)} for images {shape} and its record {printable(record_path(target).name)}; run "
-            f"from the file, its outputs differ from the network's by {difference:.1e} of the largest (bound "
-            f"{TOLERANCE:.0e})"
+            f"from the file, its outputs differ from the network's by {agreement}"
         )
 
 

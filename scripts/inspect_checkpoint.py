@@ -14,11 +14,12 @@ import numpy as np
 import yaml
 
 from mindska.errors import clear_errors, end_with_the_reader, few, printable
-from mindska.files import sha256
+from mindska.files import user_path
 from mindska.models.factory import OUR_MODELS
-from mindska.weights.convert import EMA_PREFIX, STATE_PREFIX, as_float32, is_array, models_that_fit, value_problem
+from mindska.weights.convert import EMA_PREFIX, STATE_PREFIX, as_float32, models_that_fit, value_problem
 from mindska.weights.files import read_file
 from mindska.weights.source import open_source
+from mindska.weights.wrappers import is_array
 
 
 def contents(path: Path) -> str:
@@ -39,7 +40,7 @@ def finite(value: Any) -> bool:
 
 def main(arguments: Optional[list[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, metavar="FILE", help="PyTorch, safetensors, Caffe or MindSpore")
+    parser.add_argument("path", type=user_path, metavar="FILE", help="PyTorch, safetensors, Caffe or MindSpore")
     parser.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction,
         help="show the averaged weights, or the raw ones; default: the averaged where the file has them",
@@ -50,12 +51,14 @@ def main(arguments: Optional[list[str]] = None) -> None:
         source = open_source(options.path, options.use_ema)
         record = dict(source.record)
         progress = record.pop("progress", None)
-        model = record.get("model") or " or ".join(models_that_fit(source.arrays, *source.frameworks))
+        model = record.get("model") or " or ".join(
+            models_that_fit(source.arrays, *source.frameworks, beside=source.named.beside)
+        )
         arrays = {name: value for name, value in source.arrays.items() if is_array(value)}
         others = {name: type(value).__name__ for name, value in source.arrays.items() if name not in arrays}
         values = sum(math.prod(value.shape) for value in arrays.values())
-        print(f"file:     {printable(options.path)} ({options.path.stat().st_size:,} bytes)")
-        print(f"sha256:   {sha256(options.path)}")
+        print(f"file:     {printable(source.path)} ({source.size:,} bytes)")
+        print(f"sha256:   {source.sha256}")
         print(f"kind:     {source.kind}{' (checksum right)' if source.kind == 'MindSpore' and record else ''}")
         print(f"model:    {printable(model) or 'none of mindska: ' + ', '.join(sorted(OUR_MODELS)[:3]) + ', ...'}")
         if source.kind == "MindSpore":
@@ -68,6 +71,8 @@ def main(arguments: Optional[list[str]] = None) -> None:
             print(f"damaged:  {len(damaged)} tensors have values that are NaN or infinite: {few(damaged)}")
         if others:
             print(f"also:     {few(f'{name} ({kind})' for name, kind in others.items())}")
+        if source.named.left_out:
+            print(f"training: {len(source.named.left_out)} are a training's state: {few(source.named.left_out)}")
         if record:
             if record.get("class_names") and len(record["class_names"]) > 10:
                 names = record["class_names"]

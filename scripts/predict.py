@@ -20,14 +20,19 @@ from typing import Optional
 from tqdm import tqdm
 
 from mindska.errors import clear_errors, end_with_the_reader, printable
+from mindska.files import user_path
 from mindska.models.factory import OUR_MODELS
 from mindska.prediction import Prediction, as_dict, find_images, open_predictor
 
 
 def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="image files, or folders of them")
-    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="weights, or an exported .onnx or .mindir")
+    parser.add_argument(
+        "images", nargs="+", type=user_path, metavar="IMAGE|FOLDER", help="image files, or folders of them"
+    )
+    parser.add_argument(
+        "--ckpt_path", required=True, type=user_path, metavar="FILE", help="weights, or an exported .onnx or .mindir"
+    )
     parser.add_argument(
         "--model", default="", choices=["", *sorted(OUR_MODELS)], metavar="NAME",
         help="model of mindska, where the file does not say it",
@@ -55,7 +60,8 @@ def write_text(predictions: Iterable[Prediction]) -> None:
 
 def write_json(predictions: Iterable[Prediction]) -> None:
     entries = [as_dict(prediction) for prediction in predictions]
-    text = json.dumps(entries, indent=1, ensure_ascii=False, allow_nan=False)
+    ascii_only = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
+    text = json.dumps(entries, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     # Of a file name that is not UTF-8, Python keeps the bytes as characters that cannot be written: JSON's escapes can.
     print(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 

@@ -7,8 +7,10 @@ Every fifth image of a class is held out for validation.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 from PIL import Image
@@ -16,19 +18,26 @@ from PIL import Image
 SIZE = 64
 
 
-def main() -> None:
+def main(arguments: Optional[list[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to")
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out.expanduser()
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         parser.error("scikit-learn holds the digits: pip install scikit-learn")
-    if out.exists():
-        parser.error(f"{out} exists already; remove it, or name another folder")
-    whole, out = out, out.with_name(f".{out.name}.tmp")  # a half-written set is never taken for a whole one
+    try:
+        if os.path.lexists(out):
+            parser.error(f"{out} exists already; remove it, or name another folder")
+        print(write(load_digits(), out))
+    except OSError as error:
+        parser.error(f"{out} cannot be written: {error.strerror or error}")
+
+
+def write(digits: Any, whole: Path) -> str:
+    """Writes the images and says how many there are."""
+    out = whole.with_name(f".{whole.name}.tmp")  # a half-written set is never taken for a whole one
     shutil.rmtree(out, ignore_errors=True)
-    digits = load_digits()
     counts = dict.fromkeys(range(10), 0)
     for scan, digit in zip(digits.images, digits.target):
         split = "val" if counts[digit] % 5 == 4 else "train"
@@ -39,7 +48,7 @@ def main() -> None:
         counts[digit] += 1
     out.rename(whole)
     held_out = sum(count // 5 for count in counts.values())
-    print(f"{sum(counts.values()) - held_out} training and {held_out} validation images of 10 digits in {whole}")
+    return f"{sum(counts.values()) - held_out} training and {held_out} validation images of 10 digits in {whole}"
 
 
 if __name__ == "__main__":

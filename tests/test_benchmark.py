@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 
 import pytest
 from commands import script
@@ -66,6 +68,14 @@ def test_wrong_words(words, message, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse(words)
     assert message in capsys.readouterr().err
+
+
+def test_the_loaders_rate_leaves_nobody_who_reads(caplog):
+    """What is read ahead would look for images that are gone: it was hundreds of warnings."""
+    assert measure.loader_rate(benchmark.RECIPE, (64, 48), rounds=1) > 0
+    time.sleep(0.5)
+    assert not caplog.records
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
 
 
 @pytest.mark.slow

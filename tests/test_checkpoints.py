@@ -60,7 +60,7 @@ def test_inspect_of_others(tmp_path, capsys):
     torch.save({"net": {"a": torch.zeros(2)}, "scale": torch.zeros(3), "epoch": 9}, tmp_path / "b.pth")
     run("inspect", tmp_path / "b.pth", "--keys")
     printed = capsys.readouterr().out
-    assert "weights:  1 tensors, 3 values" in printed and "also:     net (dict), epoch (int)" in printed
+    assert "weights:  1 tensors, 3 values" in printed and "also:     net (dict)\ntraining: 1 " in printed
     (tmp_path / "b.ckpt").write_text("nothing")
     with pytest.raises(SystemExit, match="is no file of weights"):
         run("inspect", tmp_path / "b.ckpt")

@@ -154,6 +154,33 @@ def test_settings_say_themselves_what_may_change():
     assert settings_that("first_start") >= {"ckpt_path", "pretrained"}
 
 
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    """In YAML and on the command line; of the options that are paths, all."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = ("data_dir", "ckpt_path", "class_map", "ckpt_save_dir", "result_json")
+    write(tmp_path, "".join(f"{name}: ~/{name}\n" for name in paths[:3]) + "model: ~/m\n")
+    config = parse_args(["--config=~/recipe.yaml", "--ckpt_save_dir=~/ckpt_save_dir", "--result_json=~/result_json"])
+    assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
+    assert config.model == "~/m" and settings_that("path") == set(paths)
+
+
+@pytest.mark.parametrize(
+    "text, lines",
+    [("lr: 1\nema: true\nlr: 2\n", "1 and 3"), ("lr: 1\n'lr': 1\n", "1 and 2"), ("{lr: 1, lr: 2}", "1 and 1")],
+)
+def test_a_key_that_stands_twice(tmp_path, text, lines):
+    with pytest.raises(ConfigError, match=f"recipe.yaml sets lr twice, in lines {lines}; keep one"):
+        read_yaml(write(tmp_path, text))
+
+
+def test_a_date_that_is_none_is_a_message(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="recipe.yaml is not plain YAML: month must be"):
+        read_yaml(write(tmp_path, "lr: 2024-13-45"))
+    with pytest.raises(SystemExit):
+        parse_args(["--lr", "2024-13-45"])
+    assert "month must be" in capsys.readouterr().err
+
+
 def test_a_hint_where_the_type_is_wrong(tmp_path):
     with pytest.raises(ConfigError, match="clip_grad is 5.0; expected bool .its number is clip_value."):
         read_yaml(write(tmp_path, "clip_grad: 5.0"))
@@ -188,6 +215,13 @@ def test_differences_name_both_values():
 def test_data_of_other_classes_than_the_weights(configured, record, message):
     with pytest.raises(ConfigError, match=message):
         builders.evaluated_classes(Config(num_classes=configured), record, ["a", "b"])
+
+
+def test_names_that_look_alike_are_told_apart():
+    """Of a class folder that macOS has written the other way."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    with pytest.raises(ConfigError, match=r"'cafe\\u0301' and 'caf\\xe9', Unicode's NFC and NFD.: rename"):
+        builders.evaluated_classes(Config(), {"num_classes": 2, "class_names": [composed, "tea"]}, [decomposed, "tea"])
 
 
 def test_the_number_of_classes_that_is_evaluated():

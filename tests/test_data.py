@@ -145,8 +145,25 @@ def test_splits_must_have_the_same_classes(tmp_path):
     write_folder(tmp_path / "val", {"ant": 1, "wasp": 1})
     train, val = (open_dataset("imagenet", tmp_path, split) for split in ("train", "val"))
     check_same_classes(train, train)
-    with pytest.raises(DataError, match=r"only in training: \['bee'\], only in validation: \['wasp'\]"):
+    with pytest.raises(DataError, match=r"only in training: \['bee'\], only in validation: \['wasp'\]$"):
         check_same_classes(train, val)
+
+
+def test_classes_that_look_alike(tmp_path):
+    """Of one name, as Linux and as macOS write it: between splits, in one split, in a class map."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write_folder(tmp_path / "train", {"ant": 1, composed: 1})
+    write_folder(tmp_path / "val", {"ant": 1, decomposed: 1})
+    write_folder(tmp_path / "both", {composed: 1, decomposed: 1})
+    train, val = (open_dataset("imagenet", tmp_path, split) for split in ("train", "val"))
+    hint = r"'caf(e\\u0301|\\xe9)' and 'caf(e\\u0301|\\xe9)', Unicode's NFC and NFD.: rename one"
+    with pytest.raises(DataError, match=hint):
+        check_same_classes(train, val)
+    with pytest.raises(DataError, match=f"both has class folders that look the same.*{hint}"):
+        open_dataset("imagenet", tmp_path, "both")
+    (tmp_path / "map.txt").write_text(f"ant\n{decomposed}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=hint):
+        open_dataset("imagenet", tmp_path, "train", class_map=tmp_path / "map.txt")
 
 
 def write_cifar(folder, names: str, files: dict[str, list[int]], label_bytes: int, meta: str):

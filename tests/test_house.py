@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "evaluation": {"compile_cache"},
     "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},
     "exported": {"weights"},
-    "export": {"models", "acceleration", "weights", "exported"},
+    "verification": {"models", "exported"},
+    "export": {"models", "acceleration", "weights", "exported", "verification"},
     "prediction": {"data", "weights", "compile_cache", "export"},
     "builders": {"models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training"},
     "benchmark": {

@@ -2,17 +2,21 @@
 
 import io
 import logging
+import re
 import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import mindcv
+import numpy as np
 import pytest
 from commands import ROOT, script
+from mindspore import Tensor, nn
 
-from mindska import training
-from mindska.errors import PredictionError
+from mindska import kernels, training
+from mindska.errors import PredictionError, SettingError
+from mindska.kernels import build
 from mindska.models.factory import own_preprocessing
 from mindska.prediction import Prediction, open_predictor
 from mindska.weights import source
@@ -42,6 +46,12 @@ NANO = ["--model", "skanet_nano", "--image_resize", "64", "--batch_size", "4"]
         (["--data_dir", "DATA", *NANO, "--ckpt_path", "none.ckpt"], "No checkpoint at"),
         (["--data_dir", "DATA", *NANO, "--batch_size", "99"], "fewer than one global batch of 99"),
         (["--data_dir", "DATA", *NANO, "--distribute", "true"], "distribute is True, but the number of processes is 1"),
+        (
+            ["--data_dir", "DATA", *NANO, "--image_resize", "16"],
+            "16x16 pixels leaves 1. The smallest square input is 33x33",
+        ),
+        (["--data_dir", "DATA", *NANO, "--image_resize", "16", "--batch_size", "1"], "smallest square input is 33x33"),
+        (["--data_dir", "DATA", *NANO, "--model", "sknet26", "--image_resize", "2"], "smallest square input is 3x3"),
     ],
 )
 def test_train(images, tmp_path, monkeypatch, arguments, message):
@@ -65,16 +75,108 @@ def test_train(images, tmp_path, monkeypatch, arguments, message):
         ),
         (["--ckpt_path", "BEST", "--num_classes", "5"], "has 3 classes, but num_classes is 5"),
         (["--ckpt_path", "BEST", "--result_json", "nowhere/r.json"], "nowhere/r.json does not exist"),
+        (["--ckpt_path", "BEST", "--result_json", "."], ". is a folder; expected the name of a file"),
+        (
+            ["--ckpt_path", "NANO", "--image_resize", "16"],
+            "image_resize is 16 16: .* The smallest square input is 33x33",
+        ),
     ],
 )
 def test_validate(images, whole_run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     best = str(whole_run[0] / "tiny_bn_best.ckpt")
-    words = [best if word == "BEST" else word for word in arguments]
+    files = {"BEST": best, "NANO": nano(tmp_path / "nano.ckpt", 3)}
+    words = [files.get(word, word) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["validate.py", "--data_dir", str(images), *words])
     with pytest.raises(SystemExit) as error:
         runpy.run_path(str(ROOT / "validate.py"), run_name="__main__")
+    assert re.search(message, str(error.value)) and str(error.value).startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["nano.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "name, words, message",
+    [
+        ("predict", ["IMAGES", "--ckpt_path", "SMALL"], "16x16 pixels leaves 1. The smallest square input is 33x33"),
+        ("export", ["--format", "mindir", "--ckpt_path", "SMALL"], "The smallest square input is 33x33"),
+        ("count", ["skanet_nano", "--image_resize", "16"], "The smallest square input is 33x33"),
+        ("count", ["sknet26", "--image_resize", "2"], "The smallest square input is 3x3"),
+        ("benchmark", ["--models", "skanet_nano", "--image_resize", "16"], "The smallest square input is 33x33"),
+        ("benchmark", ["--models", "skanet_nano", "--image_resize", "16", "--starts"], "square input is 33x33"),
+    ],
+)
+def test_images_that_are_too_small_for_the_network(images, tmp_path, monkeypatch, name, words, message):
+    """Told before anything is compiled, and nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    pixels = dict(own_preprocessing("skanet_nano"), image_size=[16, 16])
+    small = nano(tmp_path / "small.ckpt", 3, preprocessing=pixels)
+    monkeypatch.setattr(nn.Cell, "compile", lambda *_: pytest.fail("it was compiled"))
+    files = {"IMAGES": str(images / "val"), "SMALL": small}
+    words = [files.get(word, word) for word in words]
+    with pytest.raises(SystemExit) as error:
+        script(name).main(words)
     assert message in str(error.value) and str(error.value).startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.ckpt"]
+
+
+@pytest.mark.parametrize("keywords", [{}, {"features_only": True}])
+def test_images_that_are_too_small_in_python(tmp_path, monkeypatch, keywords, graph):
+    monkeypatch.chdir(tmp_path)
+    net = mindcv.create_model("skanet_nano", **keywords).set_train(False)
+    with pytest.raises(SettingError, match="The smallest square input is 33x33"):
+        net(Tensor(np.zeros((1, 3, 32, 32), np.float32)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "missing, name, words, message",
+    [
+        ("onnxruntime", "export", ["--format", "onnx", "--ckpt_path", "none.ckpt"], "ONNX needs more packages"),
+        ("onnx", "export", ["--format", "onnx", "--ckpt_path", "none.ckpt"], "ONNX needs more packages"),
+        ("torch", "convert", ["--from", "none.ckpt", "--to", "a.pth"], "Writing a.pth needs PyTorch"),
+        ("torch", "convert", ["--from", "none.ckpt", "--to", "a.ckpt", "--verify"], "--verify needs PyTorch"),
+        ("torch", "average_checkpoints", ["none.ckpt", "--to", "a.pt"], "Writing a.pt needs PyTorch"),
+        ("torch", "benchmark", ["--models", "skanet_nano"], "PyTorch is not installed"),
+    ],
+)
+def test_a_missing_package_is_told_before_the_work(tmp_path, monkeypatch, capsys, missing, name, words, message):
+    """Before the weights are read: there are none here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as error:
+        script(name).main(words)
+    said = str(error.value) + capsys.readouterr().err
+    assert message in said and "pip install" in said
+
+
+def test_the_report_without_the_test_extra():
+    program = (
+        f"import sys, runpy; sys.modules['torch'] = None; runpy.run_path({str(ROOT / 'tests/parity/report.py')!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install -e '.[test]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_compiler_that_fails_without_a_word(tmp_path, monkeypatch, caplog):
+    """Its exit status is the reason; and who requires the operators is not promised that it goes on without them."""
+    monkeypatch.setenv("MINDSKA_CACHE", str(tmp_path))
+    for compiler, reason in (("false", "exit status 1"), ("true", "exit status 0"), ("killed", "killed by signal 9")):
+        (tmp_path / "killed").write_text("#!/bin/sh\n[ $1 = --version ] || kill -9 $$\n")
+        (tmp_path / "killed").chmod(0o700)
+        monkeypatch.setenv("CXX", str(tmp_path / "killed") if compiler == "killed" else compiler)
+        for mode in ("require", "auto"):
+            monkeypatch.setenv("MINDSKA_KERNELS", mode)
+            build.library.cache_clear()
+            kernels._why_not.cache_clear()
+            caplog.clear()
+            if mode == "require":
+                with pytest.raises(SettingError, match=f"cannot be had: .*{reason}.: it says nothing more"):
+                    kernels.available()
+            else:
+                assert not kernels.available()
+            assert ("the same results to rounding, slower" in caplog.text) == (mode == "auto")
+    build.library.cache_clear()
+    kernels._why_not.cache_clear()
 
 
 def nano(path, num_classes, **recorded):
@@ -162,7 +264,7 @@ def test_predictions_and_their_progress_do_not_mix(images, monkeypatch, terminal
 
 
 def test_a_program_with_a_network_ends_in_silence():
-    """MindSpore's destructor of cells prints an error for each that lives to the end."""
-    program = "import mindcv, mindska\nnet = mindcv.create_model('skanet_nano')"
+    """MindSpore's destructor of cells prints an error for each that lives to the end. After a reload as well."""
+    program = "import importlib, mindcv, mindska\nimportlib.reload(mindska)\nnet = mindcv.create_model('skanet_nano')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from mindska.errors import SettingError
 from mindska.models.layers.graph import NearestNodes, bicubic_taps, relative_position
 from mindska.models.skanet import VARIANTS, fewest_nodes
 
@@ -77,6 +78,29 @@ def test_selected_features_are_those_of_the_classifier(tmp_path):
     np.testing.assert_array_equal(logits, full(x).asnumpy())
     with pytest.raises(ValueError, match=r"\[4\] do not exist.*3 \(stride 32\)"):
         nano(features_only=True, out_indices=[0, 4])
+
+
+@pytest.mark.parametrize(
+    "out_indices, channels",
+    [
+        (None, [16, 32, 64, 96]),
+        ([3, 0], [16, 96]),  # in the order of the network
+        ((-1,), [96]),
+        ([-1, 1, 3], [32, 96]),
+        (2, [64, 96]),  # the last two
+        (np.int64(1), [96]),
+        (range(1, 3), [32, 64]),
+    ],
+)
+def test_features_are_chosen_as_in_timm(out_indices, channels):
+    net = nano(features_only=True, out_indices=out_indices)
+    assert [feature.shape[1] for feature in net(images(1, 3, 64, 64))] == channels == net.out_channels
+
+
+@pytest.mark.parametrize("out_indices", [[4], [-5], 5, 0, -1, [], "1", [1.5], 2.0])
+def test_features_that_there_are_not(out_indices):
+    with pytest.raises(SettingError, match=r"out_indices is .* do not exist.*3 \(stride 32\)"):
+        nano(features_only=True, out_indices=out_indices)
 
 
 def test_pretrained_is_an_error_and_not_a_random_network():

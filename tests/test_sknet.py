@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from mindska.errors import WeightsError
+from mindska.errors import SettingError, WeightsError
 from mindska.models import sk_resnet, sknet
 from mindska.models.layers.pooling import StemPool
 from mindska.weights import from_caffe, from_torch
@@ -48,6 +48,26 @@ def test_features(name, strides):
     assert [f.shape[1] for f in features] == net.out_channels
     last = mindcv.create_model(name, features_only=True, out_indices=[len(strides) - 1]).set_train(False)
     assert len(last(x)) == 1
+
+
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_too_small_is_an_error_that_says_the_smallest_size(mode, tmp_path, monkeypatch):
+    """Before anything is compiled: MindSpore would leave files where it fails."""
+    monkeypatch.chdir(tmp_path)
+    with no_init_parameters():
+        nets = [mindcv.create_model("sknet26", features_only=features).set_train(False) for features in (False, True)]
+    ms.set_context(mode=mode)
+    for net in nets:
+        with pytest.raises(SettingError, match="at least 3 pixels on each side, .* 2x9. The smallest .* is 3x3"):
+            net(images(1, 3, 2, 9))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_smallest_sizes():
+    for name, side in (("sknet26", 3), ("sk_resnet18", 1), ("sknet29_16x32d", 1)):
+        net = mindcv.create_model(name, num_classes=2).set_train(False)
+        assert np.isfinite(net(images(1, 3, side, side)).asnumpy()).all()
+        assert net(images(1, 3, side, 8)).shape == net(images(1, 3, 4, side)).shape == (1, 2)
 
 
 def test_attention_weights_choose_between_the_paths():

@@ -148,13 +148,15 @@ def test_two_weights_of_one_name_are_refused(state):
         (lambda t: t.to(torch.int8), "of the type int8; expected floating point"),
         (lambda t: t > 0, "of the type bool; expected floating point"),
         (lambda t: t.to("meta"), "on the device meta, which has a shape and no values"),
-        (lambda t: t.to_sparse(), "sparse, quantised or nested"),
+        (lambda t: t.to_sparse(), "sparse (sparse_coo); save it .to_dense()"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "quantised (qint8); save the model as it was"),
+        (lambda t: torch.nested.nested_tensor([t, t[:3]]), "nested: a list of tensors of several shapes"),
         (lambda t: t[:1].clone().expand(t.shape), "of 1,000 values, but the file has 4 bytes"),
         (lambda t: t / 0, "classifier.fc.bias: 1,000 of 1,000"),
         (lambda t: torch.where(t == t[3], torch.nan, t), "classifier.fc.bias: 1 of 1,000"),
         (lambda t: t.double() * 1e300, "NaN or infinite (in float32)"),
     ],
-    ids=["complex", "int8", "bool", "meta", "sparse", "expanded", "infinite", "nan", "overflow"],
+    ids=["complex", "int8", "bool", "meta", "sparse", "quantised", "nested", "expanded", "infinite", "nan", "overflow"],
 )
 def test_values_that_are_no_weights(state, tmp_path, change, message):
     """Refused by name in every way to open a file, never turned into something else."""

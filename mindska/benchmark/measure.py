@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -57,7 +58,10 @@ class Worker:
                 return json.loads(line)
             except ValueError:  # something that a library says
                 continue
-        raise SystemExit(f"error: {self.variant.name} of {self.variant.model} ({self.variant.what}) failed; see above")
+        raise SystemExit(
+            f"error: {self.variant.name} of {self.variant.model} ({self.variant.what}) failed (exit status "
+            f"{self.process.wait()}); see above"
+        )
 
     def step(self) -> float:
         """One step's seconds."""
@@ -223,6 +227,10 @@ def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float
             for _ in range(4):
                 next(batches)
             seconds.append(time.perf_counter() - start)
+        batches.close()  # type: ignore[attr-defined]
+        for thread in threading.enumerate():  # what is read ahead must not look for files that are gone
+            if thread.name.startswith("data"):
+                thread.join()
     return 4 * 32 / statistics.median(seconds[1:])
 
 

@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 from ..distributed import all_gather_object
-from ..errors import DataError
+from ..errors import DataError, look_alike
 from .datasets import Dataset
 
 
@@ -17,7 +17,7 @@ def check_same_classes(train: Dataset, val: Dataset) -> None:
         only_val = sorted(set(val.class_names) - set(train.class_names))
         raise DataError(
             f"Training and validation data have different classes: only in training: {only_train[:10]}, "
-            f"only in validation: {only_val[:10]}"
+            f"only in validation: {only_val[:10]}{look_alike(only_val, only_train)}"
         )
 
 

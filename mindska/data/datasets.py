@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError, printable
+from ..errors import DataError, look_alike, printable
 from .class_order import read_class_map
 from .folders import Surroundings, find_images, is_folder, subfolders
 from .images import EXTENSIONS, DecodeSize, open_image, read_image
@@ -54,6 +54,8 @@ class ImageFolder:
             raise DataError(
                 f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg{self.found.passed_over_text()}"
             )
+        if twins := look_alike(names):
+            raise DataError(f"{root} has class folders that look the same{twins}")
         self.class_names = order(names)
         folders = {str(root / name): name for name in self.class_names}
         surroundings = Surroundings(folders)
@@ -247,6 +249,7 @@ def open_dataset(
             raise DataError(
                 f"The class map {class_map} does not fit {split} in {data_dir}: it names what is no class there: "
                 f"{sorted(set(mapped) - set(names))[:10]}; it lacks classes: {sorted(set(names) - set(mapped))[:10]}"
+                f"{look_alike(set(mapped) - set(names), set(names) - set(mapped))}"
             )
         return mapped
 

@@ -46,7 +46,7 @@ THREADS = "threads"  # the library whose functions the others call
 def cache_folder() -> Path:
     """Where libraries are kept: MINDSKA_CACHE, or mindska in the user's cache."""
     if os.environ.get("MINDSKA_CACHE"):
-        return Path(os.environ["MINDSKA_CACHE"])
+        return Path(os.path.expanduser(os.environ["MINDSKA_CACHE"]))  # noqa: PTH111 - see files.user_path
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "mindska"
     try:
@@ -175,8 +175,10 @@ def _build(source: Path, path: Path, command: list[str]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="mindska-") as folder:
         built = Path(folder) / path.name
         done = subprocess.run([*command, *FLAGS, str(source), "-o", str(built)], capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"{' '.join(command)} failed on {source.name}: {done.stderr.strip()[:500]}")
+        if done.returncode or not built.is_file():
+            how = f"exit status {done.returncode}" if done.returncode >= 0 else f"killed by signal {-done.returncode}"
+            said = done.stderr.strip()[:500] or "it says nothing more"
+            raise BuildError(f"{' '.join(command)} failed on {source.name} ({how}): {said}")
         library = built.read_bytes()
     return library + MARK + _checksum(path, library)
 

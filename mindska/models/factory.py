@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Union
 
+import numpy as np
 from mindcv.models.features import FeatureExtractWrapper
 from mindcv.models.registry import get_pretrained_cfg, register_model
 from mindspore import nn
 
 from ..errors import SettingError
+from .layers.backbone import check_compiled
 
 OUR_MODELS: dict[str, str] = {}  # model name -> module
 AFTER_CREATION: list[Callable[[nn.Cell], nn.Cell]] = []  # what is done to every network that an entry point has made
@@ -44,13 +46,45 @@ def register_variants(
         register_model(_entry_point(module, name, network, row, resolve))
 
 
+class Features(FeatureExtractWrapper):
+    """A network that gives its features."""
+
+    def compile(self, *args, **kwargs) -> None:
+        check_compiled(self.net, args)
+        super().compile(*args, **kwargs)
+
+
+def feature_indices(net: nn.Cell, out_indices: Union[int, Sequence[int], None]) -> list[int]:
+    """The numbers of the features that a network is asked for, as timm understands `out_indices`.
+
+    None: all; a number n: the last n; a negative one counts from the end. Features come once each, in the order of the
+    network, whatever the order in which they are asked for.
+
+    Raises:
+        SettingError: there is no such feature, or none is asked for.
+    """
+    count = len(net.feature_info)
+    asked: Any = range(count) if out_indices is None else out_indices
+    if isinstance(asked, (int, np.integer)):
+        asked = range(-int(asked), 0)
+    numbers = list(asked) if isinstance(asked, Iterable) else [asked]
+    wrong = [i for i in numbers if not isinstance(i, (int, np.integer)) or not -count <= i < count]
+    if wrong or not numbers:
+        names = ", ".join(f"{i} (stride {info['reduction']})" for i, info in enumerate(net.feature_info))
+        raise SettingError(
+            f"out_indices is {out_indices!r}: {wrong or 'no features'} do not exist; expected numbers of features "
+            f"(negative ones count from the end), or how many of the last ones; {net.model_name} has {names}"
+        )
+    return sorted({int(i) % count for i in numbers})
+
+
 def _entry_point(module: str, name: str, network, row: dict, resolve) -> Callable[..., nn.Cell]:
     def create(
         pretrained: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
         features_only: bool = False,
-        out_indices: Optional[Sequence[int]] = None,
+        out_indices: Union[int, Sequence[int], None] = None,
         **kwargs,
     ) -> nn.Cell:
         if pretrained:
@@ -66,14 +100,7 @@ def _entry_point(module: str, name: str, network, row: dict, resolve) -> Callabl
             net = change(net)
         if not features_only:
             return net
-        out_indices = range(len(net.feature_info)) if out_indices is None else out_indices
-        wrong = [i for i in out_indices if not 0 <= i < len(net.feature_info)]
-        if wrong:
-            raise SettingError(
-                f"out_indices {list(out_indices)}: {wrong} do not exist; {name} has the features "
-                + ", ".join(f"{i} (stride {info['reduction']})" for i, info in enumerate(net.feature_info))
-            )
-        return FeatureExtractWrapper(net, out_indices=list(out_indices))
+        return Features(net, feature_indices(net, out_indices))
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module

@@ -15,12 +15,14 @@ both. No plain convention gives the published figure.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Optional
 
 from mindspore import Tensor, nn, ops
 from mindspore.ops import constexpr
 
 from .factory import register_variants
+from .layers.backbone import refuse_too_small
 from .layers.blocks import Attention, batch_norm, conv
 from .layers.graph import MaxRelativeConv
 from .layers.pyramid import STRIDES, Pyramid
@@ -35,16 +37,21 @@ def fewest_nodes(height: int, width: int) -> int:
     return min((-(-height // s) // r) * (-(-width // s) // r) for s, r in zip(STRIDES, GRAPH_REDUCTIONS))
 
 
+def why_too_small(height: int, width: int, k: int) -> str:
+    """Why images of so few pixels are too small for `k` neighbours a node; empty when they are not."""
+    nodes = fewest_nodes(height, width)
+    if nodes >= k:
+        return ""
+    return (
+        f"SkaNet's graph needs at least {k} nodes in every stage, but an input of {height}x{width} pixels leaves "
+        f"{nodes}"
+    )
+
+
 @constexpr
 def check_input_size(height: int, width: int, k: int) -> None:
-    """ValueError when a stage has fewer nodes than the `k` neighbours it needs."""
-    nodes = fewest_nodes(height, width)
-    if nodes < k:
-        smallest = next(s for s in range(1, 1024) if fewest_nodes(s, s) >= k)
-        raise ValueError(
-            f"SkaNet's graph needs at least {k} nodes in every stage, but an input of {height}x{width} pixels leaves "
-            f"{nodes}. The smallest square input is {smallest}x{smallest}."
-        )
+    """SettingError when a stage has fewer nodes than the `k` neighbours it needs."""
+    refuse_too_small(partial(why_too_small, k=k), height, width)
 
 
 class SplitKernelAttention(nn.Cell):
@@ -85,6 +92,10 @@ class SkaNet(Pyramid):
 
         super().__init__(attention, drop_rate=drop_rate, drop_path_rate=drop_path_rate, **kwargs)
         self.k = k
+
+    def why_too_small(self, height: int, width: int) -> str:
+        """A stage must have `k` nodes."""
+        return why_too_small(height, width, self.k)
 
     def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         check_input_size(x.shape[2], x.shape[3], self.k)

@@ -149,8 +149,8 @@ class SKNet(Backbone):
         drop_path_rate: float = 0.0,
         **kwargs,
     ) -> None:
-        first = 1 if stem == "cifar" else 2  # stride of the stem; pooling doubles it
-        strides = [first * (1 if stem == "cifar" else 2) * 2**i for i in range(len(depths))]
+        first, pooled = (1, 1) if stem == "cifar" else (2, 4)  # strides after the stem's convolution, and its pooling
+        strides = [pooled * 2**i for i in range(len(depths))]
         names = ["stem", *(f"stages.{i}" for i in range(len(depths)))]
         kwargs.update(in_channels=in_channels, drop_path_rate=drop_path_rate)
         super().__init__((64, *channels), (first, *strides), names, sum(depths), **kwargs)
@@ -161,7 +161,7 @@ class SKNet(Backbone):
             "mindcv": nn.MaxPool2d(3, 2, pad_mode="same"),
             "cifar": nn.Identity(),
         }[stem]
-        self.options = {"stem": stem}
+        self.options, self.smallest_side = {"stem": stem}, 3 if stem == "caffe" else 1  # for one window of its pooling
 
         def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
             width, cout = widths[stage], channels[stage]

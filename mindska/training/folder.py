@@ -271,9 +271,22 @@ class RunFolder:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     def saved(self) -> list[Saved]:
-        """The folder's checkpoints, newest first."""
-        found = ((path, self.pattern.fullmatch(path.name)) for path in self.folder.glob(f"{self.model}-*.ckpt"))
-        checkpoints = [Saved(path, int(match[1]), int(match[2])) for path, match in found if match]
+        """The folder's checkpoints, newest first.
+
+        Raises:
+            RunError: the folder cannot be listed, so that a run in it would be begun again.
+        """
+        try:
+            names = os.listdir(self.folder)  # noqa: PTH208 - Path.glob says nothing where it may not read
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be listed: {error.strerror}. Mend its permissions, or choose another "
+                f"--ckpt_save_dir"
+            ) from error
+        found = ((name, self.pattern.fullmatch(name)) for name in names)
+        checkpoints = [Saved(self.folder / name, int(match[1]), int(match[2])) for name, match in found if match]
         return sorted(checkpoints, key=lambda saved: saved.step, reverse=True)
 
     def prune(self, scores: dict[int, float]) -> None:

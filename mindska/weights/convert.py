@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Optional
@@ -18,24 +15,13 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from .. import kernels
-from ..errors import WeightsError, few, formatted_list
+from ..errors import WeightsError, formatted_list
 from ..models.factory import OUR_MODELS
 from .names import Dialect, dialects
+from .wrappers import COUNTERS, is_array, split
 
-# Of published training checkpoints: where the weights lie, and where their average (EMA) over the training.
 log = logging.getLogger("mindska")
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "net", "network")
-AVERAGED = (
-    "state_dict_ema",  # timm
-    "model_ema",  # DeiT, ConvNeXt, torchvision's references
-    "ema_state_dict",  # MMEngine; see `split`
-    "model_ema_state_dict", "ema_model_state_dict", "state_dict_averaged", "averaged_state_dict",
-    "ema_model", "ema", "ema_net", "averaged_model", "swa_state_dict", "swa_model",
-)  # fmt: skip
-INNER = ("state_dict", "module", "model", "shadow", "params")  # what may lie between such a name and the weights
-PREFIXES = ("module.", "_orig_mod.")  # of data-parallel training, of torch.compile
-COUNTERS = {"num_batches_tracked", "n_averaged", "steps", "total_ops", "total_params"}  # no part of the function
 HEAD = "classifier."
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
@@ -106,94 +92,6 @@ def key_map(model_name: str, dialect: Optional[Dialect] = None) -> dict[str, str
     return {name: dialect.key(name) for name in names if not (dialect.backbone and name.startswith(HEAD))}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The weights in a published checkpoint: those as trained, and their average (EMA), where it has either.
-
-    Attributes:
-        others: names under which there may be another average, of a kind that is not known.
-    """
-
-    raw: Optional[Mapping]
-    averaged: Optional[Mapping]
-    others: Sequence[str] = ()
-
-    def take(self, ema: Optional[bool], what: str = "This checkpoint") -> tuple[Mapping, bool]:
-        """The averaged weights where there are any, or, by `ema`, those (True) or the raw ones (False).
-
-        Returns:
-            The weights, and whether they are averaged.
-
-        Raises:
-            WeightsError: there are none of the kind that is asked for.
-        """
-        averaged = self.averaged is not None if ema is None else ema
-        weights = self.averaged if averaged else self.raw
-        if weights is not None:
-            return weights, averaged
-        if averaged:
-            names, there = ", ".join(map(repr, AVERAGED[:3])), few(self.raw or ())
-            raise WeightsError(f"{what} has no averaged (EMA) weights: no {names} or the like; it has {there}")
-        raise WeightsError(f"{what} has averaged weights (EMA) only; take them: --use_ema, in Python ema=True")
-
-    @property
-    def both(self) -> bool:
-        """Whether there is a choice at all."""
-        return self.raw is not None and self.averaged is not None
-
-
-def split(checkpoint: Mapping) -> Choice:
-    """Finds the raw and the averaged weights in a published checkpoint, by their names in it (see `AVERAGED`)."""
-    averaged = _first(checkpoint, AVERAGED)
-    flat = any(is_array(value) and value.shape for value in checkpoint.values())
-    raw = _first(checkpoint, WRAPPERS[:2] if flat else WRAPPERS)
-    if raw is None and averaged is None:
-        raw = checkpoint
-    if "ema_state_dict" in checkpoint and "message_hub" in checkpoint and raw is not None and averaged is not None:
-        raw, averaged = averaged, raw  # MMEngine swaps the two when it saves, so that its tests take the average
-    raw, averaged = (None if weights is None else _without_prefixes(weights) for weights in (raw, averaged))
-    if raw and averaged is None:  # MindCV's convention: they lie beside the raw ones
-        inside = {name[len(EMA_PREFIX) :]: value for name, value in raw.items() if name.startswith(EMA_PREFIX)}
-        if inside:
-            rest = {name: value for name, value in raw.items() if not name.startswith(EMA_PREFIX)}
-            return Choice(rest or None, inside)
-    alike = [name for name in checkpoint if re.search("ema|averag|swa|shadow", str(name), re.IGNORECASE)]
-    others = [str(n) for n in alike if n not in AVERAGED and _weights_in(checkpoint[n]) is not None]
-    return Choice(raw, averaged, others)
-
-
-def _first(checkpoint: Mapping, names: Sequence[str]) -> Optional[Mapping]:
-    """The weights under the first of some names under which there are any."""
-    found = (_weights_in(checkpoint[name]) for name in names if name in checkpoint)
-    return next((weights for weights in found if weights is not None), None)
-
-
-def _weights_in(value: Any, depth: int = 2) -> Optional[Mapping]:
-    if not isinstance(value, Mapping):
-        return None
-    if any(is_array(entry) for entry in value.values()):
-        return value
-    inner = (_weights_in(value[name], depth - 1) for name in INNER if name in value and depth)
-    return next((weights for weights in inner if weights is not None), None)
-
-
-def _without_prefixes(weights: Mapping) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    for key, value in weights.items():
-        name = str(key)
-        while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
-            name = name[len(prefix) :]
-        if name in named:
-            raise WeightsError(f"There are two weights called {name}, with and without the prefix of a training tool")
-        named[name] = value
-    return named
-
-
-def unwrap(checkpoint: Mapping, use_ema: Optional[bool] = None) -> Mapping:
-    """The state dict in a published checkpoint, or itself (see `Choice.take`), without training tools' prefixes."""
-    return split(checkpoint).take(use_ema)[0]
-
-
 def from_layers(layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
     """Caffe's layers (name -> blobs) as one mapping: layer name, a dot, number of the blob -> array."""
     return {f"{layer}.{i}": np.asarray(blob) for layer, blobs in layers.items() for i, blob in enumerate(blobs)}
@@ -227,7 +125,8 @@ def from_torch(model_name: str, state_dict: Mapping, use_ema: Optional[bool] = N
     Raises:
         WeightsError: keys are missing or unknown, have other shapes, or no finite real values; the message lists them.
     """
-    return translate(model_name, unwrap(state_dict, use_ema), "torch")[0]
+    named = split(state_dict).take(use_ema)[0]
+    return translate(model_name, named.arrays, "torch", beside=named.beside)[0]
 
 
 def from_caffe(model_name: str, layers: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -262,7 +161,9 @@ def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str,
     return {key: np.asarray(parameters[name], np.float32) for name, key in mapping.items()}
 
 
-def _differences(model_name: str, source: Mapping, dialect: Dialect) -> tuple[list[str], list[str], list[str]]:
+def _differences(
+    model_name: str, source: Mapping, dialect: Dialect, beside: Collection[str] = ()
+) -> tuple[list[str], list[str], list[str]]:
     """Missing keys, unknown keys, and keys of another shape. Numbers of classes and of input channels are left open."""
     shapes, mapping = parameter_shapes(model_name), key_map(model_name, dialect)
     wanted, first = set(mapping.values()), first_weight(model_name)
@@ -278,9 +179,11 @@ def _differences(model_name: str, source: Mapping, dialect: Dialect) -> tuple[li
         key in source for name, key in mapping.items() if name.startswith(HEAD)
     )
     missing = [] if backbone else [mapping[name] for name in absent]
-    unknown = [str(key) for key in source if key not in wanted]
+    # A number or a text is no weight of any model of ours.
+    unknown = [str(key) for key, value in source.items() if key not in wanted and key not in beside and _shape(value)]
     wrong = [
-        f"{key}: {_shape(source[key])} in the file, {shapes[name]} in the network"
+        f"{key}: {_shape(source[key]) if is_array(source[key]) else value_problem(source[key])} in the file, "
+        f"{shapes[name]} in the network"
         for name, key in mapping.items()
         if key in source and not fits(name, _shape(source[key]))
     ]
@@ -291,15 +194,21 @@ def _without_counters(source: Mapping) -> dict[str, Any]:
     return {key: value for key, value in source.items() if key.rpartition(".")[2] not in COUNTERS}
 
 
-def suggestion(model_name: str, source: Mapping, *frameworks: str) -> str:
+def suggestion(model_name: str, source: Mapping, *frameworks: str, beside: Collection[str] = ()) -> str:
     """Return ", but NAME's" where the weights fit a relative of the model (another kernel or size), else nothing."""
-    relatives = [name for name, module in OUR_MODELS.items() if module == OUR_MODELS.get(model_name)]
-    fitting = models_that_fit(source, *frameworks, among=relatives)
+    family = OUR_MODELS.get(model_name)
+    relatives = [name for name, module in OUR_MODELS.items() if module == family and name != model_name]
+    fitting = models_that_fit(source, *frameworks, among=relatives, beside=beside)
     return f", but {' or '.join(fitting)}'s" if fitting else ""
 
 
-def models_that_fit(source: Mapping, *frameworks: str, among: Optional[Sequence[str]] = None) -> list[str]:
-    """Our models whose names and shapes are exactly those of `source` (the number of classes left open)."""
+def models_that_fit(
+    source: Mapping, *frameworks: str, among: Optional[Sequence[str]] = None, beside: Collection[str] = ()
+) -> list[str]:
+    """Our models whose names and shapes are exactly those of `source` (the number of classes left open).
+
+    `beside`: names in it that may be left over (see `wrappers.Named`).
+    """
     source = _without_counters(source)
     return [
         name
@@ -307,14 +216,17 @@ def models_that_fit(source: Mapping, *frameworks: str, among: Optional[Sequence[
         for dialect in [dialect for framework in frameworks for dialect in dialects(name, framework)]
         # Most models are told apart by one name, without making them all.
         if dialect.key(first_weight(name)) in source
-        and not any(_differences(name, _shaped(name, source, dialect), dialect))
+        and not any(_differences(name, _shaped(name, source, dialect), dialect, beside))
     ]
 
 
-def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[str, np.ndarray], Dialect]:
+def translate(
+    model_name: str, source: Mapping, *frameworks: str, beside: Collection[str] = ()
+) -> tuple[dict[str, np.ndarray], Dialect]:
     """MindSpore parameters (name -> float32 array) of a model from weights under the names of some framework.
 
-    Every weight of `source` is used and every parameter filled; weights without a classifier are a backbone's.
+    Every weight of `source` is used, but for those `beside` a backbone, and every parameter filled; weights without a
+    classifier are a backbone's.
 
     Returns:
         The parameters, and the dialect in which the source names them.
@@ -326,10 +238,11 @@ def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[
     source = _without_counters(source)
     dialect = recognise(model_name, source, *frameworks)
     source = _shaped(model_name, source, dialect)
-    missing, unknown, wrong = _differences(model_name, source, dialect)
+    missing, unknown, wrong = _differences(model_name, source, dialect, beside)
     if missing or unknown or wrong:
+        others = suggestion(model_name, source, *frameworks, beside=beside)
         raise WeightsError(
-            f"These weights are not {model_name}'s{suggestion(model_name, source, *frameworks)}."
+            f"These weights are not {model_name}'s{others}.{_headless(model_name, source, dialect, missing, wrong)}"
             + formatted_list("keys that are missing", missing)
             + formatted_list("keys that are unknown", unknown)
             + formatted_list("keys of another shape", wrong)
@@ -342,6 +255,17 @@ def translate(model_name: str, source: Mapping, *frameworks: str) -> tuple[dict[
     return parameters, dialect
 
 
+def _headless(model_name: str, source: Mapping, dialect: Dialect, *others: list[str]) -> str:
+    """A sentence when nothing but a known classifier is missing; `others`: what else is missing or wrong."""
+    head = [key for name, key in key_map(model_name, dialect).items() if name.startswith(HEAD)]
+    if any(others) or any(key in source for key in head):
+        return ""
+    return (
+        f" All of its backbone is there; its classifier ({' and '.join(head)}) is missing, and there are others that "
+        f"are not its own: save the backbone alone, or the classifier under these names."
+    )
+
+
 def _shaped(model_name: str, source: Mapping, dialect: Dialect) -> Mapping:
     """The weights without the ones that pad shapes in Caffe: (1, C, 1, 1) is (C,), (1, 1, out, in) is (out, in)."""
     if dialect.framework != "caffe":
@@ -352,12 +276,6 @@ def _shaped(model_name: str, source: Mapping, dialect: Dialect) -> Mapping:
             blob = source[key]
             shaped[key] = blob.reshape(-1) if len(shapes[name]) == 1 else blob.reshape(blob.shape[-2:])
     return shaped
-
-
-def is_array(value: Any) -> bool:
-    """Whether it is an array or a tensor; a hostile file may have anything under a known name, with any attributes."""
-    plain = isinstance(value, (Mapping, argparse.Namespace))
-    return isinstance(getattr(value, "shape", None), tuple) and not plain
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -395,13 +313,17 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
 
 def value_problem(value: Any) -> str:
     """Why an array or a tensor cannot be made float32 without a loss; empty when it can."""
+    if getattr(value, "is_nested", False) is True:
+        return "nested: a list of tensors of several shapes; save each alone"
     if not is_array(value):
         return f"{type(value).__name__}, no array"
     if hasattr(value, "untyped_storage") or hasattr(value, "layout"):  # PyTorch's, which need not be installed
         if value.device.type == "meta":
             return "on the device meta, which has a shape and no values; save the model after loading its weights"
-        if str(value.layout) != "torch.strided" or value.is_quantized or getattr(value, "is_nested", False):
-            return "sparse, quantised or nested; save it dense, in floating point"
+        if str(value.layout) != "torch.strided":
+            return f"sparse ({str(value.layout).removeprefix('torch.')}); save it .to_dense()"
+        if value.is_quantized:
+            return f"quantised ({str(value.dtype).removeprefix('torch.')}); save the model as it was before quantising"
         held = value.untyped_storage().nbytes()
         if value.numel() * value.element_size() > held:  # expanded: steps of 0
             return f"of {value.numel():,} values, but the file has {held:,} bytes of them; save it .contiguous()"

@@ -28,6 +28,9 @@ ALLOCATING = re.compile(
 )
 MOST_PICKLED = 32_000_000  # bytes of a pickle: names, shapes, settings
 MOST_OPCODES = 3_000_000  # of a pickle; each may make an object
+# What is refused, in PyTorch's message.
+NOT_ALLOWED = re.compile(r"GLOBAL (\S+)(?: was not an allowed| whose module)|must be imported to load ([\w ]+)")
+PROTOCOL = 2  # of pickles, torch.save's default: the only one that the safe loader reads whole
 
 
 def read_torch(path: Union[str, Path]) -> Mapping:
@@ -43,30 +46,76 @@ def read_torch(path: Union[str, Path]) -> Mapping:
             f"Reading {path} needs PyTorch (pip install torch), or convert the file elsewhere."
         ) from error
     path = Path(path)
+    protocol = 0
     try:
         _refuse_compressed(path)
-        _refuse_bombs(path)
-        # timm saves its command line, an argparse.Namespace, with the weights: a plain container as well.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        protocol = _refuse_bombs(path)
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on protocols and types that are refused or not used
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
     except Exception as error:  # PyTorch's message would advise to switch the safe loader off
+        met = NOT_ALLOWED.search(str(error))
+        reason = "it is damaged, no PyTorch file, or holds more than plain weights"
+        if met:
+            reason = f"it holds more than plain weights ({met[1] or met[2]})"
+        elif protocol > PROTOCOL:
+            reason = f"it was pickled with protocol {protocol}; expected torch.save's default, {PROTOCOL}"
         raise WeightsError(
-            f"{path} was not opened: it is damaged, no PyTorch file, or holds more than plain weights, and to run "
-            f"code from a file is not safe. Save its state dict alone (torch.save(model.state_dict(), FILE))."
+            f"{path} was not opened: {reason}, and to run code from a file is not safe. Save its state dict alone "
+            f"(torch.save(model.state_dict(), FILE))."
         ) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}; expected a state dict")
     return loaded
 
 
+class _NumberType:
+    """A NumPy type in a pickle: a stand-in for numpy.dtype, which would make types of any size."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[biufc](1|2|4|8|16)", code):
+            raise ValueError("no type of a number")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "="
+
+
+def _number(kind: _NumberType, content: bytes) -> Any:
+    """A NumPy number in a pickle, as Python's: a stand-in for NumPy's function `scalar`."""
+    dtype = np.dtype(kind.order + kind.code)
+    if not isinstance(content, bytes) or len(content) != dtype.itemsize:
+        raise ValueError("no number")
+    return np.frombuffer(content, dtype)[0].item()
+
+
+# Plain values that others save with weights: timm its command line; whoever measures with NumPy its numbers.
+PLAIN: list[Any] = [
+    argparse.Namespace,
+    (_NumberType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+]
+
+
 def _refuse_compressed(path: Path) -> None:
-    """PyTorch stores its arrays uncompressed; a compressed archive may be a bomb that fills the memory."""
+    """PyTorch stores its arrays uncompressed; a compressed archive may be a bomb that fills the memory.
+
+    An archive of another kind is named as what it is.
+    """
     if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
+            names = archive.namelist()
+        if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", name) for name in names):
+            raise WeightsError(
+                f"{path} was not opened: it is a TorchScript archive, a program. Save its weights alone "
+                f"(torch.save(torch.jit.load(FILE).state_dict(), NEW))."
+            )
+        if any(name.endswith(".npy") for name in names):
+            raise WeightsError(f"{path} was not opened: it is an archive of NumPy arrays (.npz), no PyTorch file")
         if unpacked > path.stat().st_size:
             raise WeightsError(
                 f"{path} was not opened: it would unpack to {unpacked:,} bytes from {path.stat().st_size:,}, but "
@@ -80,8 +129,9 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _refuse_bombs(path: Path) -> None:
-    """WeightsError when the pickles in a file make more than they hold: read, not run."""
+def _refuse_bombs(path: Path) -> int:
+    """WeightsError when the pickles in a file make more than they hold: read, not run. Returns their protocol."""
+    protocol = 0
     if _is_zip(path):
         with zipfile.ZipFile(path) as archive:
             pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("pkl")]
@@ -99,15 +149,19 @@ def _refuse_bombs(path: Path) -> None:
             # The stubs ask for a whole file, but two methods do.
             for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
                 opcodes += 1
+                if opcode.name == "PROTO":
+                    protocol = max(protocol, int(argument or 0))
                 if opcodes > MOST_OPCODES:
                     _too_much(path)
                 if opcode.name == "GLOBAL" and (name := ALLOCATING.fullmatch(str(argument))):
                     raise WeightsError(
-                        f"{path} was not opened: it holds more than plain weights ({name[0].replace(' ', '.')})"
+                        f"{path} was not opened: it holds more than plain weights ({name[0].replace(' ', '.')}). "
+                        f"Save a state dict of plain tensors, in float32 or float16 (not in eight bits)."
                     )
     finally:
         for stream in streams:
             stream.file.close()
+    return protocol
 
 
 def _too_much(path: Path) -> NoReturn:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,6 @@ from mindspore.nn.utils import no_init_parameters
 
 from ..data.transforms import Preprocessing
 from ..errors import SettingError, WeightsError, few, formatted_list, printable
-from ..files import sha256
 from ..models.factory import OUR_MODELS, own_preprocessing
 from .convert import (
     HEAD,
@@ -25,16 +25,19 @@ from .convert import (
     default_options,
     first_weight,
     for_channels,
+    key_map,
     models_that_fit,
     suggestion,
     translate,
 )
 from .files import with_path
-from .names import Dialect
+from .names import DIALECTS, Dialect
 from .source import Source, open_source
+from .wrappers import ELSEWHERE, SLOT, as_saved
 
 log = logging.getLogger("mindska")
 
+UNSAID = ("num_batches_tracked", "n_averaged", "steps")  # counters of PyTorch's and MMEngine's, in most of their files
 KEPT = ("class_names", "epoch", "metric", "top1")  # of a file's record, in the record of a file made from it
 
 
@@ -107,7 +110,7 @@ class Weights:
             record["network"] = self.non_default_options
         record["source"] = dict(
             file=origin.path.name,
-            sha256=sha256(origin.path),
+            sha256=origin.sha256,
             kind=origin.kind,
             names=self.dialect.name,
             averaged=origin.averaged or origin.record.get("source", {}).get("averaged", False),
@@ -171,8 +174,12 @@ def open_weights(
         raise WeightsError(f"{path} holds {recorded}, but the model asked for is {model}; leave --model out")
     name = model or recorded
     if any_model and name and name not in OUR_MODELS:
-        with_path(source.path, check_finite, source.arrays)
-        return Weights(name, dict(source.arrays), source, None)
+        if source.kind not in ("MindSpore", "safetensors"):
+            raise WeightsError(f"{path} is of {source.kind}; of {name}, which is MindCV's, MindSpore's files are read")
+        parameters = as_saved(source.named)
+        with_path(source.path, check_finite, parameters)
+        _say_left_out(source, source.named.left_out)
+        return Weights(name, parameters, source, None)
     return _translated(source, name)
 
 
@@ -182,9 +189,9 @@ def _translated(source: Source, model_name: str) -> Weights:
     if model_name not in OUR_MODELS:
         raise WeightsError(f"{path}: {model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
     try:
-        parameters, dialect = translate(model_name, source.arrays, *source.frameworks)
+        parameters, dialect = translate(model_name, source.arrays, *source.frameworks, beside=source.named.beside)
     except WeightsError as error:
-        raise WeightsError(f"{path} does not fit {model_name}. {error}{_other_weights(source)}") from None
+        raise WeightsError(f"{path} does not fit {model_name}. {error}{_hints(source, model_name)}") from None
     recorded, default = source.record.get("network", {}), default_options(model_name)
     strange = set(recorded) - set(default)
     if strange:
@@ -193,50 +200,129 @@ def _translated(source: Source, model_name: str) -> Weights:
         kinds = (int, float) if isinstance(default[name], float) else type(default[name])
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default[name], bool):
             raise WeightsError(f"{path}: its record says {name}={value!r}; expected something like {default[name]!r}")
+    used = set(key_map(model_name, dialect).values())
+    unused = [key for key in source.arrays if key not in used and key.rpartition(".")[2] not in UNSAID]
+    _say_left_out(source, [*(source.named.in_file[key] for key in unused), *source.named.left_out])
     return Weights(model_name, parameters, source, dialect)
 
 
-def _other_weights(source: Source) -> str:
-    return f"\n{source.choice}" if source.both else ""
+def _say_left_out(source: Source, names: Sequence[str]) -> None:
+    """One line on what a file has beside the network's weights: names, or their first part and how many there are."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[name.partition(".")[0]].append(name)
+    if groups:
+        said = [f"{group}.* ({len(members)})" if members[1:] else members[0] for group, members in groups.items()]
+        path = printable(source.path)
+        log.warning("%s also has what is no part of the network, and is not read: %s", path, few(said))
+
+
+def _hints(source: Source, *models: str) -> str:
+    """Where the weights may be that were not found; `models`: whose they should be, any of ours if none is given."""
+    hints = [source.choice] if source.both else []
+    if any(SLOT.fullmatch(name) for name in source.named.left_out):
+        hints.append(ELSEWHERE)
+    containers = [name for name, value in source.arrays.items() if isinstance(value, Mapping)]
+    if containers:
+        hints.append(
+            f"Under other names there is more, which is not searched: {few(containers)}; save the weights alone"
+        )
+    firsts = {dialect.key(first_weight(name)) for name in models or OUR_MODELS for dialect in DIALECTS}
+    ends = [(key, first) for key in source.arrays for first in firsts if str(key).endswith(f".{first}")]
+    for prefix in sorted({key.removesuffix(first) for key, first in ends})[:5]:
+        inside = {key.removeprefix(prefix): v for key, v in source.arrays.items() if str(key).startswith(prefix)}
+        fitting = models_that_fit(inside, *source.frameworks, among=models or None)
+        if fitting:
+            hints.append(f"The names that begin with {prefix} are {' or '.join(fitting)}'s: save these, without it")
+    return "".join(f"\n{hint}" for hint in hints)
 
 
 def _only_model(source: Source) -> str:
-    fitting = models_that_fit(source.arrays, *source.frameworks)
+    fitting = models_that_fit(source.arrays, *source.frameworks, beside=source.named.beside)
     if len(fitting) == 1:
         return fitting[0]
     which = f"it fits {' and '.join(fitting)}" if fitting else "no model of mindska has just these weights"
     names = formatted_list("it has", sorted(map(str, source.arrays))) if not fitting else ""
-    raise WeightsError(f"{source.path} does not say which model it is ({which}); name it with --model.{names}")
+    raise WeightsError(
+        f"{source.path} does not say which model it is ({which}); name it with --model.{names}{_hints(source)}"
+    )
 
 
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
     """Puts weights into a network; every parameter is filled and every weight used.
 
-    A network made with `features_only` has no classifier: then the classifier's weights may be left over.
+    A network made with `features_only` has no classifier: then the classifier's weights may be left over. Numbers that
+    a trainer appended (a seed, a score) are no weights, and are left out; the log says so.
 
     Raises:
-        WeightsError: names or shapes differ; the message lists them. The network is then unchanged.
+        WeightsError: names or shapes differ; the message lists them, or says that the network has other classes or
+            channels, or that the classifier is missing, and what to do. The network is then unchanged.
     """
     parameters = {p.name: p for p in net.get_parameters()}
-    missing = [f"{name} {parameters[name].shape}" for name in parameters if name not in weights]
+    missing = [name for name in parameters if name not in weights]
     spare = HEAD if getattr(net, "features_only", False) else ()
-    unknown = [
-        f"{name} {tuple(weights[name].shape)}"
-        for name in weights
-        if name not in parameters and not (spare and name.startswith(spare))
-    ]
-    wrong = [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(p.shape)} in the network"
-        for name, p in parameters.items()
-        if name in weights and tuple(weights[name].shape) != tuple(p.shape)
-    ]
+    others = [n for n in weights if n not in parameters and not (spare and n.startswith(spare))]
+    numbers = [name for name in others if not weights[name].shape]
+    unknown = [name for name in others if name not in numbers]
+    shapes = {name: (tuple(weights[name].shape), tuple(p.shape)) for name, p in parameters.items() if name in weights}
+    wrong = [name for name, (found, expected) in shapes.items() if found != expected]
     if missing or unknown or wrong:
         model_name = getattr(net, "model_name", type(net).__name__)
+        known = _other_network(model_name, source, missing, unknown, {name: shapes[name] for name in wrong})
+        if known:
+            raise WeightsError(known)
         raise WeightsError(
             f"{source} does not fit {model_name}{suggestion(model_name, weights, 'mindspore')}."
-            + formatted_list("missing in the file", missing)
-            + formatted_list("unknown to the network", unknown)
-            + formatted_list("of another shape", wrong)
+            + formatted_list("missing in the file", [f"{name} {parameters[name].shape}" for name in missing])
+            + formatted_list("unknown to the network", [f"{name} {tuple(weights[name].shape)}" for name in unknown])
+            + formatted_list(
+                "of another shape", [f"{n}: {shapes[n][0]} in the file, {shapes[n][1]} in the network" for n in wrong]
+            )
         )
+    if numbers:
+        log.warning("%s also has numbers that are no part of the network: %s", printable(source), few(numbers))
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
+
+
+def _other_network(
+    model_name: str,
+    source: str,
+    missing: Sequence[str],
+    unknown: Sequence[str],
+    wrong: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> str:
+    """What to do when the weights are the model's, but of other classes or channels, or without a classifier.
+
+    An empty string when something else differs. `wrong`: name -> shape in the file, shape in the network.
+    """
+    if model_name not in OUR_MODELS or unknown or not all(name.startswith(HEAD) for name in missing):
+        return ""
+    head = [name for name in wrong if name.startswith(HEAD)]
+    stem = [name for name in wrong if name == first_weight(model_name)]
+    if len(head) + len(stem) < len(wrong) or (missing and head):
+        return ""
+    said = [f"{source} holds {model_name}'s weights."]
+    new = f"python scripts/convert.py --model {model_name} --from {source} --to NEW.ckpt --num_classes"
+    if missing:
+        said.append(
+            f"The classifier is missing (it is a backbone), and the network has one. For features, make the network "
+            f"with features_only=True. To train a classifier on this backbone, give it a new one ({new} N) and pass "
+            f"NEW.ckpt to train.py as --ckpt_path."
+        )
+    if head:
+        found, expected = (shape[0] for shape in wrong[head[-1]])
+        said.append(
+            f"They have a classifier for {found} classes, the network one for {expected}. To use it, make the network "
+            f"with num_classes={found}. To train one for {expected} classes, give the weights a new one ({new} "
+            f"{expected}) and pass NEW.ckpt to train.py as --ckpt_path."
+        )
+    if stem:
+        found, expected = (shape[1] for shape in wrong[stem[0]])
+        said.append(
+            f"They take images of {found} channels, the network of {expected}. Make it with in_channels={found}, or "
+            f"adapt them (1 or 3 channels): open_weights(FILE).for_channels({expected}).load_into(network); train.py "
+            f"does so."
+        )
+    shapes = [f"{name}: {found} in the file, {expected} in the network" for name, (found, expected) in wrong.items()]
+    return " ".join(said) + formatted_list("of another shape", shapes)

@@ -57,16 +57,47 @@ LSKA: tuple[Rule, ...] = (
     (r"\.spatial\.dw_d_conv\.1\.", ".spatial_gating_unit.conv_spatial_v."),
     *VAN,
 )
-LSKA_MMSEGMENTATION: tuple[Rule, ...] = (
+# OpenMMLab's; of mmpretrain's files (VAN) and mmsegmentation's alike, without the prefix `backbone.`.
+OPENMMLAB: tuple[Rule, ...] = (
     (r"^stages\.(\d+)\.patch_embed\.proj\.", _counted("patch_embed{}.projection.", 1)),
     (r"^stages\.(\d+)\.patch_embed\.", _counted("patch_embed{}.", 1)),
     (r"^stages\.(\d+)\.blocks\.", _counted("blocks{}.", 1)),
     (r"^stages\.(\d+)\.norm\.", _counted("norm{}.", 1)),
+    (r"^classifier\.", "head.fc."),
+    (r"\.spatial\.pw_conv\.", ".spatial_gating_unit.conv1."),
+    *TORCH_NORM,
+)
+LKA_OPENMMLAB: tuple[Rule, ...] = (
+    (r"\.spatial\.dw_conv\.0\.", ".spatial_gating_unit.DW_conv."),
+    (r"\.spatial\.dw_d_conv\.0\.", ".spatial_gating_unit.DW_D_conv."),
+    *OPENMMLAB,
+)
+LSKA_OPENMMLAB: tuple[Rule, ...] = (
     (r"\.spatial\.dw_conv\.0\.", ".spatial_gating_unit.DW_conv_h."),
     (r"\.spatial\.dw_conv\.1\.", ".spatial_gating_unit.DW_conv_v."),
     (r"\.spatial\.dw_d_conv\.0\.", ".spatial_gating_unit.DW_D_conv_h."),
     (r"\.spatial\.dw_d_conv\.1\.", ".spatial_gating_unit.DW_D_conv_v."),
-    (r"\.spatial\.pw_conv\.", ".spatial_gating_unit.conv1."),
+    *OPENMMLAB,
+)
+# Hugging Face's transformers, without the prefixes `van.` and `encoder.`; beside these lies a norm that nothing uses.
+HUGGING_FACE: tuple[Rule, ...] = (
+    (r"\.patch_embed\.proj\.", ".embeddings.convolution."),
+    (r"\.patch_embed\.norm\.", ".embeddings.normalization."),
+    (r"^(stages\.\d+)\.norm\.", r"\1.normalization."),
+    (r"\.blocks\.", ".layers."),
+    (r"\.norm1\.", ".pre_normomalization."),  # their spelling
+    (r"\.norm2\.", ".post_normalization."),
+    (r"\.spatial\.dw_conv\.0\.", ".attention_layer.attention.depth_wise."),
+    (r"\.spatial\.dw_d_conv\.0\.", ".attention_layer.attention.depth_wise_dilated."),
+    (r"\.spatial\.pw_conv\.", ".attention_layer.attention.point_wise."),
+    (r"\.attn\.proj_1\.", ".attn.pre_projection.conv."),
+    (r"\.attn\.proj_2\.", ".attn.post_projection."),
+    (r"\.attn\.", ".attention."),
+    (r"\.layer_scale_1$", ".attention_scaling.weight"),
+    (r"\.layer_scale_2$", ".mlp_scaling.weight"),
+    (r"\.mlp\.fc1\.", ".mlp.in_dense."),
+    (r"\.mlp\.dwconv\.", ".mlp.depth_wise."),
+    (r"\.mlp\.fc2\.", ".mlp.out_dense."),
     *TORCH_NORM,
 )
 
@@ -163,7 +194,9 @@ DIALECTS = (
     Dialect("the authors of SkaNet", r"skanet_\w+", SKANET),
     Dialect("the authors of VAN", r"van_[a-z]+", LKA),
     Dialect("the authors of LSKA", r"van_[a-z]+_lska_k\d+", LSKA),
-    Dialect("mmsegmentation", r"van_[a-z]+_lska_k\d+", LSKA_MMSEGMENTATION, backbone=True, network={"norm_eps": 1e-5}),
+    Dialect("mmpretrain", r"van_[a-z]+", LKA_OPENMMLAB, network={"norm_eps": 1e-5}),
+    Dialect("Hugging Face", r"van_[a-z]+", HUGGING_FACE),
+    Dialect("mmsegmentation", r"van_[a-z]+_lska_k\d+", LSKA_OPENMMLAB, backbone=True, network={"norm_eps": 1e-5}),
     Dialect("timm", r"sk_resnet(18|34)", TIMM_BASIC),
     Dialect("timm", r"sk_resnet50|sk_resnext50_32x4d|sknet\w+", TIMM_BOTTLENECK),
     Dialect("the authors of SKNet", r"sknet(50|101)", CAFFE, framework="caffe", bgr=True),

@@ -12,9 +12,12 @@ import sys
 
 os.environ.setdefault("GLOG_v", "3")
 
-import families
-import figures
-import golden
+try:
+    import families
+    import figures
+    import golden
+except ImportError as error:
+    raise SystemExit(f"error: the report needs the test extra: pip install -e '.[test]' ({error})") from None
 import mindspore as ms
 import numpy as np
 from mindcv.models.registry import get_pretrained_cfg

@@ -94,7 +94,8 @@ class NearestNodes(Float32Cell):
         super().__init__()
         self.k, self.dilation = k, dilation
 
-    def construct(self, queries: Tensor, keys: Tensor) -> Tensor:
+    def closeness(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """How near each key is to each query, (B, N, M); the negative distance, but for a term that all keys share."""
         queries = ops.stop_gradient(queries).astype(mstype.float32)
         keys = ops.stop_gradient(keys).astype(mstype.float32)
         queries = queries / ops.maximum(ops.sqrt((queries * queries).sum(-1, keepdims=True)), 1e-12)
@@ -102,9 +103,15 @@ class NearestNodes(Float32Cell):
         position = relative_position_tensor(queries.shape[2], queries.shape[1], keys.shape[1])
         # |query|^2 is the same for all keys: it does not change their order.
         offset = (keys * keys).sum(-1).expand_dims(1) + position  # (B, N, M)
-        closeness = ops.bmm(queries * 2, keys.swapaxes(1, 2)) - offset
-        dilation = min(self.dilation, keys.shape[1] // self.k)
-        return ops.topk(closeness, self.k * dilation)[1][:, :, ::dilation]
+        return ops.bmm(queries * 2, keys.swapaxes(1, 2)) - offset
+
+    def fitting_dilation(self, keys: Tensor) -> int:
+        """The dilation, or the largest for which there are enough keys (B, M, C)."""
+        return min(self.dilation, keys.shape[1] // self.k)
+
+    def construct(self, queries: Tensor, keys: Tensor) -> Tensor:
+        dilation = self.fitting_dilation(keys)
+        return ops.topk(self.closeness(queries, keys), self.k * dilation)[1][:, :, ::dilation]
 
 
 class MaxRelativeConv(nn.Cell):

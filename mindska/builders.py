@@ -286,6 +286,12 @@ def _create(config: Config, num_classes: int, in_channels: int, options: dict[st
 def _in_precision(net: nn.Cell, config: Config) -> nn.Cell:
     if config.amp_level != "O0":
         ms.amp.auto_mixed_precision(net, config.amp_level)
+        if ms.get_context("device_target") == "GPU":
+            # MindSpore's networks in float16 are NHWC there, and the gradient of a dilated convolution reads the
+            # dilation as NCHW: "'dilation' at 0 and 3 axis must be 1" (2.8.0).
+            for _, cell in net.cells_and_names():
+                if isinstance(cell, nn.Conv2d) and max(cell.dilation) > 1 and cell.group != cell.in_channels:
+                    cell.to_float(ms.float32)
     return net
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import os
 import reprlib
@@ -16,11 +15,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, Optional, Union
 
 import yaml
 
-from .errors import ConfigError, let_rank_0_speak
+from . import names, recipes
+from .arguments import Parser, nearest
+from .errors import ConfigError
+from .files import exists
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
@@ -317,6 +319,12 @@ class Config:
 
 
 TYPES: dict[str, Any] = typing.get_type_hints(Config)
+# What validation reads, and `validate --help` shows; a test compares it with what it does read.
+VALIDATION = frozenset((
+    "device_target", "mode", "distribute", "seed", "model", "num_classes", "in_channels", "ckpt_path", "use_ema",
+    "dataset", "data_dir", "val_split", "class_map", "exif_orientation", "batch_size", "num_parallel_workers",
+    "val_skip_damaged", "image_resize", "crop_pct", "interpolation", "mean", "std", "amp_level", "result_json",
+))  # fmt: skip
 
 
 def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
@@ -343,17 +351,10 @@ def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
     raise ConfigError(f"{source}: {name} is {value!r}; expected {wanted}" + (f" ({hint})" if hint else ""))
 
 
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, TYPES, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
-    """Settings of a recipe, checked; only plain YAML is read."""
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 - see files.user_path
+    """Settings of a recipe, given by its path or its name, checked; only plain YAML is read."""
     try:
-        if not path.is_file():
-            raise ConfigError(f"No configuration file at {path.absolute()}")
+        path = recipes.find(path)
         if path.stat().st_size > 1_000_000:
             raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1,000,000")
         text = path.read_text(encoding="utf-8")
@@ -378,7 +379,7 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
         raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected lines of `key: value`")
     for key in loaded:
         if key not in TYPES:
-            raise ConfigError(f"{path}: unknown key {key!r}{_nearest(str(key))}")
+            raise ConfigError(f"{path}: unknown key {key!r}{nearest(str(key), TYPES)}")
     return {key: _convert(key, value, TYPES[key], str(path)) for key, value in loaded.items()}
 
 
@@ -404,25 +405,20 @@ def _parse_text(name: str, text: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        let_rank_0_speak()
-        super().error(message)
-
-
-def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "") -> Config:
+def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "", command: str = "") -> Config:
     """Configuration from `--config FILE` and one `--key value` for each setting; the command line wins.
 
     Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
     Exits with status 2 and a message when something is wrong.
+
+    Args:
+        command: whose settings --help shows: "train" or "validate"; all are understood. Default: it shows all.
     """
-    parser = _Parser(
-        usage="%(prog)s [--config FILE] [--key value ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-c", "--config", metavar="FILE", help="recipe in YAML; the options below go on top of it")
+    parser = Parser(usage="%(prog)s [--config RECIPE] [--key value ...]", description=description, allow_abbrev=False)
+    parser.add_argument(
+        "-c", "--config", metavar="RECIPE",
+        help="name of a recipe (`mindska recipes` lists them) or YAML file; the options below go on top of it",
+    )  # fmt: skip
     add_argument = parser.add_argument
     for entry in dataclasses.fields(Config):
         if entry.metadata["heading"]:
@@ -435,12 +431,12 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
             extra = dict(nargs="+", metavar="N")
-        add_argument(
-            f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
-        )
+        shown = argparse.SUPPRESS if command == "validate" and entry.name not in VALIDATION else text.replace("%", "%%")
+        add_argument(f"--{entry.name}", default=argparse.SUPPRESS, help=shown, **{"metavar": "X", **extra})
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].lstrip('-'))}")
+        name = unknown[0].lstrip("-").partition("=")[0]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, TYPES)}")
     namespace = vars(known)
     try:
         path = namespace.pop("config")
@@ -458,32 +454,24 @@ def check_given(config: Config, *needed: str) -> None:
     """Checks what a command needs, before it loads MindSpore: settings that it cannot do without, and their paths.
 
     Raises:
-        ConfigError: one of `needed` is empty, or the data folder, or another of `needed`, is not there.
+        ConfigError: one of `needed` is empty, the data folder or the checkpoint is not there, or no model is called so.
     """
     what = dict(
         data_dir="data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA",
-        model="model is not set: name one, or take a recipe from configs/",
+        model="model is not set: name one, or take a recipe (`mindska recipes` lists them)",
         ckpt_path="the command needs --ckpt_path: the weights to evaluate",
     )
     for name in dict.fromkeys((*needed, "data_dir")):
         value = getattr(config, name)
         if not value and name in needed and name in what:
             raise ConfigError(what[name])
-        if value and name == "data_dir" and not _exists(value):
+        if value and name == "data_dir" and not exists(value):
             raise ConfigError(f"No data folder at {Path(value).absolute()}")
-        if value and name == "ckpt_path" and not _exists(value):
-            raise ConfigError(f"No checkpoint at {Path(value).absolute()}")
-
-
-def _exists(path: str) -> bool:
-    """Whether there is something; also where the system does not say, which is another message."""
-    try:
-        Path(path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
+    if config.model:
+        names.check_model(config.model)
+    resumes = "ckpt_path" not in needed and any(Path(config.ckpt_save_dir).glob("*.ckpt"))  # it needs it no more
+    if config.ckpt_path and not exists(config.ckpt_path) and not resumes:
+        raise ConfigError(f"No checkpoint at {Path(config.ckpt_path).absolute()}")
 
 
 def settings_that(rule: str) -> set[str]:

@@ -25,9 +25,9 @@ ALIASES = {
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def nearest(word: str, known: Iterable[str], show: str = "{!r}") -> str:
-    """For the end of a message: which of the known names were meant; empty where none is like the word."""
-    close = difflib.get_close_matches(word, list(known), n=2)
+def nearest(word: str, known: Iterable[str], show: str = "{!r}", most: int = 1) -> str:
+    """For the end of a message: which (at most `most`) of the known names were meant; empty where none."""
+    close = difflib.get_close_matches(word, list(known), n=most)
     return f"; did you mean {' or '.join(show.format(name) for name in close)}?" if close else ""
 
 

@@ -13,7 +13,7 @@ from mindcv.loss import create_loss
 from mindspore import Tensor, nn
 
 from . import acceleration, kernels, names
-from .config import Config
+from .config import Config, notes
 from .data import Augmentation, Preprocessing, natural_order
 from .data.datasets import Dataset
 from .distributed import World
@@ -50,6 +50,8 @@ def set_up(config: Config, world: World) -> None:
         handler.setLevel(logging.INFO)
     log.setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
     log.addHandler(early_messages)
+    for note in notes:
+        log.info("%s", note)
 
 
 def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:

@@ -19,7 +19,7 @@ from typing import Any, Optional, Union
 
 import yaml
 
-from . import names, recipes
+from . import mindcv_recipes, names, recipes
 from .arguments import Parser, nearest
 from .errors import ConfigError
 from .files import exists
@@ -351,8 +351,16 @@ def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
     raise ConfigError(f"{source}: {name} is {value!r}; expected {wanted}" + (f" ({hint})" if hint else ""))
 
 
-def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
-    """Settings of a recipe, given by its path or its name, checked; only plain YAML is read."""
+notes: list[str] = []  # what is to be logged of the recipe that was read last, when there is a log
+
+
+def read_yaml(path: Union[str, Path], ignore_unknown: bool = False) -> dict[str, Any]:
+    """Settings of a recipe, given by its path or its name, checked; only plain YAML is read. It may be MindCV's.
+
+    Args:
+        ignore_unknown: pass over MindCV's keys that have no meaning here, instead of failing.
+    """
+    notes.clear()
     try:
         path = recipes.find(path)
         if path.stat().st_size > 1_000_000:
@@ -377,10 +385,26 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected lines of `key: value`")
-    for key in loaded:
-        if key not in TYPES:
-            raise ConfigError(f"{path}: unknown key {key!r}{nearest(str(key), TYPES)}")
+    if mindcv_recipes.is_mindcvs(loaded, TYPES):
+        loaded = _read_mindcvs(path, loaded, ignore_unknown)
+    if unknown := [key for key in loaded if key not in TYPES]:
+        listed = ", ".join(f"{key!r}{nearest(str(key), TYPES)}" for key in unknown)
+        raise ConfigError(f"{path}: unknown key{'s' if len(unknown) > 1 else ''} {listed}")
+    loaded = {key: mindcv_recipes.value(key, value) for key, value in loaded.items()}
     return {key: _convert(key, value, TYPES[key], str(path)) for key, value in loaded.items()}
+
+
+def _read_mindcvs(path: Path, recipe: dict[str, Any], ignore_unknown: bool) -> dict[str, Any]:
+    """A recipe of MindCV in our settings, and what there is to say of it in `notes`."""
+    for name in ("lr", "warmup_factor", "epoch_size", "warmup_epochs", "decay_epochs"):
+        if recipe.get(name) is not None and not mindcv_recipes.is_number(recipe[name]):
+            raise ConfigError(f"{path}: {name} is {recipe[name]!r}; expected a number")
+    recipe, without, said = mindcv_recipes.translated(recipe, TYPES)
+    if without and not ignore_unknown:
+        raise ConfigError(mindcv_recipes.without_meaning(path, without))
+    said += [f"Passed over (--ignore_unknown): {', '.join(without)}"] if without else []
+    notes.extend(f"{path} is a recipe of MindCV's. {line}" for line in said)
+    return recipe
 
 
 def _refuse_twice(path: Path, root: Optional[yaml.Node]) -> None:
@@ -399,7 +423,7 @@ def _parse_text(name: str, text: str) -> Any:
     """A command-line word as the type of option `name`."""
     try:
         # A path or a name stays what it is, even one that looks like a number; the rest is read as YAML reads it.
-        value = text if TYPES[name] is str else yaml.safe_load(text)
+        value = mindcv_recipes.value(name, text if TYPES[name] is str else yaml.safe_load(text))
         return _convert(name, value, TYPES[name], "command line")
     except (ValueError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
@@ -419,6 +443,9 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "",
         "-c", "--config", metavar="RECIPE",
         help="name of a recipe (`mindska recipes` lists them) or YAML file; the options below go on top of it",
     )  # fmt: skip
+    parser.add_argument(
+        "--ignore_unknown", action="store_true", help="pass over keys of MindCV's recipes that have no meaning here"
+    )
     add_argument = parser.add_argument
     for entry in dataclasses.fields(Config):
         if entry.metadata["heading"]:
@@ -439,8 +466,8 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "",
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, TYPES)}")
     namespace = vars(known)
     try:
-        path = namespace.pop("config")
-        settings = read_yaml(path) if path else {}
+        path, ignore_unknown = namespace.pop("config"), namespace.pop("ignore_unknown")
+        settings = read_yaml(path, ignore_unknown) if path else {}
         for name, text in namespace.items():
             if isinstance(text, list):  # several numbers
                 text = "null" if text == ["null"] else "[" + ",".join(text) + "]"

@@ -58,9 +58,8 @@ def renew_classifier(weights: Weights, num_classes: int) -> None:
     from mindska.weights.convert import HEAD
 
     ms.set_seed(0)
-    net = mindcv.create_model(weights.model, num_classes)
-    fresh = {p.name: p.asnumpy() for p in net.get_parameters() if p.name.startswith(HEAD)}
-    weights.parameters.update(fresh)
+    new = mindcv.create_model(weights.model, num_classes).get_parameters()
+    weights.parameters.update({p.name: p.asnumpy() for p in new if p.name.startswith(HEAD)})
 
 
 def read_class_names(path: Path) -> list[str]:

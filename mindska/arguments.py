@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, Optional
 
 from .errors import let_rank_0_speak
@@ -31,6 +32,19 @@ def nearest(word: str, known: Iterable[str], show: str = "{!r}", most: int = 1) 
     return f"; did you mean {' or '.join(show.format(name) for name in close)}?" if close else ""
 
 
+_program: list[str] = []  # what the running command is called, where that is not the file that was started
+
+
+@contextmanager
+def called(program: str) -> Iterator[None]:
+    """Within, parsers call the program so. (MindSpore looks for the file sys.argv[0], which therefore stays.)"""
+    _program.append(program)
+    try:
+        yield
+    finally:
+        _program.pop()
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that understands `ALIASES`, and says which option is meant where it knows none of a name.
 
@@ -40,6 +54,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, aliases: Optional[Mapping[str, str]] = None, **keywords: Any) -> None:
         keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if _program:
+            keywords.setdefault("prog", _program[-1])
         super().__init__(*args, **keywords)
         self.aliases = {**ALIASES, **(aliases or {})}
 

@@ -49,7 +49,7 @@ def check_model(name: str) -> None:
     """
     known = known_models()
     if name not in known:
-        meant = nearest(name, OUR_MODELS, "{}", 3) or nearest(name, known, "{}", 3)
+        meant = nearest(name, sorted(known), "{}", 3)
         raise ConfigError(
             f"model is {name!r}; MindCV's factory does not know it{meant or '.'} Ours: {', '.join(sorted(OUR_MODELS))}"
         )

@@ -97,7 +97,7 @@ MISTAKES = [
     (["train", "--config", "skanet_s", "--data_dir", "nowhere"], "No data folder at"),
     (
         ["train", "--config", "skanet_s", "--data_dir", "DATA", "--model", "skanet_z"],
-        "did you mean skanet_s or skanet_nano?",
+        "did you mean skanet_s or skanet_nano",
     ),
     (["train", "--data_dir", "DATA", "--model", "resnet51"], "did you mean resnet50"),
     (["train", "--data_dir", "DATA", "--model", "skanet_s", "--ckpt_path", "none.ckpt"], "No checkpoint at"),
@@ -193,7 +193,7 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
     """Neither less nor more."""
     text, _ = said(capsys, "validate", "--help")
     shown = set(re.findall(r"^  --(\w+)", text, re.M))
-    assert shown == config.VALIDATION
+    assert shown - {"ignore_unknown"} == config.VALIDATION
     read = set()
 
     class Watched(config.Config):
@@ -214,7 +214,7 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
     validate.main([])
     # A network is always made with these, which change training only.
     read -= {"drop_rate", "drop_path_rate", "pretrained"}
-    assert read & set(config.TYPES) == shown
+    assert read & set(config.TYPES) == config.VALIDATION
 
 
 @pytest.mark.slow
@@ -240,16 +240,11 @@ def test_a_wheel_in_a_fresh_environment(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     place = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
-    install = [*pip, "install", "-q", "--no-deps", "--target", place, wheel]
-    subprocess.run(install, check=True, capture_output=True)
+    subprocess.run([*pip, "--python", python, "install", "-q", "--no-deps", wheel], check=True, capture_output=True)
     # What mindska needs, from the environment of the tests; .pth files in that folder do not count.
     others = next(path for path in sys.path if (Path(path) / "mindspore").is_dir())
     (Path(place) / "others.pth").write_text(others)
     command = str(tmp_path / "venv" / "bin" / "mindska")
-    if not Path(command).exists():  # pip puts it beside the target
-        command = str(Path(place) / "bin" / "mindska")
-        text = Path(command).read_text().split("\n", 1)[1]
-        Path(command).write_text(f"#!{python}\n{text}")
     outside.mkdir()
     make_images(outside / "data")
     environment = {**os.environ, "PATH": f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
@@ -263,7 +258,7 @@ def test_a_wheel_in_a_fresh_environment(tmp_path):
     where = run(str(python), "-c", "import mindska; print(mindska.__file__)")
     assert where.startswith(place)
     assert "\n  train " in run(str(python), "-m", "mindska", "-h")
-    assert "skanet_nano_digits  skanet_nano" in run(command, "recipes")
+    assert "\nskanet_nano_digits " in run(command, "recipes")
     small = ["--config", "skanet_nano_digits", "--data_dir", "data", "--image_resize", "33", "--batch_size", "8"]
     short = ["--epoch_size", "1", "--warmup_epochs", "0", "--log_interval", "1", "--ckpt_save_dir", "run"]
     run(command, "train", *small, *short)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from .. import __version__
-from ..arguments import Parser, nearest
+from ..arguments import Parser, called, nearest
 from ..errors import end_with_the_reader
 
 
@@ -70,8 +70,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"mindska {__version__}")
     if words and words[0] in COMMANDS:
-        sys.argv = [f"mindska {words[0]}", *words[1:]]  # what the command's own messages are to call it
-        run(words[0], words[1:])
+        with called(f"mindska {words[0]}"):
+            run(words[0], words[1:])
         return
     if not words:
         parser.print_help()

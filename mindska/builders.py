@@ -52,6 +52,11 @@ def set_up(config: Config, world: World) -> None:
     log.addHandler(early_messages)
     for note in notes:
         log.info("%s", note)
+    if config.amp_level != "O0" and ms.get_context("device_target") == "CPU":
+        log.info(
+            "amp_level %s computes in float16, which CPUs are slow at; --amp_level O0 computes in float32",
+            config.amp_level,
+        )
 
 
 def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:

@@ -352,7 +352,7 @@ class Trainer:
         begun = time.perf_counter()
         with waiting("Evaluating", quiet_for=10.0):
             results = self.evaluate()
-        self.time_left.evaluating = time.perf_counter() - begun
+        self.time_left.note_evaluation(time.perf_counter() - begun)
         # At equal scores the average, as where only one kind is evaluated.
         kind = max(results, key=lambda kind: (results[kind].top1, kind == "averaged"))
         self.better = dict(weights=kind, top1=results[kind].top1, validation=self.progress.validation)

@@ -75,13 +75,18 @@ class TimeLeft:
     """How long the rest of a run takes: its steps, and what comes between them.
 
     Attributes:
-        evaluating, saving: seconds that the last evaluation and the last checkpoint took; None before the first.
+        evaluating, saving: seconds that an evaluation (the fastest: the first one compiles) and the last checkpoint
+            took; None before the first.
     """
 
     def __init__(self, config: Config, steps_per_epoch: int, evaluates: bool) -> None:
         self.config, self.steps_per_epoch, self.evaluates = config, steps_per_epoch, evaluates
         self.evaluating: Optional[float] = None
         self.saving: Optional[float] = None
+
+    def note_evaluation(self, seconds: float) -> None:
+        """An evaluation took so long."""
+        self.evaluating = min(seconds, self.evaluating or seconds)
 
     def seconds(self, step: int, steps_per_second: float) -> float:
         """Of what follows `step`: training at this speed, the evaluations and the checkpoints that are due."""

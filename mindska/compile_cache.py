@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, Optional
 
 import mindcv
 import mindspore as ms
@@ -67,7 +67,7 @@ def compile_cached(
     *inputs: Tensor,
     options: Any = None,
     what: str = "the network",
-    on_signal: Callable[[int], None] = _end,
+    on_signal: Optional[Callable[[int], None]] = None,
 ) -> None:
     """Compiles the cell in graph mode for inputs of these shapes, or loads what an earlier process compiled.
 
@@ -76,7 +76,8 @@ def compile_cached(
     Args:
         options: all that the graph depends on besides its parameters; its `repr` counts.
         what: what is compiled, for the lines that say so.
-        on_signal: what ends the process when it is asked to stop meanwhile; MindSpore would go on to the end.
+        on_signal: what ends the process when it is asked to stop meanwhile: MindSpore would go on to the end. Default:
+            Ctrl-C does where nobody handles it; where somebody does, it waits.
 
     Raises:
         SettingError: MINDSKA_COMPILE_CACHE is neither "on" nor "off".
@@ -87,6 +88,8 @@ def compile_cached(
     if ms.get_context("mode") != ms.GRAPH_MODE:
         return
     what = f"Compiling {what}"
+    if on_signal is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        on_signal = _end
     global _taken
     has_file = hasattr(sys.modules["__main__"], "__file__")  # MindSpore reads it to see whether it has changed
     if wanted == "off" or _taken or not has_file:
@@ -111,12 +114,13 @@ def compile_cached(
 
     def end(number: int) -> None:
         place.cleanup()
+        assert on_signal  # else nobody calls this
         on_signal(number)
 
     with place:
         known = _take(folder, Path(place.name))
         kept = "as an earlier start has left it" if known else ""
-        with waiting(what, on_signal=end, note=kept), _mindspores_cache(Path(place.name)):
+        with waiting(what, on_signal=on_signal and end, note=kept), _mindspores_cache(Path(place.name)):
             _compile(cell, inputs)
         if not known:
             _keep(Path(place.name), folder)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from commands import ROOT, wait_for
+from commands import ROOT, rows, wait_for
 
 from mindska import builders, waiting
 from mindska.config import Config
@@ -115,6 +115,13 @@ def test_what_a_run_says_at_its_start_and_at_its_end(whole_run):
     ):
         assert re.search(line, printed), line
         assert re.search(line, (out / "train.log").read_text()), line
+
+
+def test_the_first_row_does_not_count_the_compilation(whole_run):
+    """A batch has 8 images, and a row is written at each step."""
+    out, printed = whole_run
+    seconds = float(re.search(r"Compiling the training step took ([\d.]+) s", printed)[1])
+    assert float(rows(out)[0]["images_per_s"]) > 2 * 8 / seconds
 
 
 def test_half_precision_on_cpu_is_told(caplog):

@@ -274,13 +274,13 @@ class Trainer:
             batches = self.loader.batches(self.progress.step, steps)
             if self.config.dataset_sink_mode:
                 log.info("dataset_sink_mode has no effect on CPU")
-        stopping = False
+        stopping, began = False, None
         for done in range(steps):
             tensors = () if sinks else [Tensor(array) for array in next(batches)]
             if tensors and not self.prepared:
                 if self._any_rank(stop.requested):
                     return
-                begun = time.perf_counter()
+                began = time.perf_counter()
                 with tqdm.external_write_mode(file=unfailing_stderr()):
                     compile_cached(
                         self.step,
@@ -289,11 +289,13 @@ class Trainer:
                         what="the training step",
                         on_signal=end_before_the_first_step,
                     )
-                self.prepared, self.compiling = True, time.perf_counter() - begun
+                self.prepared = True
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.
             if self.on_cpu or done % self.collect_interval == 0:
                 stopping = self._any_rank(stop.requested)
+            if began is not None:  # and until all ranks have met
+                self.compiling, began = time.perf_counter() - began, None
             if stopping and self.progress.step % self.accumulation == 0:
                 return
             yield self.step(*tensors) if advance is None else advance()

@@ -481,7 +481,7 @@ def check_given(config: Config, *needed: str) -> None:
     """Checks what a command needs, before it loads MindSpore: settings that it cannot do without, and their paths.
 
     Raises:
-        ConfigError: one of `needed` is empty, the data folder or the checkpoint is not there, or no model is called so.
+        ConfigError: one of `needed` is empty, a file or folder is missing, or no model is called so.
     """
     what = dict(
         data_dir="data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA",
@@ -496,6 +496,8 @@ def check_given(config: Config, *needed: str) -> None:
             raise ConfigError(f"No data folder at {Path(value).absolute()}")
     if config.model:
         names.check_model(config.model)
+    if config.class_map and not exists(config.class_map):
+        raise ConfigError(f"No class map at {Path(config.class_map).absolute()}")
     resumes = "ckpt_path" not in needed and any(Path(config.ckpt_save_dir).glob("*.ckpt"))  # it needs it no more
     if config.ckpt_path and not exists(config.ckpt_path) and not resumes:
         raise ConfigError(f"No checkpoint at {Path(config.ckpt_path).absolute()}")

@@ -75,7 +75,7 @@ def translated(recipe: Mapping[str, Any], settings: Collection[str]) -> tuple[di
     Returns:
         The settings; the keys that have no meaning here, one line each; and what else is to be said.
     """
-    found = {key: value(key, each) for key, each in recipe.items()}
+    found = {key: value(key, each) for key, each in recipe.items() if each is not None or key not in DEFAULTS}
     left_out = {key: each for key, each in DEFAULTS.items() if key not in found}
     listed = ", ".join(f"{key} {str(each).lower()}" for key, each in left_out.items())
     said = [f"What it leaves out is as in MindCV: {listed}"] if listed else []
@@ -105,8 +105,8 @@ def translated(recipe: Mapping[str, Any], settings: Collection[str]) -> tuple[di
         said.append("color_jitter has no effect beside auto_augment")
     for key in ("mean", "std"):
         numbers = found.get(key)
-        if isinstance(numbers, list) and max(map(abs, numbers), default=0) > 1:  # on a scale of 0 to 255
-            found[key] = [number / 255 for number in numbers]
+        if isinstance(numbers, list) and all(map(is_number, numbers)) and max(map(float, numbers), default=0) > 1:
+            found[key] = [float(number) / 255 for number in numbers]  # MindCV's are on a scale of 0 to 255
     if scheduler == "cosine_decay" and "cooldown_epochs" not in found:
         whole, *parts = (int(float(found[key])) for key in ("epoch_size", "warmup_epochs", "decay_epochs"))
         rest = whole - sum(parts)

@@ -103,6 +103,8 @@ MISTAKES = [
     (["train", "--data_dir", "DATA", "--model", "skanet_s", "--ckpt_path", "none.ckpt"], "No checkpoint at"),
     (["validate", "--data_dir", "DATA", "--ckpt_path", "none.ckpt"], "No checkpoint at"),
     (["validate", "--data_dir", "DATA"], "needs --ckpt_path"),
+    (["validate", "--data_dir", "DATA", "--ckpt_path", "DATA", "--class_map", "none.txt"], "No class map at"),
+    (["validate", "--data_dir", "DATA", "--ckpt_path", "DATA", "--result_json", "none/r.json"], "does not exist"),
     (["predict", "DATA", "--ckpt_path", "none.ckpt"], "No checkpoint at"),
     (["predict", "DATA", "--ckpt_path", "none.onnx"], "No model at"),
     (["predict", "none.jpg", "--ckpt_path", "a.ckpt"], "No image or folder at"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 from typing import Any, Optional
 
@@ -13,13 +12,13 @@ import numpy as np
 from mindcv.loss import create_loss
 from mindspore import Tensor, nn
 
-from . import acceleration, kernels
-from .config import Config
+from . import acceleration, kernels, names
+from .config import Config, notes
 from .data import Augmentation, Preprocessing, natural_order
 from .data.datasets import Dataset
 from .distributed import World
 from .errors import ConfigError, SettingError, look_alike
-from .models.factory import OUR_MODELS, own_preprocessing
+from .models.factory import own_preprocessing
 from .training.record import early_messages
 from .training.step import StepOptions
 from .weights import Weights, non_default_options, open_weights
@@ -51,6 +50,13 @@ def set_up(config: Config, world: World) -> None:
         handler.setLevel(logging.INFO)
     log.setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
     log.addHandler(early_messages)
+    for note in notes:
+        log.info("%s", note)
+    if config.amp_level != "O0" and ms.get_context("device_target") == "CPU":
+        log.info(
+            "amp_level %s computes in float16, which CPUs are slow at; --amp_level O0 computes in float32",
+            config.amp_level,
+        )
 
 
 def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
@@ -131,7 +137,7 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
         raise ConfigError(
             f"The network has {number} classes and its checkpoint does not say which, the data has {len(class_names)}: "
             f"the order of the folders would not be that of the classes. Evaluate on all of them"
-            + (", or record what they are called (scripts/convert.py --class_names)." if record else ".")
+            + (", or record what they are called (mindska convert --class_names)." if record else ".")
         )
     if recorded is None and not config.class_map and config.dataset == "imagenet":
         natural = natural_order(class_names)
@@ -270,14 +276,9 @@ def build_evaluation_network(config: Config, num_classes: int, in_channels: int,
 
 def _create(config: Config, num_classes: int, in_channels: int, options: dict[str, Any], pretrained: bool) -> nn.Cell:
     if not config.model:
-        raise ConfigError("model is not set: name one, or take a recipe from configs/")
+        raise ConfigError("model is not set: name one, or take a recipe (`mindska recipes` lists them)")
     if config.model not in mindcv.list_models():
-        near = difflib.get_close_matches(config.model, mindcv.list_models(), n=3)
-        raise ConfigError(
-            f"model is {config.model!r}; MindCV's factory does not know it"
-            + (f"; did you mean {' or '.join(near)}? " if near else ". ")
-            + f"Ours: {', '.join(sorted(OUR_MODELS))}"
-        )
+        names.check_model(config.model)
     keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     keywords.update(non_default_options(config.model, options))
     return mindcv.create_model(config.model, num_classes, pretrained, in_channels, **keywords)

@@ -21,6 +21,7 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, Callable, NoReturn, Optional
 
 import mindcv
 import mindspore as ms
@@ -43,6 +44,7 @@ from .distributed import world
 from .errors import BuildError, SettingError
 from .files import own_mode
 from .kernels.build import cache_folder, keep_libraries, trusted_folder, why_untrusted
+from .waiting import waiting
 
 log = logging.getLogger("mindska")
 
@@ -53,13 +55,29 @@ UNFINISHED = 24 * 3600  # seconds after which a folder with half a graph is take
 _taken = False  # whether this process has cached a graph
 
 
-def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
+def _end(number: int) -> NoReturn:
+    """Ends a process that is asked to stop while it compiles."""
+    log.warning("Stopped while compiling (%s)", signal.Signals(number).name)
+    sys.stderr.flush()
+    os._exit(128 + number)
+
+
+def compile_cached(
+    cell: nn.Cell,
+    *inputs: Tensor,
+    options: Any = None,
+    what: str = "the network",
+    on_signal: Optional[Callable[[int], None]] = None,
+) -> None:
     """Compiles the cell in graph mode for inputs of these shapes, or loads what an earlier process compiled.
 
     Where the cache cannot be written, it compiles without one, and says so.
 
     Args:
         options: all that the graph depends on besides its parameters; its `repr` counts.
+        what: what is compiled, for the lines that say so.
+        on_signal: what ends the process when it is asked to stop meanwhile: MindSpore would go on to the end. Default:
+            Ctrl-C does where nobody handles it; where somebody does, it waits.
 
     Raises:
         SettingError: MINDSKA_COMPILE_CACHE is neither "on" nor "off".
@@ -69,10 +87,14 @@ def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
         raise SettingError(f"MINDSKA_COMPILE_CACHE is {wanted!r}; expected on or off")
     if ms.get_context("mode") != ms.GRAPH_MODE:
         return
+    what = f"Compiling {what}"
+    if on_signal is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        on_signal = _end
     global _taken
     has_file = hasattr(sys.modules["__main__"], "__file__")  # MindSpore reads it to see whether it has changed
     if wanted == "off" or _taken or not has_file:
-        _compile(cell, inputs)
+        with waiting(what, on_signal=on_signal):
+            _compile(cell, inputs)
         return
     _taken = True
     try:
@@ -86,11 +108,19 @@ def compile_cached(cell: nn.Cell, *inputs: Tensor, options: Any = None) -> None:
             "Compiled graphs are not kept (%s): the next start takes as long. MINDSKA_COMPILE_CACHE=off says no more.",
             error,
         )
-        _compile(cell, inputs)
+        with waiting(what, on_signal=on_signal):
+            _compile(cell, inputs)
         return
+
+    def end(number: int) -> None:
+        place.cleanup()
+        assert on_signal  # else nobody calls this
+        on_signal(number)
+
     with place:
         known = _take(folder, Path(place.name))
-        with _mindspores_cache(Path(place.name)):
+        kept = "as an earlier start has left it" if known else ""
+        with waiting(what, on_signal=on_signal and end, note=kept), _mindspores_cache(Path(place.name)):
             _compile(cell, inputs)
         if not known:
             _keep(Path(place.name), folder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import os
 import reprlib
@@ -16,11 +15,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, Optional, Union
 
 import yaml
 
-from .errors import ConfigError, let_rank_0_speak
+from . import mindcv_recipes, names, recipes
+from .arguments import Parser, nearest
+from .errors import ConfigError
+from .files import exists
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
@@ -317,6 +319,12 @@ class Config:
 
 
 TYPES: dict[str, Any] = typing.get_type_hints(Config)
+# What validation reads, and `validate --help` shows; a test compares it with what it does read.
+VALIDATION = frozenset((
+    "device_target", "mode", "distribute", "seed", "model", "num_classes", "in_channels", "ckpt_path", "use_ema",
+    "dataset", "data_dir", "val_split", "class_map", "exif_orientation", "batch_size", "num_parallel_workers",
+    "val_skip_damaged", "image_resize", "crop_pct", "interpolation", "mean", "std", "amp_level", "result_json",
+))  # fmt: skip
 
 
 def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
@@ -343,17 +351,18 @@ def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
     raise ConfigError(f"{source}: {name} is {value!r}; expected {wanted}" + (f" ({hint})" if hint else ""))
 
 
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, TYPES, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+notes: list[str] = []  # what is to be logged of the recipe that was read last, when there is a log
 
 
-def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
-    """Settings of a recipe, checked; only plain YAML is read."""
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 - see files.user_path
+def read_yaml(path: Union[str, Path], ignore_unknown: bool = False) -> dict[str, Any]:
+    """Settings of a recipe, given by its path or its name, checked; only plain YAML is read. It may be MindCV's.
+
+    Args:
+        ignore_unknown: pass over MindCV's keys that have no meaning here, instead of failing.
+    """
+    notes.clear()
     try:
-        if not path.is_file():
-            raise ConfigError(f"No configuration file at {path.absolute()}")
+        path = recipes.find(path)
         if path.stat().st_size > 1_000_000:
             raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; expected at most 1,000,000")
         text = path.read_text(encoding="utf-8")
@@ -376,10 +385,26 @@ def read_yaml(path: Union[str, Path]) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected lines of `key: value`")
-    for key in loaded:
-        if key not in TYPES:
-            raise ConfigError(f"{path}: unknown key {key!r}{_nearest(str(key))}")
+    if mindcv_recipes.is_mindcvs(loaded, TYPES):
+        loaded = _read_mindcvs(path, loaded, ignore_unknown)
+    if unknown := [key for key in loaded if key not in TYPES]:
+        listed = ", ".join(f"{key!r}{nearest(str(key), TYPES)}" for key in unknown)
+        raise ConfigError(f"{path}: unknown key{'s' if len(unknown) > 1 else ''} {listed}")
+    loaded = {key: mindcv_recipes.value(key, value) for key, value in loaded.items()}
     return {key: _convert(key, value, TYPES[key], str(path)) for key, value in loaded.items()}
+
+
+def _read_mindcvs(path: Path, recipe: dict[str, Any], ignore_unknown: bool) -> dict[str, Any]:
+    """A recipe of MindCV in our settings, and what there is to say of it in `notes`."""
+    for name in ("lr", "warmup_factor", "epoch_size", "warmup_epochs", "decay_epochs"):
+        if recipe.get(name) is not None and not mindcv_recipes.is_number(recipe[name]):
+            raise ConfigError(f"{path}: {name} is {recipe[name]!r}; expected a number")
+    recipe, without, said = mindcv_recipes.translated(recipe, TYPES)
+    if without and not ignore_unknown:
+        raise ConfigError(mindcv_recipes.without_meaning(path, without))
+    said += [f"Passed over (--ignore_unknown): {', '.join(without)}"] if without else []
+    notes.extend(f"{path} is a recipe of MindCV's. {line}" for line in said)
+    return recipe
 
 
 def _refuse_twice(path: Path, root: Optional[yaml.Node]) -> None:
@@ -398,31 +423,29 @@ def _parse_text(name: str, text: str) -> Any:
     """A command-line word as the type of option `name`."""
     try:
         # A path or a name stays what it is, even one that looks like a number; the rest is read as YAML reads it.
-        value = text if TYPES[name] is str else yaml.safe_load(text)
+        value = mindcv_recipes.value(name, text if TYPES[name] is str else yaml.safe_load(text))
         return _convert(name, value, TYPES[name], "command line")
     except (ValueError, yaml.YAMLError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        let_rank_0_speak()
-        super().error(message)
-
-
-def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "") -> Config:
+def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "", command: str = "") -> Config:
     """Configuration from `--config FILE` and one `--key value` for each setting; the command line wins.
 
     Several numbers are written with commas or spaces: `--image_resize 256,192`. A bare flag means true: `--ema`.
     Exits with status 2 and a message when something is wrong.
+
+    Args:
+        command: whose settings --help shows: "train" or "validate"; all are understood. Default: it shows all.
     """
-    parser = _Parser(
-        usage="%(prog)s [--config FILE] [--key value ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = Parser(usage="%(prog)s [--config RECIPE] [--key value ...]", description=description, allow_abbrev=False)
+    parser.add_argument(
+        "-c", "--config", metavar="RECIPE",
+        help="name of a recipe (`mindska recipes` lists them) or YAML file; the options below go on top of it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore_unknown", action="store_true", help="pass over keys of MindCV's recipes that have no meaning here"
     )
-    parser.add_argument("-c", "--config", metavar="FILE", help="recipe in YAML; the options below go on top of it")
     add_argument = parser.add_argument
     for entry in dataclasses.fields(Config):
         if entry.metadata["heading"]:
@@ -435,16 +458,16 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
             extra = dict(nargs="+", metavar="N")
-        add_argument(
-            f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
-        )
+        shown = argparse.SUPPRESS if command == "validate" and entry.name not in VALIDATION else text.replace("%", "%%")
+        add_argument(f"--{entry.name}", default=argparse.SUPPRESS, help=shown, **{"metavar": "X", **extra})
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].lstrip('-'))}")
+        name = unknown[0].lstrip("-").partition("=")[0]
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(name, TYPES)}")
     namespace = vars(known)
     try:
-        path = namespace.pop("config")
-        settings = read_yaml(path) if path else {}
+        path, ignore_unknown = namespace.pop("config"), namespace.pop("ignore_unknown")
+        settings = read_yaml(path, ignore_unknown) if path else {}
         for name, text in namespace.items():
             if isinstance(text, list):  # several numbers
                 text = "null" if text == ["null"] else "[" + ",".join(text) + "]"
@@ -458,32 +481,26 @@ def check_given(config: Config, *needed: str) -> None:
     """Checks what a command needs, before it loads MindSpore: settings that it cannot do without, and their paths.
 
     Raises:
-        ConfigError: one of `needed` is empty, or the data folder, or another of `needed`, is not there.
+        ConfigError: one of `needed` is empty, a file or folder is missing, or no model is called so.
     """
     what = dict(
         data_dir="data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA",
-        model="model is not set: name one, or take a recipe from configs/",
+        model="model is not set: name one, or take a recipe (`mindska recipes` lists them)",
         ckpt_path="the command needs --ckpt_path: the weights to evaluate",
     )
     for name in dict.fromkeys((*needed, "data_dir")):
         value = getattr(config, name)
         if not value and name in needed and name in what:
             raise ConfigError(what[name])
-        if value and name == "data_dir" and not _exists(value):
+        if value and name == "data_dir" and not exists(value):
             raise ConfigError(f"No data folder at {Path(value).absolute()}")
-        if value and name == "ckpt_path" and not _exists(value):
-            raise ConfigError(f"No checkpoint at {Path(value).absolute()}")
-
-
-def _exists(path: str) -> bool:
-    """Whether there is something; also where the system does not say, which is another message."""
-    try:
-        Path(path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
+    if config.model:
+        names.check_model(config.model)
+    if config.class_map and not exists(config.class_map):
+        raise ConfigError(f"No class map at {Path(config.class_map).absolute()}")
+    resumes = "ckpt_path" not in needed and any(Path(config.ckpt_save_dir).glob("*.ckpt"))  # it needs it no more
+    if config.ckpt_path and not exists(config.ckpt_path) and not resumes:
+        raise ConfigError(f"No checkpoint at {Path(config.ckpt_path).absolute()}")
 
 
 def settings_that(rule: str) -> set[str]:

@@ -109,7 +109,7 @@ def evaluate_each(
                 weights[kind]()
                 inside = kind
             if not step.prepared:
-                compile_cached(step, *tensors, options=options)
+                compile_cached(step, *tensors, options=options, what="the network for evaluation")
                 step.prepared = True
             totals[kind] += step(*tensors).asnumpy()
         order.reverse()  # the last weights are in the network: they come first in the next batch

@@ -177,7 +177,7 @@ def read_model_record(path: Path) -> dict[str, Any]:
 def _refuse_without_record(path: Path, inside: bool = True) -> None:
     """`inside`: an ONNX file may have it in itself."""
     if not (record_path(path).is_file() or (inside and path.suffix == ".onnx")):
-        raise ExportError(f"{path} has no record: {record_path(path)}, which scripts/export.py wrote, is missing")
+        raise ExportError(f"{path} has no record: {record_path(path)}, which `mindska export` wrote, is missing")
 
 
 def _record(model: Exported) -> dict[str, Any]:

@@ -9,10 +9,13 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from .errors import UserError, WriteError
+from .errors import MissingWeights, PredictionError, UserError, WriteError
+
+TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
 
 
 def new_file_mode(folder: Path) -> int:
@@ -110,6 +113,37 @@ def check_writable(path: Path, overwrite: bool = True, otherwise: str = "") -> N
         if isinstance(error, UserError):
             raise
         raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """WriteError when a file of weights cannot be written to `path`: before the work, not after it."""
+    if not path.name.endswith((".ckpt", ".safetensors", *TORCH_SUFFIXES)):
+        raise WriteError(f"{path}: expected a name that ends in .ckpt, .safetensors or {', '.join(TORCH_SUFFIXES)}")
+    if path.name.endswith(TORCH_SUFFIXES) and not find_spec("torch"):
+        raise WriteError(f"Writing {path} needs PyTorch (pip install torch)")
+    check_writable(path, overwrite, "choose another name, or allow it with --overwrite")
+
+
+def exists(path: Union[str, Path]) -> bool:
+    """Whether there is something; also where the system does not say, which is another message."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):  # ValueError: no name that a file can have
+        return True
+    return True
+
+
+def check_there(path: Path, what: str) -> None:
+    """Whether there is something to read, before MindSpore is loaded; reading it says the rest.
+
+    Raises:
+        MissingWeights: there is no "checkpoint".
+        PredictionError: there is no "model", or "image or folder".
+    """
+    if not exists(path) and not os.path.lexists(path):
+        raise (MissingWeights if what == "checkpoint" else PredictionError)(f"No {what} at {path.absolute()}")
 
 
 @contextmanager

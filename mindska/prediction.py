@@ -156,8 +156,8 @@ def open_predictor(
     num_classes = record["num_classes"]
     if num_classes is None:
         raise PredictionError(
-            f"{path} is a backbone without a classifier: it predicts nothing. Give it one (scripts/convert.py "
-            f"--num_classes N) and train that (train.py --ckpt_path)"
+            f"{path} is a backbone without a classifier: it predicts nothing. Give it one (mindska convert "
+            f"--num_classes N) and train that (mindska train --ckpt_path)"
         )
     names = _class_names(path, num_classes, class_names or record.get("class_names"), class_names is not None)
     return Predictor(model, logits, recorded, names, batch_size, exif_orientation)

@@ -1,68 +1,11 @@
-"""Averages the weights of several checkpoints of one model (batch-norm statistics as well), as timm's script does.
+"""Averages the weights of several checkpoints: `mindska average`, from a clone.
 
-    python scripts/average_checkpoints.py output/skanet_s/skanet_s-*_*.ckpt --to mean.ckpt [--no-use_ema]
+    python scripts/average_checkpoints.py output/skanet_s/skanet_s-*_*.ckpt --to mean.ckpt
 
-Files that do not belong together (other classes, pixels, options, kinds of weights) are refused, with what differs.
+`--help` says more; the command is mindska/commands/average.py.
 """
 
-from __future__ import annotations
-
-import argparse
-from typing import Optional
-
-import numpy as np
-from tqdm import tqdm
-
-from mindska.errors import SettingError, clear_errors, formatted_list, printable
-from mindska.files import user_path
-from mindska.weights import Weights, open_weights
-from mindska.weights.alike import unlike
-from mindska.weights.write import check_target, write_weights
-
-
-def main(arguments: Optional[list[str]] = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE", help="checkpoints of one model")
-    parser.add_argument(
-        "--to", required=True, type=user_path, metavar="OUT", help=".ckpt, .safetensors or .pth to write"
-    )
-    parser.add_argument("--model", default="", metavar="NAME", help="the model, where the files do not say it")
-    parser.add_argument(
-        "--use_ema", action=argparse.BooleanOptionalAction,
-        help="take the averaged (EMA) weights, or the raw ones; default: the averaged where the files have them",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT when it exists")
-    options = parser.parse_args(arguments)
-    with clear_errors():
-        check_target(options.to, options.overwrite)
-        sums: dict[str, np.ndarray] = {}
-        first: Optional[Weights] = None
-        sources, class_names = [], None
-        for path in tqdm(options.paths, unit="file", disable=len(options.paths) < 3):
-            weights = open_weights(path, options.model or (first.model if first else ""), options.use_ema)
-            if first is None:
-                first = weights
-                sums = {name: np.zeros(value.shape, np.float64) for name, value in weights.parameters.items()}
-            if differences := unlike(first, weights):
-                raise SettingError(
-                    f"{path} and {first.source.path} do not belong together: only checkpoints of one network can be "
-                    f"averaged." + formatted_list("what differs", differences)
-                )
-            record = weights.record
-            sources.append(record["source"])
-            class_names = class_names or record.get("class_names")
-            for name, value in weights.parameters.items():
-                sums[name] += value
-        record = {k: v for k, v in first.record.items() if k not in ("epoch", "metric", "top1", "source")}
-        record.update(mean_of=sources, **({"class_names": class_names} if class_names else {}))
-        mean = {name: (value / len(sources)).astype(np.float32) for name, value in sums.items()}
-        write_weights(options.to, mean, record)
-        kind = "averaged (EMA)" if first.source.averaged else "raw"
-        print(
-            f"wrote {printable(options.to)}: the mean of the {kind} weights of {len(sources)} checkpoints of "
-            f"{record['model']}; validate it before use"
-        )
-
+from mindska.commands import run
 
 if __name__ == "__main__":
-    main()
+    run("average")

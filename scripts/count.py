@@ -1,37 +1,11 @@
-"""Prints parameters and multiply-accumulates of our models: `python scripts/count.py [MODEL ...] [--image_resize N]`.
+"""Prints parameters and multiply-accumulates of the models: `mindska count`, from a clone.
 
-Counted: output elements times weights per output of every convolution and linear layer ("conv + linear"), and the
-pairwise distances of the neighbour search ("distances"). Not counted: biases, norms, activations, pooling, gathering.
+    python scripts/count.py [MODEL ...] [--image_resize N]
+
+`--help` says more; the command is mindska/commands/count.py.
 """
 
-from __future__ import annotations
-
-import argparse
-from typing import Optional
-
-from mindcv.models.registry import get_pretrained_cfg
-
-from mindska.benchmark.count import count
-from mindska.errors import clear_errors
-from mindska.models.factory import OUR_MODELS
-
-
-def main(arguments: Optional[list[str]] = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=sorted(OUR_MODELS), metavar="MODEL")
-    parser.add_argument("--image_resize", type=int, metavar="N", help="input size in pixels; default: the model's own")
-    options = parser.parse_args(arguments)
-    if options.image_resize is not None and options.image_resize < 1:
-        parser.error(f"--image_resize is {options.image_resize}; expected at least 1")
-    print("| model | input | parameters | conv + linear, G MACs | distances, G MACs |\n|---|---|---|---|---|")
-    for name in options.models:
-        if name not in OUR_MODELS:
-            parser.error(f"unknown model {name!r}; known: {', '.join(sorted(OUR_MODELS))}")
-        size = options.image_resize or get_pretrained_cfg(name)["input_size"][1]
-        with clear_errors():
-            parameters, layers, distances = count(name, size, size)
-        print(f"| {name} | {size} | {parameters:,} | {layers / 1e9:.4f} | {distances / 1e9:.4f} |")
-
+from mindska.commands import run
 
 if __name__ == "__main__":
-    main()
+    run("count")

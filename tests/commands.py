@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import mindspore as ms
@@ -132,9 +134,8 @@ def processes(word: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+@cache
 def script(name: str):
-    """scripts/NAME.py as a module, to run its `main` in this process."""
-    spec = importlib.util.spec_from_file_location(f"mindska_{name}", ROOT / "scripts" / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The command behind scripts/NAME.py as a module, to run its `main` in this process."""
+    command = re.search(r'run\("(\w+)"\)', (ROOT / "scripts" / f"{name}.py").read_text())[1]
+    return importlib.import_module(f"mindska.commands.{command}")

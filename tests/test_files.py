@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commands import script
 
+from mindska import prediction
 from mindska.errors import UserError, WeightsError, WriteError, clear_errors
 from mindska.files import check_writable, replacing, user_path
 from mindska.prediction import Prediction
@@ -126,10 +127,10 @@ def test_a_name_that_the_output_cannot_have_ends_nothing(tmp_path, monkeypatch, 
     def predictor(paths, topk):
         return (Prediction(path, [(0, "猫 \U0001f431", 1.0)]) for path in paths)
 
-    monkeypatch.setattr(predict, "open_predictor", lambda *_, **__: predictor)
+    monkeypatch.setattr(prediction, "open_predictor", lambda *_, **__: predictor)
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", out)
-    predict.main([str(tmp_path), "--ckpt_path", "a.ckpt", "--format", format])
+    predict.main([str(tmp_path), "--ckpt_path", str(tmp_path), "--format", format])
     out.flush()
     said = out.buffer.getvalue().decode(encoding)
     assert said.count("ok.png") == 1 and r"\udcff.png" in said

@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT, script
 from mindspore import Tensor, nn
 
-from mindska import kernels, training
+from mindska import kernels, prediction, training
 from mindska.errors import PredictionError, SettingError
 from mindska.kernels import build
 from mindska.models.factory import own_preprocessing
@@ -257,13 +257,13 @@ def test_predictions_and_their_progress_do_not_mix(images, monkeypatch, terminal
     def predictor(paths, topk):
         return (Prediction(path, [(0, "cat", 1.0)]) for path in paths)
 
-    monkeypatch.setattr(predict, "open_predictor", lambda *_, **__: predictor)
+    monkeypatch.setattr(prediction, "open_predictor", lambda *_, **__: predictor)
     out, err = io.StringIO(), io.StringIO()
     for stream in (out, err):
         stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    predict.main([str(images / "val"), "--ckpt_path", "a.ckpt"])
+    predict.main([str(images / "val"), "--ckpt_path", str(images)])
     assert out.getvalue().count("cat (0)") == 36 and err.getvalue() == "36 images\n"
 
 

@@ -1,5 +1,6 @@
 """What may not be read or written is one message in every command: the path, and what the system says."""
 
+import importlib
 import os
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from commands import ROOT, script
 from tiny import make_images
 
 from mindska.models.factory import own_preprocessing
+from mindska.names import known_models
 from mindska.weights.files import write_checkpoint
 
 NOBODY = 65534
@@ -28,6 +30,9 @@ def place(tmp_path_factory):
 
     for path in (ROOT / "scripts").glob("*.py"):
         script(path.stem)
+    for module in ("prediction", "export", "folding", "weights.alike", "benchmark.measure", "benchmark.tables"):
+        importlib.import_module(f"mindska.{module}")  # what commands load late
+    known_models()
     "".encode("utf-32-le")
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)

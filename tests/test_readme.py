@@ -4,9 +4,10 @@ import json
 import re
 
 import pytest
-from commands import ROOT, script
+from commands import ROOT
 from mindcv.models.registry import get_pretrained_cfg
 
+from mindska.benchmark.count import count
 from mindska.models.factory import OUR_MODELS
 
 README = (ROOT / "README.md").read_text()
@@ -26,7 +27,7 @@ QUICK = ("skanet_nano", "van_tiny", "sk_resnet18")  # one a family; the others a
 )
 def test_counts(name):
     size = get_pretrained_cfg(name)["input_size"][1]
-    parameters, layers, distances = script("count").count(name, size, size)
+    parameters, layers, distances = count(name, size, size)
     assert f"| `{name}` | {parameters:,} | {layers / 1e9:.4f} | {size} |" in MODELS
     assert not distances or name == "skanet_nano" or f"{distances / 1e9:.4f} G" in MODELS
 

@@ -389,7 +389,7 @@ def test_a_backbone_where_a_classifier_is_wanted(ours, state, tmp_path):
             mindcv.create_model(MODEL, checkpoint_path=str(tmp_path / name))
         message = str(error.value)
         assert f"{tmp_path / name} holds {MODEL}'s weights. The classifier is missing" in message
-        for word in ("features_only=True", "scripts/convert.py", "--num_classes N", "train.py", "--ckpt_path"):
+        for word in ("features_only=True", "mindska convert", "--num_classes N", "mindska train", "--ckpt_path"):
             assert word in message
         assert "does not fit" not in message
         mindcv.create_model(MODEL, features_only=True, checkpoint_path=str(tmp_path / name))

@@ -25,10 +25,9 @@ from .. import builders
 from ..config import parse_args
 from ..data import TrainLoader, TrainTransform, open_dataset
 from ..distributed.cores import share_of_cores
+from . import WHAT
 from .worker import Variant
 
-MODELS = ("skanet_s", "van_tiny_lska_k7", "van_tiny_lska_k23", "van_tiny_lska_k53", "sknet50")
-WHAT = ("forward", "folded", "train")
 PHOTOS = (500, 375), (4000, 3000)  # as in ImageNet, and of a telephone
 SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import mindspore as ms
 
 from ..errors import BuildError, SettingError
+from ..waiting import waiting
 from .build import library
 from .signatures import signatures
 
@@ -88,7 +89,7 @@ def _why_not() -> str:
     try:
         if sys.platform != "linux":
             raise BuildError("MindSpore takes them on Linux only")
-        with ThreadPoolExecutor() as pool:
+        with waiting("Building C++ operators (once for this machine)", quiet_for=1.0), ThreadPoolExecutor() as pool:
             list(pool.map(library, FILES))
     except BuildError as error:
         if mode() != "require":  # which goes on with nothing

@@ -1,4 +1,4 @@
-"""Converted weights against the PyTorch reference with the source's own (for `scripts/convert.py --verify`)."""
+"""Converted weights against the PyTorch reference with the source's own (for `mindska convert --verify`)."""
 
 from __future__ import annotations
 

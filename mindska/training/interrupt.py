@@ -8,15 +8,27 @@ ignored.
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, NoReturn, Optional, Union
+
+log = logging.getLogger("mindska")
 
 EXIT_CODE = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, None]  # what `signal.signal` takes and returns
+
+
+def end_before_the_first_step(number: int) -> NoReturn:
+    """Ends the process at once: nothing has been trained that is not in a checkpoint. The launcher ends other ranks."""
+    log.warning("Stopped on request (%s) before the first step; the same command goes on", signal.Signals(number).name)
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
 
 
 class StopRequest:

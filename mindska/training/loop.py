@@ -22,11 +22,13 @@ from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
 from ..evaluation import EvalStep, Result, evaluate_each
 from ..streams import unfailing_stderr
+from ..waiting import waiting
 from ..weights.convert import EMA_PREFIX, STATE_PREFIX
 from ..weights.files import read_file, write_checkpoint
 from . import resume
 from .folder import RunFolder
-from .interrupt import EXIT_CODE, StopRequest
+from .interrupt import EXIT_CODE, StopRequest, end_before_the_first_step
+from .messages import TimeLeft, say_end, say_start
 from .record import SCORES, RunRecord, read_rows
 from .state import Progress, check_finite, checkpoint_parameters, restore, weight_parameters
 from .step import TrainStep
@@ -74,6 +76,8 @@ class Trainer:
         # Reading a result makes the host wait for a device, but costs nothing on CPU.
         self.collect_interval = 1 if self.on_cpu else min(config.log_interval, config.max_skipped_steps)
         self.main = world.rank == 0
+        self.time_left = TimeLeft(config, self.steps_per_epoch, eval_network is not None)
+        self.compiling = 0.0  # seconds of the time since the last row that were no training
 
     def fit(self) -> Progress:
         """Runs to the end and returns where it stands.
@@ -100,6 +104,7 @@ class Trainer:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
             self._keep_best()
             self.step.set_train(True)
+            say_start(self.config, self.world, self.step, self.loader, self.eval_loader, self.record)
             bar = tqdm(
                 total=self.total_steps,
                 initial=self.progress.step,
@@ -115,12 +120,14 @@ class Trainer:
                 log.info("Stopped on request after step %d; the same command goes on", self.progress.step)
                 raise SystemExit(EXIT_CODE)
             barrier()
+            say_end(self.config, self.folder, self.progress, self.steps_per_epoch)
         return self.progress
 
     def _train(self, rows: Optional[RunRecord], bar: tqdm, stop: StopRequest) -> None:
         """The steps that remain, until all are done or a rank is asked to stop."""
         first = self.progress.step + 1
         started, done = time.perf_counter(), 0
+        self.compiling = 0.0
         for outputs in self._run(self.total_steps - self.progress.step, stop):
             self.pending.append(outputs)
             self.progress.step += 1
@@ -136,7 +143,7 @@ class Trainer:
             if row_due:
                 if rows:
                     self.folder.check_own()
-                row = self._summary(epoch, done / (time.perf_counter() - started), bar)
+                row = self._summary(epoch, done / (time.perf_counter() - started - self.compiling), bar)
                 if end_of_epoch:
                     row.update(self._evaluate_epoch(round(epoch), bar))
                 if rows:
@@ -148,7 +155,7 @@ class Trainer:
                 rows.draw()  # after the checkpoints: it is only shown
             if row_due or save_due or self.progress.step == first:
                 # What comes between steps (compilation, evaluation, saving) is not the speed of training.
-                started, done = time.perf_counter(), 0
+                started, done, self.compiling = time.perf_counter(), 0, 0.0
         self._collect()
 
     def _rate(self) -> float:
@@ -267,16 +274,28 @@ class Trainer:
             batches = self.loader.batches(self.progress.step, steps)
             if self.config.dataset_sink_mode:
                 log.info("dataset_sink_mode has no effect on CPU")
-        stopping = False
+        stopping, began = False, None
         for done in range(steps):
             tensors = () if sinks else [Tensor(array) for array in next(batches)]
             if tensors and not self.prepared:
-                compile_cached(self.step, *tensors, options=self.config)
+                if self._any_rank(stop.requested):
+                    return
+                began = time.perf_counter()
+                with tqdm.external_write_mode(file=unfailing_stderr()):
+                    compile_cached(
+                        self.step,
+                        *tensors,
+                        options=self.config,
+                        what="the training step",
+                        on_signal=end_before_the_first_step,
+                    )
                 self.prepared = True
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.
             if self.on_cpu or done % self.collect_interval == 0:
                 stopping = self._any_rank(stop.requested)
+            if began is not None:  # and until all ranks have met
+                self.compiling, began = time.perf_counter() - began, None
             if stopping and self.progress.step % self.accumulation == 0:
                 return
             yield self.step(*tensors) if advance is None else advance()
@@ -318,7 +337,7 @@ class Trainer:
             images_per_s=float(speed),
         )
         self.progress.losses, self.progress.norms = [], []
-        left = (self.total_steps - self.progress.step) * self.config.batch_size * self.world.size / speed
+        left = self.time_left.seconds(self.progress.step, speed / (self.config.batch_size * self.world.size))
         # On a terminal the bar shows it; the file has it in any case.
         log.log(
             logging.INFO if bar.disable else logging.DEBUG,
@@ -332,7 +351,10 @@ class Trainer:
         last = epoch == self.config.epoch_size
         if self.eval_loader is None or not (last or epoch % self.config.val_interval == 0):
             return {}
-        results = self.evaluate()
+        begun = time.perf_counter()
+        with waiting("Evaluating", quiet_for=10.0):
+            results = self.evaluate()
+        self.time_left.note_evaluation(time.perf_counter() - begun)
         # At equal scores the average, as where only one kind is evaluated.
         kind = max(results, key=lambda kind: (results[kind].top1, kind == "averaged"))
         self.better = dict(weights=kind, top1=results[kind].top1, validation=self.progress.validation)
@@ -413,10 +435,12 @@ class Trainer:
 
     def _save(self, epoch: int) -> None:
         if self.main:
+            begun = time.perf_counter()
             record = dict(self.better if self.progress.step in self.progress.scores else {}, epoch=epoch)
             path = self.folder.path(epoch, self.progress.step)
             self._write(path, checkpoint_parameters(self.step), dict(record, progress=self.progress.to_json()))
             self.folder.prune(self.progress.scores)
+            self.time_left.saving = time.perf_counter() - begun
 
     def _write(self, path: Path, parameters: dict[str, ms.Parameter], facts: dict[str, Any]) -> None:
         check_finite(parameters, self.progress.step)

@@ -303,26 +303,26 @@ def _other_network(
     if len(head) + len(stem) < len(wrong) or (missing and head):
         return ""
     said = [f"{source} holds {model_name}'s weights."]
-    new = f"python scripts/convert.py --model {model_name} --from {source} --to NEW.ckpt --num_classes"
+    new = f"mindska convert --model {model_name} --from {source} --to NEW.ckpt --num_classes"
     if missing:
         said.append(
             f"The classifier is missing (it is a backbone), and the network has one. For features, make the network "
             f"with features_only=True. To train a classifier on this backbone, give it a new one ({new} N) and pass "
-            f"NEW.ckpt to train.py as --ckpt_path."
+            f"NEW.ckpt to `mindska train` as --ckpt_path."
         )
     if head:
         found, expected = (shape[0] for shape in wrong[head[-1]])
         said.append(
             f"They have a classifier for {found} classes, the network one for {expected}. To use it, make the network "
             f"with num_classes={found}. To train one for {expected} classes, give the weights a new one ({new} "
-            f"{expected}) and pass NEW.ckpt to train.py as --ckpt_path."
+            f"{expected}) and pass NEW.ckpt to `mindska train` as --ckpt_path."
         )
     if stem:
         found, expected = (shape[1] for shape in wrong[stem[0]])
         said.append(
             f"They take images of {found} channels, the network of {expected}. Make it with in_channels={found}, or "
-            f"adapt them (1 or 3 channels): open_weights(FILE).for_channels({expected}).load_into(network); train.py "
-            f"does so."
+            f"adapt them (1 or 3 channels): open_weights(FILE).for_channels({expected}).load_into(network); "
+            f"`mindska train` does so."
         )
     shapes = [f"{name}: {found} in the file, {expected} in the network" for name, (found, expected) in wrong.items()]
     return " ".join(said) + formatted_list("of another shape", shapes)

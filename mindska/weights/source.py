@@ -95,8 +95,8 @@ class Source:
         )
         value = not self.averaged
         return (
-            f"{self.path}: the {taken} weights are taken; the file has the {other} ones as well ({words}, in train.py "
-            f"and validate.py --use_ema {str(value).lower()}; in Python open_weights(path, ema={value}))"
+            f"{self.path}: the {taken} weights are taken; the file has the {other} ones as well ({words}; in "
+            f"Python open_weights(path, ema={value}))"
         )
 
     @property

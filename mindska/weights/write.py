@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import WeightsError, WriteError
-from ..files import as_oserror, check_writable, replacing
+from ..files import as_oserror, replacing
 from .convert import to_torch
 from .files import write_checkpoint, write_safetensors
 from .foreign import write_torch
 from .loading import open_weights
-
-TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
-
-
-def check_target(path: Path, overwrite: bool = False) -> None:
-    """WriteError when a file of weights cannot be written to `path`: before the work, not after it."""
-    if not path.name.endswith((".ckpt", ".safetensors", *TORCH_SUFFIXES)):
-        raise WriteError(f"{path}: expected a name that ends in .ckpt, .safetensors or {', '.join(TORCH_SUFFIXES)}")
-    if path.name.endswith(TORCH_SUFFIXES) and not find_spec("torch"):
-        raise WriteError(f"Writing {path} needs PyTorch (pip install torch)")
-    check_writable(path, overwrite, "choose another name, or allow it with --overwrite")
 
 
 def write_weights(path: Path, parameters: dict[str, np.ndarray], record: dict[str, Any]) -> None:

@@ -255,6 +255,18 @@ FAULTS = {
         "an environment that was half made (no python3-venv, Ctrl-C)",
         "made anew; nothing of others is removed",
     ),
+    "compiling": (
+        "Ctrl-C or SIGTERM while the network compiles",
+        "ends within seconds, nothing is left",
+    ),
+    "mistakes": (
+        "a misspelt command, option, recipe or model, a missing file",
+        "told in half a second, with the nearest name",
+    ),
+    "mindcv-recipe": (
+        "a recipe of MindCV with keys that have no meaning here",
+        "all named at once; --ignore_unknown passes over them",
+    ),
 }
 
 

@@ -41,7 +41,7 @@ def why_below(height: int, width: int, smallest_side: int) -> str:
 
 def check_compiled(backbone: Backbone, inputs: Sequence[Any]) -> None:
     """SettingError where images are too small. Before MindSpore compiles a graph, whose errors are pages with files."""
-    shape = getattr(inputs[0], "shape", ()) if inputs else ()
+    shape: tuple[int, ...] = getattr(inputs[0], "shape", ()) if inputs else ()
     if (
         len(shape) == 4 and min(shape) > 0 and shape[1] == backbone.in_channels
     ):  # else `check_inputs` says what is wrong

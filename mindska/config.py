@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import glob
 import math
 import os
 import reprlib
@@ -21,6 +22,7 @@ from typing import Any, NoReturn, Optional, Union
 import yaml
 
 from .errors import ConfigError, let_rank_0_speak
+from .files import check_writable
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
@@ -137,16 +139,36 @@ class Config:
         heading="data",
     )
     data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", path=True, may_change=True)
-    train_split: str = _option("train", "subfolder with the training images")
-    val_split: str = _option("val", "subfolder with the validation images", may_change=True)
+    train_split: str = _option(
+        "train",
+        "training images: a subfolder of classes or of tar files, the beginning of tar files' names, or a list of "
+        "files (CSV with columns path,label)",
+    )
+    val_split: str = _option("val", "validation images, as train_split", may_change=True)
     class_map: str = _option(
         "",
-        "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted",
+        "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted; "
+        "or CSV file with lines of FOLDER,CLASS",
         path=True,
         may_change=True,  # the file; the classes are compared
     )
     exif_orientation: bool = _option(
         False, "turn photos as their EXIF tag says; the original training and evaluation did not"
+    )
+    val_ratio: float = _option(
+        0.0,
+        "share of the training images, of each class, that is kept for validation in the place of val_split; 0: none",
+        below=1,
+    )
+    val_seed: int = _option(0, "seed of the choice that val_ratio makes", at_most=2**32 - 1)
+    classes: str = _option(
+        "",
+        "take these classes only: names with commas between them, or a file with one a line; validate: evaluate on the "
+        "images of these, of all that the network knows",
+        may_change=True,  # the words; the classes are compared
+    )
+    allow_outside_data_dir: bool = _option(
+        False, "a list of images (CSV) may name files outside of data_dir", may_change=True
     )
     batch_size: int = _option(128, "images per device and step", at_least=1)
     num_parallel_workers: Optional[int] = _option(
@@ -277,6 +299,32 @@ class Config:
         50, "stop after so many updates in a row without a finite loss", at_least=1, may_change=True
     )
     result_json: str = _option("", "validate: write the results to this file", path=True, may_change=True)
+    result_csv: str = _option(
+        "", "validate: write a row of results for each checkpoint to this file", path=True, may_change=True
+    )
+    details: str = _option(
+        "",
+        "validate: write every image's path, label and most probable classes to this file (CSV)",
+        path=True,
+        may_change=True,
+    )
+    mask_classes: bool = _option(
+        True,
+        "validate, with classes: choose among these only, as timm does for ImageNet-A and ImageNet-R; false: among all",
+        may_change=True,
+    )
+    tta: Optional[str] = _option(
+        None, "validate: flip takes the mean of the logits of an image and its mirror image", ("flip",), may_change=True
+    )
+    real_labels: str = _option(
+        "",
+        "validate: JSON file with the labels of each validation image in the order of their files' names (ReaL)",
+        path=True,
+        may_change=True,
+    )
+    more_ckpt_paths: tuple[str, ...] = _option(
+        (), "validate: further checkpoints; --ckpt_path A B C sets them", may_change=True
+    )
 
     def __post_init__(self) -> None:
         if not self.ckpt_save_dir:
@@ -311,6 +359,11 @@ class Config:
             raise ConfigError(
                 f"image_resize is {self.image_resize}; expected one size in pixels, or height and width"
                 + (" (without the number of channels)" if len(self.image_resize) == 3 else "")
+            )
+        if self.val_ratio and self.val_split != Config.val_split:
+            raise ConfigError(
+                f"val_ratio is {self.val_ratio} and val_split is {self.val_split!r}; expected one of the two: "
+                f"val_ratio takes the validation images from the training images"
             )
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
@@ -435,6 +488,8 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
             extra = dict(nargs="+", metavar="N")
+        elif entry.name == "ckpt_path":
+            extra = dict(nargs="+", metavar="FILE")
         add_argument(
             f"--{entry.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **{"metavar": "X", **extra}
         )
@@ -445,13 +500,32 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "")
     try:
         path = namespace.pop("config")
         settings = read_yaml(path) if path else {}
+        if "ckpt_path" in namespace:
+            first, *more = namespace["ckpt_path"]
+            first, *more = matching([first, *more])
+            namespace.update(ckpt_path=first, **({"more_ckpt_paths": more} if more else {}))
         for name, text in namespace.items():
+            if name == "more_ckpt_paths":
+                settings[name] = tuple(text)
+                continue
             if isinstance(text, list):  # several numbers
                 text = "null" if text == ["null"] else "[" + ",".join(text) + "]"
             settings[name] = _parse_text(name, text)
         return Config(**settings)
     except (ConfigError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
+
+
+def matching(paths: Sequence[str]) -> list[str]:
+    """Paths as a shell reads them, for where none does: `~`, and patterns such as `run/*.ckpt`, whose files are sorted.
+
+    What is there stays as it is, and so does a pattern that nothing matches.
+    """
+    found: list[str] = []
+    for path in map(os.path.expanduser, paths):
+        names = [] if _exists(path) else sorted(glob.glob(path))  # noqa: PTH207 - as text
+        found += names or [path]
+    return found
 
 
 def check_given(config: Config, *needed: str) -> None:
@@ -465,14 +539,39 @@ def check_given(config: Config, *needed: str) -> None:
         model="model is not set: name one, or take a recipe from configs/",
         ckpt_path="the command needs --ckpt_path: the weights to evaluate",
     )
+    if config.more_ckpt_paths and "model" in needed:
+        raise ConfigError(
+            f"ckpt_path names {1 + len(config.more_ckpt_paths)} files; a run starts from one (validate takes several)"
+        )
     for name in dict.fromkeys((*needed, "data_dir")):
         value = getattr(config, name)
+        if name == "data_dir" and not value and config.train_split.lower().endswith(".csv"):
+            continue  # the paths are relative to the list
         if not value and name in needed and name in what:
             raise ConfigError(what[name])
         if value and name == "data_dir" and not _exists(value):
             raise ConfigError(f"No data folder at {Path(value).absolute()}")
-        if value and name == "ckpt_path" and not _exists(value):
-            raise ConfigError(f"No checkpoint at {Path(value).absolute()}")
+        for path in (value, *config.more_ckpt_paths) if value and name == "ckpt_path" else ():
+            if not _exists(path):
+                raise ConfigError(f"No checkpoint at {Path(path).absolute()}")
+
+
+def check_results(config: Config) -> None:
+    """Whether what the command is to write can be written: before the work.
+
+    Raises:
+        ConfigError: a file that is of one checkpoint is asked for several.
+        WriteError: one cannot be written.
+    """
+    for name in ("result_json", "result_csv", "details"):
+        path = getattr(config, name)
+        if path and config.more_ckpt_paths and name != "result_csv":
+            raise ConfigError(
+                f"{name} is of one checkpoint, ckpt_path names {1 + len(config.more_ckpt_paths)}; --result_csv FILE "
+                f"has a row for each"
+            )
+        if path:
+            check_writable(Path(path))
 
 
 def _exists(path: str) -> bool:

@@ -29,6 +29,9 @@ MAY_IMPORT = {
     "verification": {"models", "exported"},
     "export": {"models", "acceleration", "weights", "exported", "verification"},
     "prediction": {"data", "weights", "compile_cache", "export"},
+    "validation": {
+        "config", "distributed", "data", "weights", "compile_cache", "evaluation", "prediction", "builders",
+    },
     "builders": {"models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training"},
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",

@@ -1,0 +1,74 @@
+"""Looks through a data set before it is trained on.
+
+    python scripts/check_data.py --data_dir DATA
+    python scripts/check_data.py --data_dir DATA --val_ratio 0.2 --json report.json --contact_sheet classes.png
+
+It counts the images of every class, reads all of them, and names those that cannot be read, that are in training and
+validation, in two classes, or in one class twice (by content), and those of odd sizes and kinds. The exit status is 1
+when training would fail.
+
+Besides the options below it takes those of train.py that are about data: --config FILE, --data_dir, --train_split,
+--val_split, --val_ratio, --classes, --dataset, --batch_size, --max_damaged, --val_skip_damaged and so on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Optional
+
+from mindska.config import check_given, parse_args
+from mindska.errors import DataError, clear_errors, printable
+from mindska.files import check_writable, replacing, user_path
+
+
+def main(arguments: Optional[list[str]] = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--contact_sheet", type=user_path, metavar="FILE", help="write pictures of every class (PNG)")
+    parser.add_argument("--world_size", type=int, default=1, metavar="N", help="ranks of the run to come (default: 1)")
+    options, others = parser.parse_known_args(arguments)
+    config = parse_args(others, description=__doc__)
+    with clear_errors():
+        check_given(config, "data_dir")
+        outputs: list[Path] = [path for path in (options.json, options.contact_sheet) if path]
+        for path in outputs:
+            check_writable(path)
+
+    # Only now, since they load MindSpore, which takes seconds.
+    from mindska import builders
+    from mindska.data.check import Report, check, write_sheet
+    from mindska.data.contact_sheet import check_sheet
+
+    with clear_errors():
+        if options.contact_sheet:
+            check_sheet(options.contact_sheet)
+        builders.set_up_log()
+        try:
+            train, val = builders.open_training_data(config)
+        except DataError as error:
+            report = Report([str(error)], facts=dict(splits={}, faults=[str(error)], warnings=[]))
+        else:
+            report = check(
+                {"train": train, **({"val": val} if val is not None else {})},
+                config.max_damaged,
+                config.val_skip_damaged,
+                config.batch_size * options.world_size if "--batch_size" in others or config.model else 1,
+                config.num_parallel_workers,
+            )
+            if options.contact_sheet:
+                count = write_sheet(options.contact_sheet, train)
+                print(printable(f"{options.contact_sheet}: {count} pictures"))
+        if options.json:
+            with replacing(options.json) as temporary:
+                temporary.write_text(json.dumps(report.facts, indent=1) + "\n", encoding="utf-8")
+        print(report)
+    sys.exit(1 if report.faults else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -156,7 +156,8 @@ def open_validation_data(config: Config, record: dict[str, Any]) -> Dataset:
     chosen = chosen_classes(config.classes)
     check_known(chosen, dataset.class_names, str(dataset.root))
     names = recorded or dataset.class_names
-    check_known(chosen, names, "the network")
+    if unknown := sorted(set(chosen) - set(names)):
+        raise ConfigError(f"classes names {unknown[:10]}, which the network of {config.ckpt_path} does not know")
     wanted = set(chosen)
     kept = [name if name in wanted else "" for name in dataset.class_names]
     dataset = relabelled(dataset, names, kept, f"{dataset.split}, {len(wanted):,} classes")
@@ -251,7 +252,7 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
         raise ConfigError(
             f"The checkpoint knows {len(recorded)} classes, the data has {len(class_names)}: "
             f"missing in the data: {missing[:5]}, unknown to the checkpoint: {unknown[:5]}"
-            f"{look_alike(unknown, missing)}"
+            f"{look_alike(unknown, missing)}. To evaluate on the classes that both have, name them with --classes"
         )
     return number or len(class_names)
 

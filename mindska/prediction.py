@@ -107,7 +107,7 @@ def is_exported(path: Union[str, Path]) -> bool:
 
 
 def open_exported(path: Path, ema: Optional[bool] = None) -> tuple[Logits, dict[str, Any], Preprocessing, int]:
-    """An exported model as a function, its record, its pixels, and the batch that it was exported for.
+    """An exported model as a function, its record, its pixels, and the batch that it was exported for (0: any).
 
     Args:
         ema: which weights are asked for; they cannot be chosen any more.
@@ -121,7 +121,8 @@ def open_exported(path: Path, ema: Optional[bool] = None) -> tuple[Logits, dict[
         raise PredictionError(f"{path} is an exported model: which weights are in it was chosen by the export")
     run, record = open_with_record(path)
     batch_size, channels, *size = record["input_shape"]
-    pixels = Preprocessing(**{**record["preprocessing"], "image_size": size})
+    fixed = [length for length in (batch_size, *size) if isinstance(length, int) and length > 0]
+    pixels = Preprocessing(**{**record["preprocessing"], **({"image_size": size} if len(fixed) == 3 else {})})
     if channels != pixels.in_channels:
         raise PredictionError(
             f"{path} was exported for images of {channels} channels, but its record has {pixels.in_channels} means; "
@@ -131,7 +132,7 @@ def open_exported(path: Path, ema: Optional[bool] = None) -> tuple[Logits, dict[
     def logits(images: np.ndarray) -> np.ndarray:
         return run(images)[0]
 
-    return logits, record, pixels, batch_size
+    return logits, record, pixels, batch_size if batch_size in fixed else 0
 
 
 def open_predictor(
@@ -156,7 +157,8 @@ def open_predictor(
     """
     path = Path(path)
     if is_exported(path):
-        logits, record, recorded, batch_size = open_exported(path, ema)
+        logits, record, recorded, fixed_batch = open_exported(path, ema)
+        batch_size = fixed_batch or batch_size
         model, size = record["model"], recorded.image_size
         if image_size not in (None, size):
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")

@@ -115,26 +115,32 @@ def predict_all(
         DataError: there is no image, or one is unreadable and may not be left out.
         PredictionError: the network gives outputs of another shape.
     """
+    error: Optional[UserError] = None
     parts: list[dict[str, np.ndarray]] = []
     shown = tqdm(loader, unit="batch", disable=None if progress else True, file=unfailing_stderr())
-    for batch, (images, labels) in enumerate(shown):
-        found = logits(images)
-        if tta == FLIP:
-            found = (found.astype(np.float64) + logits(np.ascontiguousarray(images[..., ::-1]))) / 2
-        if found.shape != (len(images), num_classes):
-            raise PredictionError(
-                f"The network gives outputs of the shape {found.shape}; expected {len(images)} images by {num_classes} "
-                f"classes"
-            )
-        real = labels >= 0
-        parts.append(dict(indices=loader.indices(batch)[real], **outcomes_of(found[real], labels[real], allowed)))
-    ours = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    every = all_gather_object((ours, loader.damaged.reasons))
-    joined = {name: np.concatenate([arrays[name] for arrays, _ in every]) for name in ours}
+    try:
+        for batch, (images, labels) in enumerate(shown):
+            found = logits(images)
+            if tta == FLIP:
+                found = (found.astype(np.float64) + logits(np.ascontiguousarray(images[..., ::-1]))) / 2
+            if found.shape != (len(images), num_classes):
+                raise PredictionError(
+                    f"The network gives outputs of the shape {found.shape}; expected {len(images)} images by "
+                    f"{num_classes} classes"
+                )
+            real = labels >= 0
+            parts.append(dict(indices=loader.indices(batch)[real], **outcomes_of(found[real], labels[real], allowed)))
+    except UserError as raised:
+        error = raised
+    ours = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts and not error else {}
+    every = all_gather_object((ours, loader.damaged.reasons, error and str(error)))
+    if failure := next((said for *_, said in every if said), None):
+        raise error or DataError(failure)  # the same on all ranks: none waits for another
+    joined = {name: np.concatenate([arrays[name] for arrays, *_ in every]) for name in ours}
     if not len(joined["indices"]):
         raise DataError(NOTHING_TO_EVALUATE)
     order = np.argsort(joined["indices"], kind="stable")
-    unreadable = {name: reason for _, reasons in every for name, reason in reasons.items()}
+    unreadable = {name: reason for _, reasons, _ in every for name, reason in reasons.items()}
     return Outcomes(**{name: array[order] for name, array in joined.items()}, unreadable=unreadable)
 
 
@@ -287,6 +293,23 @@ class Shared:
         return logits
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """All that the evaluation of one checkpoint takes.
+
+    Attributes:
+        chosen: (classes,) bool, those that are evaluated; None: all.
+        real: see `read_real_labels`.
+    """
+
+    config: Config
+    logits: Logits
+    loader: EvalLoader
+    num_classes: int
+    chosen: Optional[np.ndarray]
+    real: Optional[list[set[int]]]
+
+
 def validate(config: Config, world: World) -> None:
     """Evaluates the checkpoints that the configuration names; prints and writes the results. Every rank must call it.
 
@@ -298,30 +321,34 @@ def validate(config: Config, world: World) -> None:
     for path in paths:
         error: Optional[UserError] = None
         try:
-            rows.append(_validate_one(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()), world, shared))
+            prepared = _prepare(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()), world, shared)
         except UserError as raised:
-            if len(paths) == 1:
+            if len(paths) == 1 or isinstance(raised, DataError):  # without images there is nothing to go on with
                 raise
             error = raised
-            rows.append(dict(ckpt_path=path, error=str(error)))
+        said = next((each for each in all_gather_object(error and str(error)) if each), None)
+        if said is None:
+            rows.append(_evaluate(prepared, world, several=len(paths) > 1))
+        else:
+            rows.append(dict(ckpt_path=path, error=said))
             failed.append(path)
-            log.error("error: %s: %s", printable(path), error)
-        if len({said is None for said in all_gather_object(error and str(error))}) > 1:
-            raise RunError(f"{path} can be evaluated on some ranks only; are the same files on all hosts?") from error
-        if config.result_csv and world.rank == 0:  # what is there after a minute is there if the rest fails
+            log.error("error: %s: %s", printable(path), said)
+        if config.result_csv and world.rank == 0:  # at once: what is done is there if the rest fails
             header = list(dict.fromkeys(name for row in rows for name in row if name != "error")) + ["error"]
             write_table(Path(config.result_csv), header, ([row.get(name, "") for name in header] for row in rows))
     if failed:
         raise RunError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated: {few(failed)}")
 
 
-def _validate_one(config: Config, world: World, shared: Shared) -> dict[str, Any]:
-    """One checkpoint; returns its row of results."""
+def _prepare(config: Config, world: World, shared: Shared) -> Prepared:
+    """Opens a checkpoint, and the images for it."""
     exported: Optional[Logits] = None
     weights: Optional[Weights] = None
     if is_exported(config.ckpt_path):
-        exported, record, own_pixels, batch_size = open_exported(Path(config.ckpt_path), config.use_ema)
-        config = dataclasses.replace(config, model=record["model"])
+        exported, record, own_pixels, fixed_batch = open_exported(Path(config.ckpt_path), config.use_ema)
+        batch_size = fixed_batch or config.batch_size
+        if config.model not in ("", record["model"]):
+            raise ConfigError(f"{config.ckpt_path} holds {record['model']}, but the model asked for is {config.model}")
     else:
         weights = builders.configured_weights(config)
         assert weights is not None  # the command asks for a checkpoint
@@ -339,36 +366,42 @@ def _validate_one(config: Config, world: World, shared: Shared) -> dict[str, Any
             raise ConfigError(
                 f"image_resize is {pixels.image_size}; {config.ckpt_path} was exported for {size[0]}x{size[1]} pixels"
             )
-    real = read_real_labels(Path(config.real_labels), dataset) if config.real_labels else None
-    share = dict(builders.loader_share(config, world), skip_damaged=config.val_skip_damaged)
-    loader = EvalLoader(dataset, EvalTransform(pixels), batch_size, **share)
-    logits = exported or shared.logits(config, num_classes, pixels, weights)  # type: ignore[arg-type]
+    loader = EvalLoader(
+        dataset,
+        EvalTransform(pixels),
+        batch_size,
+        skip_damaged=config.val_skip_damaged,
+        **builders.loader_share(config, world),
+    )
     chosen = None
     if config.classes:
         wanted = set(chosen_classes(config.classes))
         chosen = np.zeros(num_classes, bool)
         chosen[: len(dataset.class_names)] = [name in wanted for name in dataset.class_names]
-    allowed = chosen if config.mask_classes else None
-    outcomes = predict_all(logits, loader, num_classes, allowed, config.tta, progress=world.rank == 0)
+    real = read_real_labels(Path(config.real_labels), dataset) if config.real_labels else None
+    logits = exported or shared.logits(config, num_classes, pixels, weights)  # type: ignore[arg-type]
+    return Prepared(config, logits, loader, num_classes, chosen, real)
+
+
+def _evaluate(prepared: Prepared, world: World, several: bool) -> dict[str, Any]:
+    """Evaluates one checkpoint, writes and prints its results, and returns its row of them."""
+    config, allowed = prepared.config, prepared.chosen if prepared.config.mask_classes else None
+    outcomes = predict_all(
+        prepared.logits, prepared.loader, prepared.num_classes, allowed, config.tta, progress=world.rank == 0
+    )
     result = outcomes.result()
-    more = real_accuracy(outcomes, real) if real else {}
+    more = real_accuracy(outcomes, prepared.real) if prepared.real else {}
     if world.rank == 0:
-        _report(config, world, dataset, pixels, outcomes, result, more, chosen, num_classes)
+        _report(prepared, world, outcomes, result, more, several)
     return dict(ckpt_path=config.ckpt_path, model=config.model, **dataclasses.asdict(result), **more)
 
 
 def _report(
-    config: Config,
-    world: World,
-    dataset: ImageDataset,
-    pixels: Preprocessing,
-    outcomes: Outcomes,
-    result: Result,
-    more: dict[str, float],
-    chosen: Optional[np.ndarray],
-    num_classes: int,
+    prepared: Prepared, world: World, outcomes: Outcomes, result: Result, more: dict[str, float], several: bool
 ) -> None:
-    """Writes and prints the results of one checkpoint."""
+    """Writes and prints the results of one checkpoint, which may be one of several."""
+    config, chosen, num_classes = prepared.config, prepared.chosen, prepared.num_classes
+    dataset, pixels = prepared.loader.dataset, prepared.loader.transform.preprocessing
     names = [*dataset.class_names, *(f"class {i}" for i in range(len(dataset.class_names), num_classes))]
     classes = per_class(outcomes, names, chosen)
     facts: dict[str, Any] = dict(model=config.model, ckpt_path=config.ckpt_path, world_size=world.size)
@@ -387,7 +420,7 @@ def _report(
     if config.result_json:
         result.write(Path(config.result_json), **facts, classes=classes)
     known = sorted((row for row in classes if row["support"]), key=lambda row: row["accuracy"])
-    if len(known) > 1 and not config.more_ckpt_paths:
+    if len(known) > 1 and not several:
         worst = few(f"{row['name']} {row['accuracy']:.2f} % of {row['support']}" for row in known[:SHOWN])
         log.info("mean of the classes' accuracies %.2f %%; the lowest: %s", facts["mean_class_accuracy"], worst)
     refused = print_result(f"{config.ckpt_path}: {result}{said}")

@@ -136,6 +136,18 @@ def test_details_are_exact_over_ranks(images, monkeypatch, ranks):
     assert alone.result() == together.result()
 
 
+def test_an_error_of_one_rank_is_one_of_all(images, monkeypatch):
+    """Else the others would wait, or take what comes next for its figures."""
+    dataset = open_dataset("", images, "val")
+    answer = ({}, {}, "b.png cannot be read")
+    monkeypatch.setattr(validation, "all_gather_object", lambda value: [value, answer])
+    with pytest.raises(DataError, match="b.png cannot be read"):
+        loader = EvalLoader(dataset, EvalTransform(PIXELS), 5, rank=0, world_size=2)
+        predict_all(lambda x: np.zeros((len(x), 3), np.float32), loader, 3)
+    with pytest.raises(PredictionError, match=r"outputs of the shape \(5, 4\); expected 5 images by 3 classes"):
+        predict_all(lambda x: np.zeros((len(x), 4), np.float32), loader, 3)
+
+
 @pytest.mark.slow
 def test_details_under_mpirun_are_those_of_one_process(images, whole_run, tmp_path):
     best, written = whole_run[0] / "tiny_bn_best.ckpt", []

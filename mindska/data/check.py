@@ -107,7 +107,8 @@ class Report:
             lines.append(f"{name}: {split['images']:,} images of {len(counts):,} classes")
             if counts:
                 least, most = min(counts, key=counts.get), max(counts, key=counts.get)
-                lines.append(f"  images of a class: {counts[least]:,} ({least}) to {counts[most]:,} ({most})")
+                both = f"{counts[least]:,} ({least}) to {counts[most]:,} ({most})"
+                lines.append(f"  images of a class: {both if counts[least] < counts[most] else counts[most]}")
             if split["size"]:
                 size = split["size"]
                 lines.append(
@@ -244,14 +245,18 @@ def write_sheet(path: Path, dataset: ImageDataset) -> int:
     classes = [indices for indices in dataset.by_class() if len(indices)]
     columns = max(1, min(10, MOST // max(1, len(classes))))
 
-    def pictures() -> Iterator[Picture]:
+    def pictures() -> Iterator[Optional[Picture]]:
         for indices in classes[:MOST]:
             # Evenly from the first to the last: neighbours are often alike.
-            for index in indices[np.unique(np.linspace(0, len(indices) - 1, columns).astype(int))]:
-                lines = [dataset.class_names[dataset.labels[index]], dataset.member(int(index))[0].rpartition("/")[2]]
-                try:
-                    yield Picture(dataset.load(int(index), lambda size: (min(size[0], 320), min(size[1], 320))), lines)
-                except DataError:
-                    yield Picture(None, [lines[0], f"unreadable: {lines[1]}"])
+            some = indices[np.unique(np.linspace(0, len(indices) - 1, columns).astype(int))]
+            yield from map(picture, map(int, some))
+            yield from [None] * (columns - len(some))  # every class begins a row
 
-    return write_contact_sheet(path, pictures(), str(dataset), 0 if columns < 2 else 10)
+    def picture(index: int) -> Picture:
+        lines = [dataset.class_names[dataset.labels[index]], dataset.member(index)[0].rpartition("/")[2]]
+        try:
+            return Picture(dataset.load(index, lambda size: (min(size[0], 320), min(size[1], 320))), lines)
+        except DataError:
+            return Picture(None, [lines[0], f"unreadable: {lines[1]}"])
+
+    return write_contact_sheet(path, pictures(), str(dataset), 0 if columns < 2 else columns)

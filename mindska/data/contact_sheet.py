@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -18,6 +19,8 @@ GAP = 8
 LINE = 15  # pixels of a line of text
 MOST = 400  # pictures of a sheet
 BACKGROUND, TEXT, FAINT, MISSING = (255, 255, 255), (20, 20, 20), (110, 110, 110), (200, 60, 60)
+
+Font = Union[ImageFont.ImageFont, ImageFont.FreeTypeFont]
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,11 @@ def check_sheet(path: Path) -> None:
         raise SettingError(f"A contact sheet is a PNG file; {path} should end with .png")
 
 
-def write_contact_sheet(path: Path, pictures: Iterable[Picture], title: str = "", columns: int = 0) -> int:
+def write_contact_sheet(path: Path, pictures: Iterable[Optional[Picture]], title: str = "", columns: int = 0) -> int:
     """Writes the first `MOST` pictures as a PNG file; returns how many they are.
 
     Args:
+        pictures: None leaves a place empty.
         columns: default: so many that the sheet is about as wide as it is high.
 
     Raises:
@@ -49,12 +53,8 @@ def write_contact_sheet(path: Path, pictures: Iterable[Picture], title: str = ""
         WriteError: it cannot be written.
     """
     check_sheet(path)
-    cells = []
-    for picture in pictures:
-        cells.append(_small(picture))
-        if len(cells) == MOST:
-            break
-    lines = max((len(picture.lines) for picture in cells), default=0)
+    cells = [picture and _small(picture) for picture in islice(pictures, MOST)]
+    lines = max((len(picture.lines) for picture in cells if picture), default=0)
     width, height = SIDE + GAP, SIDE + LINE * lines + GAP
     columns = columns or max(1, math.ceil(math.sqrt(len(cells) * height / width)))
     columns = min(columns, max(1, len(cells)))
@@ -67,6 +67,8 @@ def write_contact_sheet(path: Path, pictures: Iterable[Picture], title: str = ""
         draw.text((GAP, GAP), _fitting(title, font, sheet.width - 2 * GAP), TEXT, font)
     for number, picture in enumerate(cells):
         left, upper = GAP + number % columns * width, top + number // columns * height
+        if picture is None:
+            continue
         if picture.image is None:
             box = (left, upper, left + SIDE - 1, upper + SIDE - 1)
             draw.rectangle(box, outline=MISSING)
@@ -81,7 +83,7 @@ def write_contact_sheet(path: Path, pictures: Iterable[Picture], title: str = ""
             draw.text((left, upper + SIDE + LINE * i), _fitting(line, font, SIDE), FAINT if i else TEXT, font)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
-    return len(cells)
+    return sum(picture is not None for picture in cells)
 
 
 def _small(picture: Picture) -> Picture:
@@ -100,14 +102,14 @@ def _small(picture: Picture) -> Picture:
     return Picture(image, picture.lines)
 
 
-def _font() -> ImageFont.ImageFont:
+def _font() -> Font:
     try:
         return ImageFont.load_default(size=12)
     except (TypeError, OSError):  # before Pillow 10.1, or without FreeType
         return ImageFont.load_default()
 
 
-def _fitting(text: str, font: ImageFont.ImageFont, width: int) -> str:
+def _fitting(text: str, font: Font, width: int) -> str:
     """A text that is no wider than so many pixels; what is left out is in its middle."""
     text = printable(text)[:500]
     if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow's first font has Latin letters only

@@ -53,7 +53,8 @@ class ImageFolder(ImageFiles):
                 f"No split {split!r} in {data_dir}; its folders: {there}. Where these are the classes, --val_ratio 0.2 "
                 f"keeps a fifth of each for validation"
             )
-        self.root, self.split, self.exif_orientation = root, split, exif_orientation
+        self.root, self.exif_orientation = root, exif_orientation
+        self.split = split if split != "." else "images"
         names, self.found = subfolders(root)
         if not names:
             raise DataError(

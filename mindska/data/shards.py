@@ -99,10 +99,14 @@ class ImageShards(ImageDataset):
         exif_orientation: bool = False,
     ) -> None:
         self.root, self.split, self.exif_orientation = Path(data_dir), split, exif_orientation
-        self.shards, labels = list(shards), []  # type: ignore[var-annotated]
-        self.names, self.offsets, self.sizes, self.shard_of = [], [], [], []  # type: ignore[var-annotated]
+        self.shards = list(shards)
+        self.states: list[list[int]] = []  # of each shard, when it was indexed
+        self.names: list[str] = []
+        self.offsets: list[int] = []
+        self.sizes: list[int] = []
+        self.shard_of: list[int] = []
+        labels: list[str] = []
         passed_over: Counter[str] = Counter()
-        self.states = []
         for number, (state, found, others) in enumerate(in_threads(_index, self.shards)):
             self.states.append(state)
             passed_over.update(others)
@@ -198,7 +202,9 @@ def _place(path: Path) -> Optional[Path]:
 def _kept(place: Optional[Path], state: list[int]) -> Optional[tuple[list[Entry], dict[str, int]]]:
     """The index as it was kept, if it is of this file and whole."""
     try:
-        version, known, images, others = json.loads(place.read_text(encoding="utf-8")) if place else [0, 0, 0, 0]
+        if place is None:
+            return None
+        version, known, images, others = json.loads(place.read_text(encoding="utf-8"))
         if [version, known] != [VERSION, state]:
             return None
         found = [(str(name), int(offset), int(size), str(label)) for name, offset, size, label in images]
@@ -215,9 +221,10 @@ def _read(path: Path, file: Any, size: int) -> tuple[list[Entry], dict[str, int]
     others: Counter[str] = Counter()
     seen: set[str] = set()
     try:
-        with tarfile.open(fileobj=_ShortReads(file, path), mode="r:") as archive:
+        headers: Any = _ShortReads(file, path)
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
             for member in archive:
-                archive.members = []  # which would grow
+                archive.members = []  # type: ignore[attr-defined]  # which would grow
                 where = f"{path} is refused: {member.name!r}"
                 if member.isdir():
                     continue

@@ -35,7 +35,7 @@ def split_by_ratio(dataset: ImageDataset, val_ratio: float, val_seed: int) -> tu
             count = min(max(1, int(val_ratio * len(indices) + 0.5)), len(indices) - 1)
             keys = [_key(dataset.member(int(index))[0], val_seed) for index in indices]
             held[indices[np.argsort(keys, kind="stable")[:count]]] = True
-    said = f"{100 * val_ratio:g} % of {dataset.split if dataset.split != '.' else 'the images'}"
+    said = f"{100 * val_ratio:g} % of {dataset.split}"
     val = Subset(dataset, np.flatnonzero(held), f"validation ({said})")
     train = Subset(dataset, np.flatnonzero(~held), f"training (all but {said})")
     train.held_out = val

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -139,8 +140,13 @@ class ImageFiles(ImageDataset):
 
     def member(self, index: int) -> tuple[str, int]:
         """(name below the root, size in bytes); of a file elsewhere its path."""
-        path, below = self.paths[index], str(self.root / "_")[:-1]  # "./a" is "a"
+        path, below = self.paths[index], self.below
         return path[len(below) :] if path.startswith(below) else path, self.sizes[index]
+
+    @cached_property
+    def below(self) -> str:
+        """How paths below the root begin; "./a" is "a"."""
+        return str(self.root / "_")[:-1]
 
     def describe(self, index: int) -> str:
         return self.paths[index]

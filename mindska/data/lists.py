@@ -56,13 +56,14 @@ class ImageList(ImageFiles):
         if not rows:
             raise DataError(f"{file} names no image; expected lines of path,label")
         inside = os.path.normpath(self.root.absolute())
+        beginning = os.path.join(inside, "")  # noqa: PTH118
         self.paths, lines, faults = [], {}, []  # type: ignore[var-annotated]
         for line, path, label in rows:
             # As text, without asking the system: what is opened is this path.
             full = os.path.normpath(os.path.join(inside, path))  # noqa: PTH118
             if not path or not label or "\0" in path:
                 faults.append(f"line {line}: path {path!r} and label {label!r}; expected both")
-            elif not (allow_outside or full.startswith(os.path.join(inside, ""))):  # noqa: PTH118
+            elif not (allow_outside or full.startswith(beginning)):
                 faults.append(
                     f"line {line}: {path!r} is outside of {self.root}; --allow_outside_data_dir true takes it"
                 )
@@ -70,8 +71,8 @@ class ImageList(ImageFiles):
                 faults.append(f"line {line}: {path!r} is the image of line {lines[full]} again")
             lines.setdefault(full, line)
             # A relative data_dir stays relative, as in a folder.
-            below = full[len(inside) :].lstrip(os.sep) if full.startswith(inside) else full
-            self.paths.append(str(self.root / below))
+            within = full.startswith(beginning)
+            self.paths.append(self.below + full[len(beginning) :] if within else full)
         self._refuse(faults, len(rows))
         self.sizes = in_threads(_size, self.paths)
         missing = (row for row, size in zip(rows, self.sizes) if size < 0)

@@ -149,11 +149,12 @@ def open_validation_data(config: Config, record: dict[str, Any]) -> Dataset:
                 config.val_ratio, config.val_seed,
             )  # fmt: skip
     else:
-        if held := (record.get("config") or {}).get("val_ratio"):
+        settings = record.get("config")
+        if isinstance(settings, dict) and (held := settings.get("val_ratio")):
             log.info(
-                "The checkpoint was trained with --val_ratio %g --val_seed %s; these options evaluate it on the images "
+                "The checkpoint was trained with --val_ratio %s --val_seed %s; these options evaluate it on the images "
                 "that were kept from it, listed in val_files.csv of its run",
-                held, record["config"].get("val_seed"),
+                held, settings.get("val_seed"),
             )  # fmt: skip
         dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **options)
     check_same_on_all_ranks(dataset)

@@ -572,6 +572,8 @@ def check_results(config: Config) -> None:
             )
         if path:
             check_writable(Path(path))
+    if config.real_labels and not _exists(config.real_labels):
+        raise ConfigError(f"No file of labels at {Path(config.real_labels).absolute()}")
 
 
 def _exists(path: str) -> bool:

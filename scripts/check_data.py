@@ -14,6 +14,7 @@ Besides the options below it takes those of train.py that are about data: --conf
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -48,24 +49,31 @@ def main(arguments: Optional[list[str]] = None) -> None:
         if options.contact_sheet:
             check_sheet(options.contact_sheet)
         builders.set_up_log()
-        try:
-            train, val = builders.open_training_data(config)
-        except DataError as error:
-            report = Report([str(error)], facts=dict(splits={}, faults=[str(error)], warnings=[]))
-        else:
+        sets, faults = {}, []
+        # Where the two do not fit together, the training images are looked through alone.
+        for attempt in (config, dataclasses.replace(config, val_while_train=False)):
+            try:
+                train, val = builders.open_training_data(attempt)
+                sets = {"train": train, **({"val": val} if val is not None else {})}
+                break
+            except DataError as error:
+                faults.append(str(error))
+        report = Report(list(dict.fromkeys(faults)))
+        if sets:
             report = check(
-                {"train": train, **({"val": val} if val is not None else {})},
+                sets,
                 config.max_damaged,
                 config.val_skip_damaged,
                 config.batch_size * options.world_size if "--batch_size" in others or config.model else 1,
                 config.num_parallel_workers,
+                faults,
             )
             if options.contact_sheet:
                 count = write_sheet(options.contact_sheet, train)
                 print(printable(f"{options.contact_sheet}: {count} pictures"))
         if options.json:
             with replacing(options.json) as temporary:
-                temporary.write_text(json.dumps(report.facts, indent=1) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
         print(report)
     sys.exit(1 if report.faults else 0)
 

@@ -208,6 +208,25 @@ def test_a_list_may_lead_outside_where_that_is_asked_for(photos, tmp_path):
     assert Config(train_split="x.csv").data_dir == ""
 
 
+def test_a_list_is_split_by_ratio(zoo, tmp_path):
+    """With data_dir or without; what was kept is a list again."""
+    place = zoo / "all.csv"
+    lines = [f"{path.relative_to(zoo)},{path.parent.name}" for path in sorted((zoo / "train").rglob("*.jpg"))]
+    place.write_text("\n".join(lines))
+    try:
+        found = [
+            builders.open_training_data(Config(train_split=split, data_dir=data_dir, val_ratio=0.3))
+            for split, data_dir in ((str(place), ""), ("all.csv", str(zoo)))
+        ]
+    finally:
+        place.unlink()
+    assert [[part.identity() for part in pair] for pair in found] == 2 * [[part.identity() for part in found[0]]]
+    for data_dir, (train_set, val_set) in zip(("", zoo), found):
+        write_list(tmp_path / "val.csv", train_set.held_out, data_dir)
+        again = open_dataset("", zoo, str(tmp_path / "val.csv"), trained_on=train_set.class_names)
+        assert again.identity() == val_set.identity()
+
+
 # ------------------------------------------------------------------------------------------------- classes
 
 
@@ -502,8 +521,10 @@ def test_check_data_finds_what_is_wrong(tmp_path, capsys):
     said = check(capsys, "--data_dir", root / "train", "--val_ratio", "0.2", "--batch_size", "64", expect=1)
     assert "fewer than one batch of 64" in said
     (root / "val" / "dog").mkdir()
-    assert "FAULT" in check(capsys, "--data_dir", root, "--json", files["json"], expect=1)
-    assert json.loads(files["json"].read_text())["faults"]
+    said = check(capsys, "--data_dir", root, "--json", files["json"], expect=1)  # and the training images all the same
+    assert "FAULT: " in said and "dog has no image" in said and "train: 46 images of 3 classes" in said
+    report = json.loads(files["json"].read_text())
+    assert len(report["faults"]) == 2 and report["splits"]["train"]["unreadable"] == 3
 
 
 def test_check_data_tells_mistakes_of_its_options(tmp_path, capsys):

@@ -84,7 +84,8 @@ class ImageDataset:
         raise NotImplementedError
 
     def listed(self, index: int, data_dir: Union[str, Path]) -> str:
-        """Image `index` as a list of images names it: a file's path below `data_dir`, else its name."""
+        """Image `index` as a list of images names it: a file's path below `data_dir` (without one: below
+        the root), else its name."""
         return self.member(index)[0]
 
     def content(self, index: int) -> bytes:
@@ -152,7 +153,7 @@ class ImageFiles(ImageDataset):
         return self.paths[index]
 
     def listed(self, index: int, data_dir: Union[str, Path]) -> str:
-        return os.path.relpath(self.paths[index], data_dir)
+        return os.path.relpath(self.paths[index], data_dir if str(data_dir) else self.root)
 
     def content(self, index: int) -> bytes:
         try:

@@ -98,7 +98,11 @@ class Report:
 
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=lambda: dict(splits={}))
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, faults and warnings, as JSON has them."""
+        return dict(self.facts, faults=self.faults, warnings=self.warnings)
 
     def __str__(self) -> str:
         lines = []
@@ -126,14 +130,16 @@ def check(
     skip_damaged: bool = False,
     global_batch: int = 1,
     num_workers: Optional[int] = None,
+    faults: Sequence[str] = (),
 ) -> Report:
     """Looks through the images for "train" and, where there are any, for "val".
 
     Args:
         max_damaged: share of the training images that may be unreadable; skip_damaged: whether the others may.
         global_batch: images of one update of a run.
+        faults: what is known already.
     """
-    report = Report(facts=dict(splits={}))
+    report = Report(list(faults))
     splits = {name: look_through(dataset, num_workers) for name, dataset in sets.items()}
     for name, split in splits.items():
         report.facts["splits"][name] = _facts(split)
@@ -148,7 +154,6 @@ def check(
         if split.odd:
             report.warnings.append(f"{name}: {len(split.odd):,} images of odd sizes: {_few_items(split.odd)}")
     _check_duplicates(report, sets, splits)
-    report.facts.update(faults=report.faults, warnings=report.warnings)
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any, Optional
 
 import mindcv
@@ -14,8 +15,19 @@ from mindspore import Tensor, nn
 
 from . import acceleration, kernels, names
 from .config import Config, notes
-from .data import Augmentation, Preprocessing, natural_order
-from .data.datasets import Dataset
+from .data import (
+    Augmentation,
+    Preprocessing,
+    check_same_classes,
+    check_same_on_all_ranks,
+    natural_order,
+    open_dataset,
+    split_by_ratio,
+)
+from .data.base import relabelled
+from .data.datasets import Dataset, check_known, chosen_classes
+from .data.folders import is_folder
+from .data.shards import find_shards
 from .distributed import World
 from .errors import ConfigError, SettingError, look_alike
 from .models.factory import own_preprocessing
@@ -45,10 +57,7 @@ def set_up(config: Config, world: World) -> None:
         )
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(config.seed)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for handler in logging.getLogger().handlers:
-        handler.setLevel(logging.INFO)
-    log.setLevel(logging.DEBUG if world.rank == 0 else logging.WARNING)
+    set_up_log(world.rank == 0)
     log.addHandler(early_messages)
     for note in notes:
         log.info("%s", note)
@@ -57,6 +66,14 @@ def set_up(config: Config, world: World) -> None:
             "amp_level %s computes in float16, which CPUs are slow at; --amp_level O0 computes in float32",
             config.amp_level,
         )
+
+
+def set_up_log(first: bool = True) -> None:
+    """What goes to stderr: messages of our own from INFO on, of others from WARNING on; `first`: this is rank 0."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG if first else logging.WARNING)
 
 
 def build_preprocessing(config: Config, recorded: Optional[dict[str, Any]] = None) -> Preprocessing:
@@ -88,7 +105,96 @@ def loading_options(config: Config) -> dict[str, Any]:
 
 def dataset_options(config: Config) -> dict[str, Any]:
     """The configuration's options of `open_dataset` on the order of classes and on reading images."""
-    return dict(class_map=config.class_map, exif_orientation=config.exif_orientation)
+    names = ("class_map", "exif_orientation", "allow_outside_data_dir")
+    return {name: getattr(config, name) for name in names}
+
+
+def open_training_data(config: Config) -> tuple[Dataset, Optional[Dataset]]:
+    """The training and, if the run evaluates, the validation images, which are the same on all ranks.
+
+    Raises:
+        DataError: something is missing or not what it should be; the two have different classes.
+    """
+    options = dict(dataset_options(config), classes=config.classes)
+    train: Dataset
+    val: Optional[Dataset]
+    if config.val_ratio:
+        train, val = _split(config, **options)
+        check_same_on_all_ranks(train)
+        check_same_on_all_ranks(val)
+        return train, val if config.val_while_train else None
+    train = open_dataset(config.dataset, config.data_dir, config.train_split, **options)
+    check_same_on_all_ranks(train)
+    if not config.val_while_train:
+        return train, None
+    options.update(trained_on=train.class_names)
+    val = open_dataset(config.dataset, config.data_dir, config.val_split, **options)
+    check_same_on_all_ranks(val)
+    check_same_classes(train, val)
+    return train, val
+
+
+def open_validation_data(config: Config, record: dict[str, Any]) -> Dataset:
+    """The validation images for a network, which are the same on all ranks: those of `classes`, where it names some.
+
+    Args:
+        record: of the weights.
+
+    Raises:
+        DataError: something is missing or not what it should be.
+    """
+    recorded = record.get("class_names")
+    options = dict(dataset_options(config), trained_on=recorded)
+    if config.val_ratio:
+        train, dataset = _split(config, **options)
+        known = record.get("train_set")
+        if known and not config.classes and known != train.identity():
+            log.warning(
+                "val_ratio %g and val_seed %d give other training images than those that the checkpoint was trained "
+                "on: it may have seen some that it is evaluated on",
+                config.val_ratio, config.val_seed,
+            )  # fmt: skip
+    else:
+        settings = record.get("config")
+        if isinstance(settings, dict) and (held := settings.get("val_ratio")):
+            log.info(
+                "The checkpoint was trained with --val_ratio %s --val_seed %s; these options evaluate it on the images "
+                "that were kept from it, listed in val_files.csv of its run",
+                held, settings.get("val_seed"),
+            )  # fmt: skip
+        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **options)
+    check_same_on_all_ranks(dataset)
+    if not config.classes:
+        return dataset
+    chosen = chosen_classes(config.classes)
+    check_known(chosen, dataset.class_names, str(dataset.root))
+    names = recorded or dataset.class_names
+    if unknown := sorted(set(chosen) - set(names)):
+        raise ConfigError(f"classes names {unknown[:10]}, which the network of {config.ckpt_path} does not know")
+    wanted = set(chosen)
+    kept = [name if name in wanted else "" for name in dataset.class_names]
+    dataset = relabelled(dataset, names, kept, f"{dataset.split}, {len(wanted):,} classes")
+    log.info("%s", dataset)
+    return dataset
+
+
+def _split(config: Config, **options: Any) -> tuple[Dataset, Dataset]:
+    """The two parts of the training images that val_ratio makes. `DATA/CLASS/` will do in the place of
+    `DATA/train/CLASS/`."""
+    split, folder = config.train_split, Path(config.data_dir)
+    here = split == Config.train_split and config.dataset == "imagenet" and str(config.data_dir)
+    if here and is_folder(folder) and not is_folder(folder / split) and not find_shards(folder, split):
+        split = "."
+    elif here and is_folder(folder / Config.val_split):
+        log.info("val_ratio %g: %s is not used", config.val_ratio, folder / Config.val_split)
+    parts = split_by_ratio(
+        open_dataset(config.dataset, folder if str(config.data_dir) else "", split, **options),
+        config.val_ratio,
+        config.val_seed,
+    )
+    for part in parts:
+        log.info("%s", part)
+    return parts
 
 
 def loader_share(config: Config, world: World) -> dict[str, int]:
@@ -159,7 +265,7 @@ def evaluated_classes(config: Config, record: dict[str, Any], class_names: list[
         raise ConfigError(
             f"The checkpoint knows {len(recorded)} classes, the data has {len(class_names)}: "
             f"missing in the data: {missing[:5]}, unknown to the checkpoint: {unknown[:5]}"
-            f"{look_alike(unknown, missing)}"
+            f"{look_alike(unknown, missing)}. To evaluate on the classes that both have, name them with --classes"
         )
     return number or len(class_names)
 

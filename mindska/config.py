@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import math
 import os
 import reprlib
@@ -22,7 +23,7 @@ import yaml
 from . import mindcv_recipes, names, recipes
 from .arguments import Parser, nearest
 from .errors import ConfigError
-from .files import exists
+from .files import check_writable, exists
 
 Numbers = tuple[float, ...]
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
@@ -139,16 +140,36 @@ class Config:
         heading="data",
     )
     data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", path=True, may_change=True)
-    train_split: str = _option("train", "subfolder with the training images")
-    val_split: str = _option("val", "subfolder with the validation images", may_change=True)
+    train_split: str = _option(
+        "train",
+        "training images: a subfolder of classes or of tar files, the beginning of tar files' names, or a list of "
+        "files (CSV with columns path,label)",
+    )
+    val_split: str = _option("val", "validation images, as train_split", may_change=True)
     class_map: str = _option(
         "",
-        "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted",
+        "text file with the class folders' names, one a line, in the order of the outputs; default: as text is sorted; "
+        "or CSV file with lines of FOLDER,CLASS",
         path=True,
         may_change=True,  # the file; the classes are compared
     )
     exif_orientation: bool = _option(
         False, "turn photos as their EXIF tag says; the original training and evaluation did not"
+    )
+    val_ratio: float = _option(
+        0.0,
+        "share of the training images, of each class, that is kept for validation in the place of val_split; 0: none",
+        below=1,
+    )
+    val_seed: int = _option(0, "seed of the choice that val_ratio makes", at_most=2**32 - 1)
+    classes: str = _option(
+        "",
+        "take these classes only: names with commas between them, or a file with one a line; validate: evaluate on the "
+        "images of these, of all that the network knows",
+        may_change=True,  # the words; the classes are compared
+    )
+    allow_outside_data_dir: bool = _option(
+        False, "a list of images (CSV) may name files outside of data_dir", may_change=True
     )
     batch_size: int = _option(128, "images per device and step", at_least=1)
     num_parallel_workers: Optional[int] = _option(
@@ -279,6 +300,32 @@ class Config:
         50, "stop after so many updates in a row without a finite loss", at_least=1, may_change=True
     )
     result_json: str = _option("", "validate: write the results to this file", path=True, may_change=True)
+    result_csv: str = _option(
+        "", "validate: write a row of results for each checkpoint to this file", path=True, may_change=True
+    )
+    details: str = _option(
+        "",
+        "validate: write every image's path, label and most probable classes to this file (CSV)",
+        path=True,
+        may_change=True,
+    )
+    mask_classes: bool = _option(
+        True,
+        "validate, with classes: choose among these only, as timm does for ImageNet-A and ImageNet-R; false: among all",
+        may_change=True,
+    )
+    tta: Optional[str] = _option(
+        None, "validate: flip takes the mean of the logits of an image and its mirror image", ("flip",), may_change=True
+    )
+    real_labels: str = _option(
+        "",
+        "validate: JSON file with the labels of each validation image in the order of their files' names (ReaL)",
+        path=True,
+        may_change=True,
+    )
+    more_ckpt_paths: tuple[str, ...] = _option(
+        (), "validate: further checkpoints; --ckpt_path A B C sets them", may_change=True
+    )
 
     def __post_init__(self) -> None:
         if not self.ckpt_save_dir:
@@ -314,6 +361,11 @@ class Config:
                 f"image_resize is {self.image_resize}; expected one size in pixels, or height and width"
                 + (" (without the number of channels)" if len(self.image_resize) == 3 else "")
             )
+        if self.val_ratio and self.val_split != Config.val_split:
+            raise ConfigError(
+                f"val_ratio is {self.val_ratio} and val_split is {self.val_split!r}; expected one of the two: "
+                f"val_ratio takes the validation images from the training images"
+            )
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
 
@@ -324,6 +376,8 @@ VALIDATION = frozenset((
     "device_target", "mode", "distribute", "seed", "model", "num_classes", "in_channels", "ckpt_path", "use_ema",
     "dataset", "data_dir", "val_split", "class_map", "exif_orientation", "batch_size", "num_parallel_workers",
     "val_skip_damaged", "image_resize", "crop_pct", "interpolation", "mean", "std", "amp_level", "result_json",
+    "train_split", "val_ratio", "val_seed", "classes", "allow_outside_data_dir", "result_csv", "details",
+    "mask_classes", "tta", "real_labels", "more_ckpt_paths",
 ))  # fmt: skip
 
 
@@ -458,6 +512,8 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "",
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
             extra = dict(nargs="+", metavar="N")
+        elif entry.name == "ckpt_path":
+            extra = dict(nargs="+", metavar="FILE")
         shown = argparse.SUPPRESS if command == "validate" and entry.name not in VALIDATION else text.replace("%", "%%")
         add_argument(f"--{entry.name}", default=argparse.SUPPRESS, help=shown, **{"metavar": "X", **extra})
     known, unknown = parser.parse_known_args(arguments)
@@ -468,13 +524,31 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "",
     try:
         path, ignore_unknown = namespace.pop("config"), namespace.pop("ignore_unknown")
         settings = read_yaml(path, ignore_unknown) if path else {}
+        if "ckpt_path" in namespace:
+            first, *more = matching(namespace["ckpt_path"])
+            namespace.update(ckpt_path=first, **({"more_ckpt_paths": more} if more else {}))
         for name, text in namespace.items():
+            if name == "more_ckpt_paths":
+                settings[name] = tuple(text)
+                continue
             if isinstance(text, list):  # several numbers
                 text = "null" if text == ["null"] else "[" + ",".join(text) + "]"
             settings[name] = _parse_text(name, text)
         return Config(**settings)
     except (ConfigError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
+
+
+def matching(paths: Sequence[str]) -> list[str]:
+    """Paths as a shell reads them, for where none does: `~`, and patterns such as `run/*.ckpt`, whose files are sorted.
+
+    What is there stays as it is, and so does a pattern that nothing matches.
+    """
+    found: list[str] = []
+    for path in map(os.path.expanduser, paths):
+        names = [] if exists(path) else sorted(glob.glob(path))  # noqa: PTH207 - as text
+        found += names or [path]
+    return found
 
 
 def check_given(config: Config, *needed: str) -> None:
@@ -488,8 +562,14 @@ def check_given(config: Config, *needed: str) -> None:
         model="model is not set: name one, or take a recipe (`mindska recipes` lists them)",
         ckpt_path="the command needs --ckpt_path: the weights to evaluate",
     )
+    if config.more_ckpt_paths and "model" in needed:
+        raise ConfigError(
+            f"ckpt_path names {1 + len(config.more_ckpt_paths)} files; a run starts from one (validate takes several)"
+        )
     for name in dict.fromkeys((*needed, "data_dir")):
         value = getattr(config, name)
+        if name == "data_dir" and not value and config.train_split.lower().endswith(".csv"):
+            continue  # the paths are relative to the list
         if not value and name in needed and name in what:
             raise ConfigError(what[name])
         if value and name == "data_dir" and not exists(value):
@@ -499,8 +579,29 @@ def check_given(config: Config, *needed: str) -> None:
     if config.class_map and not exists(config.class_map):
         raise ConfigError(f"No class map at {Path(config.class_map).absolute()}")
     resumes = "ckpt_path" not in needed and any(Path(config.ckpt_save_dir).glob("*.ckpt"))  # it needs it no more
-    if config.ckpt_path and not exists(config.ckpt_path) and not resumes:
-        raise ConfigError(f"No checkpoint at {Path(config.ckpt_path).absolute()}")
+    for path in (config.ckpt_path, *config.more_ckpt_paths) if config.ckpt_path and not resumes else ():
+        if not exists(path):
+            raise ConfigError(f"No checkpoint at {Path(path).absolute()}")
+
+
+def check_results(config: Config) -> None:
+    """Whether what the command is to write can be written: before the work.
+
+    Raises:
+        ConfigError: a file that is of one checkpoint is asked for several.
+        WriteError: one cannot be written.
+    """
+    for name in ("result_json", "result_csv", "details"):
+        path = getattr(config, name)
+        if path and config.more_ckpt_paths and name != "result_csv":
+            raise ConfigError(
+                f"{name} is of one checkpoint, ckpt_path names {1 + len(config.more_ckpt_paths)}; --result_csv FILE "
+                f"has a row for each"
+            )
+        if path:
+            check_writable(Path(path))
+    if config.real_labels and not exists(config.real_labels):
+        raise ConfigError(f"No file of labels at {Path(config.real_labels).absolute()}")
 
 
 def settings_that(rule: str) -> set[str]:

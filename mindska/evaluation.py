@@ -18,6 +18,11 @@ from .errors import DataError
 from .files import replacing
 from .streams import unfailing_stderr
 
+NOTHING_TO_EVALUATE = (
+    "Nothing to evaluate: no image of the validation set can be read; mend those that are named above, or choose "
+    "another --data_dir or --val_split"
+)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -115,10 +120,7 @@ def evaluate_each(
         order.reverse()  # the last weights are in the network: they come first in the next batch
     totals = all_reduce_sum(totals)
     if totals[0, 3] == 0:
-        raise DataError(
-            "Nothing to evaluate: no image of the validation set can be read; mend those that are named above, or "
-            "choose another --data_dir or --val_split"
-        )
+        raise DataError(NOTHING_TO_EVALUATE)
     return [
         Result(100 * float(top1 / images), 100 * float(top5 / images), float(loss / images), int(images))
         for top1, top5, loss, images in totals

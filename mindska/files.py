@@ -13,9 +13,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from .errors import MissingWeights, PredictionError, UserError, WriteError
+from .errors import BuildError, MissingWeights, PredictionError, UserError, WriteError
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin")
+
+
+def cache_folder() -> Path:
+    """Where operators, graphs and indices are kept: MINDSKA_CACHE, or mindska in the user's cache.
+
+    Raises:
+        BuildError: the user has no home.
+    """
+    if os.environ.get("MINDSKA_CACHE"):
+        return Path(os.path.expanduser(os.environ["MINDSKA_CACHE"]))  # noqa: PTH111 - see user_path
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "mindska"
+    try:
+        return Path.home() / ".cache" / "mindska"
+    except RuntimeError as error:
+        raise BuildError(f"{error}; MINDSKA_CACHE can name a folder") from error
 
 
 def new_file_mode(folder: Path) -> int:

@@ -13,13 +13,17 @@ from mindspore import Tensor
 
 from .compile_cache import compile_cached
 from .data import EvalTransform, Preprocessing
-from .data.datasets import image_files, read_image
+from .data.contact_sheet import MOST, SIDE, Picture, write_contact_sheet
+from .data.datasets import image_files
 from .data.folders import is_folder
 from .data.imagenet import readable_names
+from .data.images import read_image
 from .data.loader import default_workers, in_parallel
 from .errors import DataError, PredictionError, printable
 from .export import graph_mode, open_with_record
 from .weights import open_weights
+
+Logits = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> (B, classes)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Predictor:
     def __init__(
         self,
         model: str,
-        logits: Callable[[np.ndarray], np.ndarray],
+        logits: Logits,
         preprocessing: Preprocessing,
         class_names: Sequence[str],
         batch_size: int,
@@ -97,6 +101,40 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(1, keepdims=True)
 
 
+def is_exported(path: Union[str, Path]) -> bool:
+    """Whether a file is an exported model, by its name."""
+    return Path(path).suffix in (".onnx", ".mindir")
+
+
+def open_exported(path: Path, ema: Optional[bool] = None) -> tuple[Logits, dict[str, Any], Preprocessing, int]:
+    """An exported model as a function, its record, its pixels, and the batch that it was exported for (0: any).
+
+    Args:
+        ema: which weights are asked for; they cannot be chosen any more.
+
+    Raises:
+        UserError: the file is missing, damaged, or is no classifier.
+    """
+    if not path.is_file():
+        raise PredictionError(f"No model at {path.absolute()}")
+    if ema is not None:
+        raise PredictionError(f"{path} is an exported model: which weights are in it was chosen by the export")
+    run, record = open_with_record(path)
+    batch_size, channels, *size = record["input_shape"]
+    fixed = [length for length in (batch_size, *size) if isinstance(length, int) and length > 0]
+    pixels = Preprocessing(**{**record["preprocessing"], **({"image_size": size} if len(fixed) == 3 else {})})
+    if channels != pixels.in_channels:
+        raise PredictionError(
+            f"{path} was exported for images of {channels} channels, but its record has {pixels.in_channels} means; "
+            f"expected 1 (grey) or 3 (RGB) of both"
+        )
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        return run(images)[0]
+
+    return logits, record, pixels, batch_size if batch_size in fixed else 0
+
+
 def open_predictor(
     path: Union[str, Path],
     model_name: str = "",
@@ -118,25 +156,12 @@ def open_predictor(
         UserError: the file is missing, damaged, or is no classifier.
     """
     path = Path(path)
-    if path.suffix in (".onnx", ".mindir"):
-        if not path.is_file():
-            raise PredictionError(f"No model at {path.absolute()}")
-        if ema is not None:
-            raise PredictionError(f"{path} is an exported model: which weights are in it was chosen by the export")
-        run, record = open_with_record(path)
-        batch_size, _, *size = record["input_shape"]
-        model, recorded = record["model"], Preprocessing(**{**record["preprocessing"], "image_size": size})
-        if record["input_shape"][1] != recorded.in_channels:
-            raise PredictionError(
-                f"{path} was exported for images of {record['input_shape'][1]} channels, but its record has "
-                f"{recorded.in_channels} means; expected 1 (grey) or 3 (RGB) of both"
-            )
-        if image_size not in (None, tuple(size)):
+    if is_exported(path):
+        logits, record, recorded, fixed_batch = open_exported(path, ema)
+        batch_size = fixed_batch or batch_size
+        model, size = record["model"], recorded.image_size
+        if image_size not in (None, size):
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")
-
-        def logits(images: np.ndarray) -> np.ndarray:
-            return run(images)[0]
-
     else:
         weights = open_weights(path, model_name, ema)
         record, model = weights.record, weights.model
@@ -174,6 +199,42 @@ def _class_names(path: Path, num_classes: int, names: Optional[Sequence[str]], g
         raise PredictionError(f"{path} has {num_classes} classes, but {len(names)} class names {origin}")
     known = readable_names(num_classes, names)
     return known + [f"class {i}" for i in range(len(known), num_classes)]
+
+
+class ContactSheet:
+    """Predictions with their pictures, for a sheet: the first ones, as many as it takes."""
+
+    def __init__(self, exif_orientation: bool = False) -> None:
+        self.exif_orientation, self.pictures, self.total = exif_orientation, [], 0  # type: ignore[var-annotated]
+
+    def add(self, prediction: Prediction) -> None:
+        """Takes in one more, whose image is read again, at the size of a thumbnail."""
+        self.total += 1
+        if len(self.pictures) == MOST:
+            return
+        name = Path(prediction.path).name
+        if prediction.error:
+            self.pictures.append(Picture(None, ("unreadable", name)))
+            return
+        try:
+            image = read_image(
+                prediction.path, lambda size: (min(size[0], 2 * SIDE), min(size[1], 2 * SIDE)), self.exif_orientation
+            )
+            image.thumbnail((SIDE, SIDE))
+        except DataError:  # it has vanished since
+            self.pictures.append(Picture(None, ("unreadable", name)))
+            return
+        classes = [f"{100 * p:.1f} % {name}" for _, name, p in prediction.classes[:2]]
+        self.pictures.append(Picture(image, (*classes, name)))
+
+    def write(self, path: Path) -> str:
+        """Writes the sheet; returns what it shows.
+
+        Raises:
+            SettingError, WriteError: as of `write_contact_sheet`.
+        """
+        shown = write_contact_sheet(path, self.pictures)
+        return f"{shown:,} pictures" + (f", the first of {self.total:,}" if shown < self.total else "")
 
 
 def find_images(places: Iterable[Union[str, Path]]) -> list[str]:

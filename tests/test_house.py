@@ -34,6 +34,9 @@ MAY_IMPORT = {
     "verification": {"models", "exported"},
     "export": {"models", "acceleration", "weights", "exported", "verification"},
     "prediction": {"data", "weights", "compile_cache", "export"},
+    "validation": {
+        "config", "distributed", "data", "weights", "compile_cache", "evaluation", "prediction", "builders",
+    },
     "builders": {
         "models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training", "names",
     },

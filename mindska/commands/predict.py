@@ -2,6 +2,7 @@
 
     mindska predict cat.jpg --ckpt_path skanet_s.ckpt
     mindska predict photos/ --ckpt_path skanet_s.onnx --format csv > classes.csv
+    mindska predict photos/ --ckpt_path skanet_s.ckpt --contact_sheet classes.png
 
 Model, preprocessing and class names come from the record in the checkpoint (of an exported model: beside it). An image
 that cannot be read is reported, and the rest go on; then the exit code is 1.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Optional
 
 from mindska.arguments import Parser, add_model, add_use_ema
 from mindska.errors import clear_errors, printable
-from mindska.files import check_there, user_path
+from mindska.files import check_there, check_writable, user_path
 from mindska.names import OUR_MODELS
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--exif_orientation", action="store_true", help="turn photos as their EXIF tag says")
     parser.add_argument("--topk", type=int, default=5, help="how many classes an image (default: 5)")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text", help="of what is printed")
+    parser.add_argument(
+        "--contact_sheet", type=user_path, metavar="FILE", help="write the pictures with their classes (PNG)"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
     options = parser.parse_args(arguments)
     if options.topk < 1 or options.batch_size < 1:
@@ -63,25 +67,23 @@ def write_json(predictions: Iterable[Prediction]) -> None:
     print(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-def cell(text: str) -> str:
-    """A text as a cell of a table: no control characters, and nothing that a spreadsheet would take for a formula."""
-    text = printable(text)
-    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") or text.startswith(("\\t", "\\r")) else text
-
-
 def write_csv(predictions: Iterable[Prediction]) -> None:
+    from mindska.data.lists import table_cell
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("path", "rank", "index", "name", "probability", "error"))
     for prediction in predictions:
         if prediction.error:
-            writer.writerow((cell(prediction.path), "", "", "", "", cell(prediction.error)))
+            writer.writerow((table_cell(prediction.path), "", "", "", "", table_cell(prediction.error)))
         for rank, (index, name, probability) in enumerate(prediction.classes, start=1):
-            writer.writerow((cell(prediction.path), rank, index, cell(name), f"{probability:.6f}", ""))
+            writer.writerow((table_cell(prediction.path), rank, index, table_cell(name), f"{probability:.6f}", ""))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     options = parse(arguments)
     with clear_errors():
+        if options.contact_sheet:
+            check_writable(options.contact_sheet)
         for place in options.images:
             check_there(place, "image or folder")
         check_there(options.ckpt_path, "model" if options.ckpt_path.suffix in (".onnx", ".mindir") else "checkpoint")
@@ -89,9 +91,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     # Only now, since they load MindSpore, which takes seconds.
     from tqdm import tqdm
 
-    from mindska.prediction import find_images, open_predictor
+    from mindska.data.contact_sheet import check_sheet
+    from mindska.prediction import ContactSheet, find_images, open_predictor
 
     with clear_errors():
+        if options.contact_sheet:
+            check_sheet(options.contact_sheet)
         paths = find_images(options.images)
         if len(paths) > 1:
             print(f"{len(paths):,} images", file=sys.stderr)
@@ -101,6 +106,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             options.ckpt_path, options.model, options.use_ema, batch_size, exif_orientation=options.exif_orientation
         )
         unreadable = []
+        sheet = ContactSheet(options.exif_orientation)
 
         def predictions() -> Iterable[Prediction]:
             # For what is redirected only: on a terminal the lines themselves show how far it is.
@@ -108,9 +114,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             for prediction in tqdm(predictor(paths, options.topk), total=len(paths), unit="image", disable=hidden):
                 if prediction.error:
                     unreadable.append(prediction)
+                if options.contact_sheet:
+                    sheet.add(prediction)
                 yield prediction
 
         {"text": write_text, "json": write_json, "csv": write_csv}[options.format](predictions())
+        if options.contact_sheet:
+            print(f"{printable(options.contact_sheet)}: {sheet.write(options.contact_sheet)}", file=sys.stderr)
     if unreadable:
         print(f"{len(unreadable)} of {len(paths)} images could not be read:", file=sys.stderr)
         print(*(f"  {printable(prediction.error)}" for prediction in unreadable), sep="\n", file=sys.stderr)

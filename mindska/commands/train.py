@@ -34,14 +34,7 @@ def main(arguments: Optional[Sequence[str]] = None, description: Optional[str] =
         resumed = resumed_record(config)  # of the checkpoint from which this run resumes; {} when it begins
         weights = None if resumed else builders.configured_weights(config)
         initial_record = resumed or (weights.record if weights else {})
-        options = builders.dataset_options(config)
-        train_set = data.open_dataset(config.dataset, config.data_dir, config.train_split, **options)
-        data.check_same_on_all_ranks(train_set)
-        val_set = None
-        if config.val_while_train:
-            val_set = data.open_dataset(config.dataset, config.data_dir, config.val_split, **options)
-            data.check_same_on_all_ranks(val_set)
-            data.check_same_classes(train_set, val_set)
+        train_set, val_set = builders.open_training_data(config)
         builders.check_labels(train_set, training=True)
         num_classes = builders.training_classes(config, train_set.class_names)
         pixels = builders.build_preprocessing(config, initial_record.get("preprocessing"))

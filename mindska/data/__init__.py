@@ -1,10 +1,13 @@
-"""Images in folders or CIFAR files -> batches, with the authors' pixels."""
+"""Images in folders, lists, tar or CIFAR files -> batches, with the authors' pixels."""
 
 from ..errors import DataError
+from .base import ImageDataset
 from .class_order import natural_order
 from .comparison import check_same_classes, check_same_on_all_ranks
 from .datasets import open_dataset
+from .lists import write_list
 from .loader import EvalLoader, TrainLoader
+from .splits import split_by_ratio
 from .transforms import Augmentation, EvalTransform, Preprocessing, TrainTransform
 
 __all__ = [
@@ -12,6 +15,7 @@ __all__ = [
     "DataError",
     "EvalLoader",
     "EvalTransform",
+    "ImageDataset",
     "Preprocessing",
     "TrainLoader",
     "TrainTransform",
@@ -19,4 +23,6 @@ __all__ = [
     "check_same_on_all_ranks",
     "natural_order",
     "open_dataset",
+    "split_by_ratio",
+    "write_list",
 ]

@@ -6,27 +6,29 @@ import hashlib
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError, look_alike, printable
-from .class_order import read_class_map
+from .base import THREADS, ImageDataset, ImageFiles, relabelled
+from .class_order import Order, read_class_map, read_folder_map
 from .folders import Surroundings, find_images, is_folder, subfolders
-from .images import EXTENSIONS, DecodeSize, open_image, read_image
+from .images import EXTENSIONS, DecodeSize
+from .lists import ImageList, is_list
+from .shards import ImageShards, find_shards
 
 log = logging.getLogger("mindska")
 
-Order = Callable[[list[str]], list[str]]  # from the names of classes, sorted, to the order of their numbers
-HEADERS = 10  # images of a class of which one must be an image
-LISTING_THREADS = 16  # a network file system answers many questions at once
+Dataset = ImageDataset
 
 
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """`data_dir/split/class/**/*.jpg` (or another image format); classes are numbered in the order of their names.
 
     The order is that of text, as in torchvision and MindCV. Hidden files and folders, those of storage systems and
@@ -47,8 +49,12 @@ class ImageFolder:
         root = Path(data_dir) / split
         if not is_folder(root):
             there = ", ".join(subfolders(data_dir)[0]) or "none"
-            raise DataError(f"No split {split!r} in {data_dir}; its folders: {there}")
-        self.root, self.split, self.exif_orientation = root, split, exif_orientation
+            raise DataError(
+                f"No split {split!r} in {data_dir}; its folders: {there}. Where these are the classes, --val_ratio 0.2 "
+                f"keeps a fifth of each for validation"
+            )
+        self.root, self.exif_orientation = root, exif_orientation
+        self.split = split if split != "." else "images"
         names, self.found = subfolders(root)
         if not names:
             raise DataError(
@@ -60,7 +66,7 @@ class ImageFolder:
         folders = {str(root / name): name for name in self.class_names}
         surroundings = Surroundings(folders)
         labels: list[int] = []
-        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             listings = pool.map(lambda folder: find_images(folder, surroundings), folders)
             for label, (folder, found) in enumerate(zip(folders, listings)):
                 if not found.paths:
@@ -68,63 +74,11 @@ class ImageFolder:
                     raise DataError(f"{folder} has no image ({endings}){found.passed_over_text()}")
                 self.found.add(found)
                 labels += [label] * len(found.paths)
-        self.paths = self.found.paths
+        self.paths, self.sizes = self.found.paths, self.found.sizes
+        self.passed_over = self.found.passed_over_text()
         self.labels = np.asarray(labels, np.int32)
-        self._identity: Optional[dict[str, Any]] = None
-        self._check_headers()
+        self.check_headers()
         self.found.report_links()
-
-    def _check_headers(self) -> None:
-        """A folder of text files named .jpg is found now and not hours later; single damaged files are not."""
-        first = np.searchsorted(self.labels, np.arange(len(self.class_names) + 1))
-        for start, end in zip(first, first[1:]):
-            reasons = []
-            for index in range(start, min(end, start + HEADERS)):
-                try:
-                    with open_image(self.paths[index]):
-                        break
-                except DataError as error:
-                    reasons.append(str(error))
-            else:
-                raise DataError(f"{reasons[0]}; nor can the next: is this a folder of images?")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __str__(self) -> str:
-        return printable(
-            f"{self.split}: {len(self):,} images of {len(self.class_names):,} classes in {self.root.absolute()}"
-            f"{self.found.passed_over_text()}"
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this set of images from another: their number, the classes' number, and a digest of the images'
-        names (below the split's folder), sizes in bytes and labels, and of the classes' names."""
-        if self._identity is None:
-            digest = hashlib.sha256(repr(self.class_names).encode())
-            for label in range(len(self.class_names)):
-                lines = (f"{name}\0{size}\0{label}\0" for name, size in self.members(label))
-                digest.update("".join(lines).encode("utf-8", "surrogateescape"))
-            self._identity = dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
-        return self._identity
-
-    def members(self, label: int) -> list[tuple[str, int]]:
-        """(name below the split's folder, size in bytes) of each image of a class."""
-        start, end = np.searchsorted(self.labels, (label, label + 1))
-        below = len(str(self.root / "_")) - 1  # "./a" is "a"
-        return [(path[below:], size) for path, size in zip(self.paths[start:end], self.found.sizes[start:end])]
-
-    def describe(self, index: int) -> str:
-        """What to call image `index` in a message."""
-        return self.paths[index]
-
-    def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
-        """Image `index` as RGB; `decode_size` as for `read_image`.
-
-        Raises:
-            DataError: it cannot be read; the message names its path.
-        """
-        return read_image(self.paths[index], decode_size, self.exif_orientation)
 
 
 def image_files(folder: Union[str, Path]) -> list[str]:
@@ -139,7 +93,7 @@ def image_files(folder: Union[str, Path]) -> list[str]:
     return found.paths
 
 
-class Cifar:
+class Cifar(ImageDataset):
     """CIFAR-10 or CIFAR-100 in the binary format of its authors: records of label bytes and 3 x 32 x 32 pixel bytes."""
 
     FILES = {  # name -> (usual folder, label bytes, training files, test files, class names)
@@ -183,35 +137,35 @@ class Cifar:
             self.labels = np.asarray([self.class_names.index(name) for name in own_names], np.int32)[self.labels]
         self.pixels = table[:, label_bytes:].reshape(-1, 3, 32, 32)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __str__(self) -> str:
         classes = len(self.class_names)
         return f"{self.name} {self.split}: {len(self):,} images of {classes:,} classes in {self.root.absolute()}"
 
     def identity(self) -> dict[str, Any]:
-        """As of `ImageFolder`; the digest is of pixels, labels and class names."""
+        """As of `ImageDataset`; the digest is of pixels, labels and class names."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         digest.update(self.labels.tobytes())
         digest.update(np.ascontiguousarray(self.pixels).tobytes())
         return dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
 
-    def members(self, label: int) -> list[tuple[str, int]]:
-        """(what to call it, checksum of its pixels) of each image of a class."""
-        indices = np.flatnonzero(self.labels == label)
-        return [(f"image {index}", zlib.crc32(self.pixels[index].tobytes())) for index in indices]
+    def member(self, index: int) -> tuple[str, int]:
+        """(what to call it, checksum of its pixels)"""
+        return f"image {index}", zlib.crc32(self.pixels[index].tobytes())
 
     def describe(self, index: int) -> str:
         """What to call image `index` in a message."""
         return f"{self.name} {self.split} image {index}"
 
+    def content(self, index: int) -> bytes:
+        return self.pixels[index].tobytes()
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[Image.Image]:
+        yield self.load(index)
+
     def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
         """Image `index` as RGB, always whole."""
         return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
-
-
-Dataset = Union[ImageFolder, Cifar]
 
 
 def open_dataset(
@@ -221,42 +175,111 @@ def open_dataset(
     class_map: Union[str, Path] = "",
     trained_on: Optional[Sequence[str]] = None,
     exif_orientation: bool = False,
+    classes: str = "",
+    allow_outside_data_dir: bool = False,
 ) -> Dataset:
-    """A split of a data set: "imagenet" (or any folder of class folders), "cifar10", "cifar100".
+    """A split of a data set: "imagenet" (or any folder of class folders, tar shards, or list of files), "cifar10",
+    "cifar100".
 
     How many images and classes it has, and what was passed over, goes to the log.
 
     Args:
-        class_map: text file with the classes in the order of their numbers (see `read_class_map`).
+        split: a folder in `data_dir`; the beginning of its tar files' names (`train` for `train-0000.tar`, ...); or a
+            CSV file with columns path and label (see `ImageList`).
+        class_map: text file with the classes in the order of their numbers (see `read_class_map`), or a CSV file that
+            says which folder is of which class (see `read_folder_map`).
         trained_on: the classes of a network in its order; where the data has the same ones, they are numbered like it.
         exif_orientation: turn images as their EXIF tag says.
+        classes: those to take, with commas, or a file that names them (see `chosen_classes`).
+        allow_outside_data_dir: a list may name files elsewhere.
 
     Raises:
         DataError: a folder, split or file is missing or is not what it should be.
     """
     if name not in ("", "imagenet", *Cifar.FILES):
         raise DataError(f"dataset is {name!r}; expected imagenet (folders of images), {' or '.join(Cifar.FILES)}")
-    if not str(data_dir):
+    in_list = is_list(split) and name not in Cifar.FILES
+    if not str(data_dir) and not in_list:
         raise DataError("data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA")
-    if not is_folder(data_dir):
+    if str(data_dir) and not is_folder(data_dir):
         raise DataError(f"No data folder at {Path(data_dir).absolute()}")
-    mapped = read_class_map(class_map) if str(class_map) else None
+    folders = read_folder_map(class_map) if is_list(str(class_map)) else {}
+    mapped = read_class_map(class_map) if str(class_map) and not folders else None
 
     def order(names: list[str]) -> list[str]:
         if mapped is None:
             return list(trained_on) if trained_on and Counter(trained_on) == Counter(names) else names
-        if Counter(mapped) != Counter(names):
-            raise DataError(
-                f"The class map {class_map} does not fit {split} in {data_dir}: it names what is no class there: "
-                f"{sorted(set(mapped) - set(names))[:10]}; it lacks classes: {sorted(set(names) - set(mapped))[:10]}"
-                f"{look_alike(set(mapped) - set(names), set(names) - set(mapped))}"
-            )
+        _check_map_fits(class_map, mapped, names, f"{split} in {data_dir}")
         return mapped
 
+    # Of lists and shards: the classes that their labels may be. A choice of classes is made among all of them.
+    known = mapped or (None if classes or folders else trained_on)
     dataset: Dataset
     if name in Cifar.FILES:
         dataset = Cifar(name, data_dir, split, order)
+    elif in_list:
+        dataset = ImageList(split, data_dir, known, exif_orientation, allow_outside_data_dir)
+    elif shards := find_shards(data_dir, split):
+        dataset = ImageShards(shards, split, data_dir, known, exif_orientation)
     else:
         dataset = ImageFolder(data_dir, split, order, exif_orientation)
     log.info("%s", dataset)
+    if folders:
+        _check_map_fits(class_map, list(folders), dataset.class_names, f"{split} in {data_dir}")
+        names = order(list(dict.fromkeys(folders.values())))
+        dataset = relabelled(dataset, names, [folders[each] for each in dataset.class_names], dataset.split)
+        log.info("%s, by %s", dataset, class_map)
+    if classes:
+        dataset = with_classes(dataset, chosen_classes(classes), order)
+        log.info("%s", dataset)
     return dataset
+
+
+def _check_map_fits(file: Union[str, Path], mapped: Sequence[str], names: Sequence[str], place: str) -> None:
+    if Counter(mapped) != Counter(names):
+        raise DataError(
+            f"The class map {file} does not fit {place}: it names what is no class there: "
+            f"{sorted(set(mapped) - set(names))[:10]}; it lacks classes: {sorted(set(names) - set(mapped))[:10]}"
+            f"{look_alike(set(mapped) - set(names), set(names) - set(mapped))}"
+        )
+
+
+def chosen_classes(classes: str) -> list[str]:
+    """The classes that an option names: with commas, or in a text file, one a line (see `read_class_map`).
+
+    Raises:
+        DataError: it names none, or one twice.
+    """
+    if "," not in classes and Path(classes).is_file():
+        return read_class_map(classes)
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        raise DataError(f"classes is {classes!r}; " + (f"it names twice: {twice[:10]}" if twice else "it names none"))
+    return names
+
+
+def check_known(chosen: Sequence[str], names: Iterable[str], where: str) -> None:
+    """DataError where a class that was chosen is none of some."""
+    unknown = [name for name in chosen if name not in set(names)]
+    if unknown:
+        raise DataError(
+            f"classes names {unknown[:10]}, which {where} does not have; it has {sorted(names)[:10]}"
+            f"{', ...' if len(list(names)) > 10 else ''}{look_alike(unknown, names)} (one class a line of a file, or "
+            f"with commas between them)"
+        )
+
+
+def with_classes(dataset: Dataset, chosen: Sequence[str], order: Order = list) -> Dataset:
+    """The images of some classes only, which are numbered anew, in the order that they had or that `order` gives.
+
+    Raises:
+        DataError: the data does not have one of them.
+    """
+    check_known(chosen, dataset.class_names, str(dataset.root))
+    wanted = set(chosen)
+    names = [name for name in dataset.class_names if name in wanted]
+    with suppress(DataError):  # a class map of all classes
+        names = order(names)
+    left = [name if name in wanted else "" for name in dataset.class_names]
+    return relabelled(dataset, names, left, dataset.split)

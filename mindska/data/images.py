@@ -14,6 +14,7 @@ Pillow is the definition of an image's pixels, with these rules:
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -40,7 +41,10 @@ DecodeSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
 def read_image(
-    path: Union[str, Path], decode_size: Optional[DecodeSize] = None, exif_orientation: bool = False
+    path: Union[str, Path],
+    decode_size: Optional[DecodeSize] = None,
+    exif_orientation: bool = False,
+    content: Optional[bytes] = None,
 ) -> Image.Image:
     """An image file as RGB; this module says how unusual ones become that.
 
@@ -48,13 +52,14 @@ def read_image(
         decode_size: from the image's (width, height) to the least at which it may be decoded. A JPEG file is decoded at
             a half, a quarter or an eighth of its size where that is no less, several times as fast.
         exif_orientation: turn the image as its EXIF tag says.
+        content: the image file, where it does not lie at `path`, which is then what to call it.
 
     Raises:
         DataError: it cannot be read, whatever its decoder raises; it is no regular file, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS` (a JPEG file with up to twice as many is decoded at half its size). The message
             names its path.
     """
-    with open_image(path) as image:
+    with open_image(path, content) as image:
         # Pillow turns TIFF images when it loads them, and then drops the tag.
         turned = exif_orientation and image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in range(5, 9)
         size = image.size[::-1] if turned else image.size
@@ -84,18 +89,20 @@ def read_image(
 
 
 @contextmanager
-def open_image(path: Union[str, Path]) -> Iterator[Image.Image]:
-    """An image file, opened but not decoded; what its decoder raises within the context is a DataError.
+def open_image(path: Union[str, Path], content: Optional[bytes] = None) -> Iterator[Image.Image]:
+    """An image file (or its content), opened but not decoded; what its decoder raises in the context is a DataError.
 
     A decoder may raise anything on a damaged file (KeyError, struct.error, ZeroDivisionError, MemoryError, ...).
     """
     try:
-        found = os.stat(path)  # noqa: PTH116 - a million paths are text
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"it is {_kind(found.st_mode)}, no regular file")
-        if found.st_size > MAX_BYTES:
-            raise ValueError(f"it has {found.st_size:,} bytes, more than the {MAX_BYTES:,} that an image file may have")
-        with Image.open(path, formats=FORMATS) as image:
+        if content is None:
+            found = os.stat(path)  # noqa: PTH116 - a million paths are text
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"it is {_kind(found.st_mode)}, no regular file")
+        size = found.st_size if content is None else len(content)
+        if size > MAX_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than the {MAX_BYTES:,} that an image file may have")
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
             if min(image.size) < 1:
                 raise ValueError(f"it has {image.width}x{image.height} pixels")
             yield image

@@ -257,6 +257,10 @@ class EvalLoader:
         largest_share = -(-len(self.dataset) // self.world_size)
         return -(-largest_share // self.batch_size)
 
+    def indices(self, batch: int) -> np.ndarray:
+        """The images of a batch of this rank; those beyond the data set's end are padding."""
+        return self.rank + self.world_size * np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+
     def _sample(self, index: int) -> tuple[np.ndarray, np.int32]:
         if index < len(self.dataset):
             try:
@@ -270,8 +274,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields images (B, C, H, W) float32 and labels (B,) int32, -1 for padding."""
-        ids = [self.rank + i * self.world_size for i in range(len(self) * self.batch_size)]
-        batches = (ids[i : i + self.batch_size] for i in range(0, len(ids), self.batch_size))
+        batches = (self.indices(batch).tolist() for batch in range(len(self)))
 
         def collate(_: Sequence[int], samples: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
             images, labels = (np.stack(column) for column in zip(*samples))

@@ -28,7 +28,7 @@ from typing import NamedTuple, Optional
 
 from ..distributed import cores
 from ..errors import BuildError
-from ..files import own_mode
+from ..files import cache_folder, own_mode
 
 log = logging.getLogger("mindska")
 
@@ -41,18 +41,6 @@ FLAGS = (
 MARK = b"\nmindska sha256 "  # between a library and its checksum, which the loader does not read
 LARGEST = 1 << 26  # bytes of a library
 THREADS = "threads"  # the library whose functions the others call
-
-
-def cache_folder() -> Path:
-    """Where libraries are kept: MINDSKA_CACHE, or mindska in the user's cache."""
-    if os.environ.get("MINDSKA_CACHE"):
-        return Path(os.path.expanduser(os.environ["MINDSKA_CACHE"]))  # noqa: PTH111 - see files.user_path
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "mindska"
-    try:
-        return Path.home() / ".cache" / "mindska"
-    except RuntimeError as error:
-        raise BuildError(f"{error}; MINDSKA_CACHE can name a folder") from error
 
 
 def _compiler() -> tuple[list[str], str]:

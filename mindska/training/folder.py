@@ -79,12 +79,17 @@ class RunFolder:
         self.owners: dict[tuple, Any] = {}  # of files that were read or written
         self.pattern = re.compile(rf"{re.escape(model)}-(\d+)_(\d+)\.ckpt")
         # What `replacing` leaves when it is killed.
-        others = rf"{re.escape(self.best_path.name)}|settings\.json|metrics\.csv|train\.log|curves\.png"
+        others = rf"{re.escape(self.best_path.name)}|settings\.json|metrics\.csv|train\.log|curves\.png|val_files\.csv"
         self.unfinished = re.compile(rf"\.(?:{self.pattern.pattern}|{others})\.tmp\w*")
 
     @property
     def best_path(self) -> Path:
         return self.folder / f"{self.model}_best.ckpt"
+
+    @property
+    def val_files(self) -> Path:
+        """The images that val_ratio keeps for validation, as a list that val_split takes."""
+        return self.folder / "val_files.csv"
 
     def path(self, epoch: int, step: int) -> Path:
         """Where the checkpoint after so many finished epochs and steps lies."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..compile_cache import compile_cached
 from ..config import Config, settings_that, to_dict
-from ..data import EvalLoader, TrainLoader
+from ..data import EvalLoader, TrainLoader, write_list
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
 from ..evaluation import EvalStep, Result, evaluate_each
@@ -100,6 +100,8 @@ class Trainer:
                 self.folder.begin(self.record["run_id"], self.progress.step)
                 rows.begin(self.progress.step)
                 self.folder.write_settings(dict(self._settings(), first_save=self._first_save()))
+                if self.loader.dataset.held_out is not None:
+                    write_list(self.folder.val_files, self.loader.dataset.held_out, self.config.data_dir)
             if resumed:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
             self._keep_best()

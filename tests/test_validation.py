@@ -344,7 +344,8 @@ def test_predictions_go_onto_a_contact_sheet(images, tmp_path, capsys, monkeypat
     crossed = (pixels == (200, 60, 60)).all(2).sum()
     assert pixels.shape[1] > 500 and pixels.std() > 20 and crossed > 300
     with pytest.raises(SystemExit, match="should end with .png"):
-        predict.main(
+        path = str(photos / "x.png")
+        predict.main([str(photos), "--ckpt_path", path, "--contact_sheet", str(tmp_path / "sheet.jpg")])
             [str(photos), "--ckpt_path", str(photos / "x.png"), "--contact_sheet", str(tmp_path / "sheet.jpg")]
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from .compile_cache import compile_cached
 from .data import EvalTransform, Preprocessing
@@ -55,6 +55,7 @@ class Predictor:
         self.model, self.logits, self.class_names, self.batch_size = model, logits, class_names, batch_size
         self.preprocessing, self.transform = preprocessing, EvalTransform(preprocessing)
         self.exif_orientation = exif_orientation
+        self.network: Optional[nn.Cell] = None  # of weights, not of an exported model
 
     def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
         """The predictions of image files, in their order, read a few batches ahead."""
@@ -110,28 +111,30 @@ def open_predictor(
 
     Args:
         model_name, ema: see `mindska.weights.open_weights`; an exported model needs neither.
-        batch_size, image_size: of an exported model those that it was exported for.
+        batch_size, image_size: of an exported model those that it was exported for, where these are not free.
         class_names: in the place of the recorded ones.
         exif_orientation: turn photos as their EXIF tag says.
 
     Raises:
         UserError: the file is missing, damaged, or is no classifier.
     """
-    path = Path(path)
+    path, network = Path(path), None
     if path.suffix in (".onnx", ".mindir"):
         if not path.is_file():
             raise PredictionError(f"No model at {path.absolute()}")
         if ema is not None:
             raise PredictionError(f"{path} is an exported model: which weights are in it was chosen by the export")
         run, record = open_with_record(path)
-        batch_size, _, *size = record["input_shape"]
+        fixed_batch, _, *fixed_size = record["input_shape"]
+        wanted = image_size or record["preprocessing"]["image_size"]
+        batch_size, size = fixed_batch or batch_size, [own or side for own, side in zip(fixed_size, wanted)]
         model, recorded = record["model"], Preprocessing(**{**record["preprocessing"], "image_size": size})
         if record["input_shape"][1] != recorded.in_channels:
             raise PredictionError(
                 f"{path} was exported for images of {record['input_shape'][1]} channels, but its record has "
                 f"{recorded.in_channels} means; expected 1 (grey) or 3 (RGB) of both"
             )
-        if image_size not in (None, tuple(size)):
+        if image_size is not None and tuple(image_size) != tuple(size):
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")
 
         def logits(images: np.ndarray) -> np.ndarray:
@@ -160,7 +163,9 @@ def open_predictor(
             f"--num_classes N) and train that (train.py --ckpt_path)"
         )
     names = _class_names(path, num_classes, class_names or record.get("class_names"), class_names is not None)
-    return Predictor(model, logits, recorded, names, batch_size, exif_orientation)
+    predictor = Predictor(model, logits, recorded, names, batch_size, exif_orientation)
+    predictor.network = network
+    return predictor
 
 
 def _class_names(path: Path, num_classes: int, names: Optional[Sequence[str]], given: bool) -> list[str]:

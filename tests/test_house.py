@@ -27,8 +27,11 @@ MAY_IMPORT = {
     "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},
     "exported": {"weights"},
     "verification": {"models", "exported"},
-    "export": {"models", "acceleration", "weights", "exported", "verification"},
+    "onnx_graph": {"models", "acceleration"},
+    "export": {"models", "acceleration", "weights", "exported", "verification", "onnx_graph"},
+    "quantization": {"data", "weights", "evaluation", "export", "exported"},
     "prediction": {"data", "weights", "compile_cache", "export"},
+    "demo": {"data", "prediction"},
     "builders": {"models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training"},
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",

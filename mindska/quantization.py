@@ -80,6 +80,7 @@ def export_int8(
         ExportError: the network cannot be exported or quantised; nothing is left.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(CalibrationDataReader):
         def __init__(self) -> None:
@@ -89,13 +90,15 @@ def export_int8(
             return next(self.batches, None)
 
     with tempfile.TemporaryDirectory(prefix="mindska") as folder:
-        exact = Path(folder) / "float32.onnx"
+        exact, prepared = Path(folder) / "float32.onnx", Path(folder) / "prepared.onnx"
         export(net, exact, shape, record, **dynamic)
         record = dict(json.loads(record_path(exact).read_text(encoding="utf-8")), int8=True)
         with replacing(record_path(path)) as beside, replacing(path) as temporary:
             try:
+                # Folded as it is, it needs shapes alone.
+                quant_pre_process(str(exact), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
                 quantize_static(
-                    str(exact),
+                    str(prepared),
                     str(temporary),
                     Images(),
                     quant_format=QuantFormat.QDQ,

@@ -176,6 +176,13 @@ def open_model(path: Path) -> Any:
     return _runnable(read_exported(path))
 
 
+def _onnxruntime() -> Any:
+    check_packages("onnx", exporting=False)
+    import onnxruntime
+
+    return onnxruntime
+
+
 def _runnable(model: Exported) -> Any:
     path = model.path
     try:
@@ -187,9 +194,7 @@ def _runnable(model: Exported) -> Any:
                 return _as_list(graph(Tensor(images)))
 
         else:
-            check_packages("onnx", exporting=False)
-            import onnxruntime as runtime
-
+            runtime = _onnxruntime()
             options = runtime.SessionOptions()
             options.add_session_config_entry("session.load_model_format", "ONNX")
             options.log_severity_level = 4  # its errors are raised as well

@@ -115,6 +115,10 @@ def main(arguments: Optional[list[str]] = None) -> None:
             agreement = export(network, target, shape, record, half=options.half, **dynamic)
             result = f"run from the file, its outputs differ from the network's by {agreement}"
         taken = shape_text(read_model_record(target)["input_shape"])
+        if options.format == "onnx" and not options.fixed_size:
+            from mindska.onnx_graph import sizes_are_fixed
+
+            taken += f" ({why})" if (why := sizes_are_fixed(network)) else ""
         print(f"wrote {printable(target)} for images {taken} and {printable(record_path(target).name)}; {result}")
 
 

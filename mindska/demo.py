@@ -106,7 +106,7 @@ class DemoServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: DemoServer  # type: ignore[assignment]
+    server: DemoServer
     timeout = PATIENCE
     server_version, sys_version = "mindska", ""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Callable, Optional
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -24,7 +24,8 @@ from .exported import Exported
 from .models.layers.graph import NearestNodes
 
 TOLERANCE = 1e-4  # of the largest output: other libraries sum in another order; and of distances, which are about 1
-HALF_TOLERANCE = 3e-2  # the same of a model that computes in float16, whose rounding is 5e-4 in each layer
+# The same of a model that computes in float16, whose rounding is 5e-4 in each layer: of outputs, and of distances.
+HALF_TOLERANCE, HALF_DISTANCE = 3e-2, 1e-1
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,19 @@ def compare(
     expected: Sequence[np.ndarray],
     model: Exported,
     runnable: Callable[[Exported], Callable[[np.ndarray], Sequence[np.ndarray]]],
-    tolerance: Optional[float] = None,
+    half: bool = False,
 ) -> Agreement:
     """Compares an exported model with its network, which is without acceleration.
 
     Args:
         images: (B, C, H, W); expected: the network's outputs for them.
         runnable: from a model to the function that runs it.
-        tolerance: the most by which outputs and distances may differ; by default `TOLERANCE`.
+        half: the model computes in float16.
 
     Raises:
         ExportError: they differ.
     """
-    tolerance = TOLERANCE if tolerance is None else tolerance
+    tolerance, distance = (HALF_TOLERANCE, HALF_DISTANCE) if half else (TOLERANCE, TOLERANCE)
     difference = _difference(runnable(model)(images), expected)
     searches = [cell for _, cell in net.cells_and_names() if isinstance(cell, NearestNodes)]
     if difference <= tolerance or not searches or model.path.suffix != ".onnx":  # MindIR: MindSpore's own kernels
@@ -75,7 +76,7 @@ def compare(
     if len(chosen) != len(searches):
         raise ExportError(f"The exported model has {len(chosen)} neighbour searches, the network {len(searches)}")
     counts: list[int] = []
-    with _handed(searches, chosen, counts, tolerance):
+    with _handed(searches, chosen, counts, distance):
         result = net(Tensor(images))
     given = [output.asnumpy() for output in (result if isinstance(result, (tuple, list)) else (result,))]
     total = sum(index.size for index in chosen)

@@ -11,6 +11,7 @@ The record (model, preprocessing, class names) is written beside the model as JS
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Optional
 
@@ -106,6 +107,7 @@ def main(arguments: Optional[list[str]] = None) -> None:
             fold(network)
         shape = (options.batch or 1, weights.in_channels, height, width)
         dynamic = dict(dynamic_batch=options.batch is None, dynamic_size=not options.fixed_size)
+        print("writing it, and comparing what is written with the network ...", file=sys.stderr)
         if options.int8:
             pixels = Preprocessing(**record["preprocessing"])
             images = calibration_images(options.calibration, pixels, options.calibration_images)

@@ -112,6 +112,17 @@ def test_opencv(made, name):
         assert_right(net, path, x, [model.forward()], 1e-3)
 
 
+def test_opencvs_classic_engine_wants_a_fixed_size(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    net, path, x = settled("sk_resnet18"), tmp_path / "a.onnx", images(2, 3, 64, 64)
+    exporting.export(net, path, (1, 3, 64, 64), {"model": "sk_resnet18"}, dynamic_size=False)
+    model = cv2.dnn.readNetFromONNX(
+        str(path), *([cv2.dnn.ENGINE_CLASSIC] if hasattr(cv2.dnn, "ENGINE_CLASSIC") else [])
+    )
+    model.setInput(x)
+    assert_right(decelerate(net), path, x, [model.forward()], 1e-3)
+
+
 def test_dimensions_can_be_fixed(tmp_path):
     net = settled("sk_resnet18")
     exporting.export(net, tmp_path / "a.onnx", (2, 3, 64, 96), {"model": "sk_resnet18"}, dynamic_batch=False)

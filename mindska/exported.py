@@ -45,12 +45,14 @@ MINDIR_ATTRIBUTES = _words(
     "side_effect_propagate skip_mode sorted stride strides transpose_a transpose_b transpose_x1 transpose_x2 value",
 )
 ONNX_OPERATORS = _words(
-    "Add AveragePool BatchNormalization Cast Concat ConcatFromSequence Constant Conv Div Erf Gather Gemm Identity",
-    "MatMul Max MaxPool Mul ReduceMean ReduceSum ReduceSumSquare Relu Reshape SequenceConstruct Sigmoid Slice Softmax",
-    "Softsign Split Sqrt Squeeze Sub TopK Transpose",
+    "Add AveragePool BatchNormalization Cast Concat Conv DequantizeLinear Div Erf Flatten Gather GatherND Gemm",
+    "GlobalAveragePool GlobalMaxPool Identity LayerNormalization MatMul Max MaxPool Mul QuantizeLinear ReduceMax",
+    "ReduceSum Relu Reshape Sigmoid Softmax Split Sqrt Sub TopK Transpose",
+    # what earlier versions wrote
+    "ConcatFromSequence Constant ReduceMean ReduceSumSquare SequenceConstruct Slice Softsign Squeeze",
     # others that are as plain
-    "Abs ArgMax Clip Dropout Exp Flatten Gelu GlobalAveragePool HardSigmoid HardSwish LayerNormalization LeakyRelu Log",
-    "LogSoftmax Min Neg Pow ReduceL2 ReduceMax ReduceMin Reciprocal Shape Tanh Unsqueeze",
+    "Abs ArgMax Clip Dropout Exp Gelu HardSigmoid HardSwish LeakyRelu Log LogSoftmax Min Neg Pow ReduceL2 ReduceMin",
+    "Reciprocal Shape Tanh Unsqueeze",
 )
 ONNX_DOMAINS = ("", "ai.onnx")
 ATTRIBUTE_TYPES = _words(
@@ -67,12 +69,13 @@ class Exported:
 
     Attributes:
         content: the file's bytes: what is run must be these, not the file as it may be later.
-        input_shape: (B, C, H, W) of its only input; record: the text of its record, where it lies in the file.
+        input_shape: (B, C, H, W) of its only input, None where it takes any.
+        record: the text of its record, where it lies in the file.
     """
 
     path: Path
     content: bytes
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Optional[int], ...]
     record: Optional[str] = None
 
 
@@ -260,5 +263,5 @@ def _check_onnx(path: Path, content: bytes) -> Exported:
     inputs = [entry for entry in graph.input if entry.name not in weights]
     if len(inputs) != 1:
         raise ValueError(f"it has {len(inputs)} inputs; expected one, the images")
-    shape = tuple(dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim)
+    shape = tuple(dimension.dim_value or None for dimension in inputs[0].type.tensor_type.shape.dim)
     return Exported(path, content, shape, next((t.value for t in model.metadata_props if t.key == METADATA), None))

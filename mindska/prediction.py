@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from .compile_cache import compile_cached
 from .data import EvalTransform, Preprocessing
@@ -59,6 +59,7 @@ class Predictor:
         self.model, self.logits, self.class_names, self.batch_size = model, logits, class_names, batch_size
         self.preprocessing, self.transform = preprocessing, EvalTransform(preprocessing)
         self.exif_orientation = exif_orientation
+        self.network: Optional[nn.Cell] = None  # of weights, not of an exported model
 
     def __call__(self, paths: Sequence[str], topk: int = 5) -> Iterator[Prediction]:
         """The predictions of image files, in their order, read a few batches ahead."""
@@ -148,19 +149,21 @@ def open_predictor(
 
     Args:
         model_name, ema: see `mindska.weights.open_weights`; an exported model needs neither.
-        batch_size, image_size: of an exported model those that it was exported for.
+        batch_size, image_size: of an exported model those that it was exported for, where these are not free.
         class_names: in the place of the recorded ones.
         exif_orientation: turn photos as their EXIF tag says.
 
     Raises:
         UserError: the file is missing, damaged, or is no classifier.
     """
-    path = Path(path)
+    path, network = Path(path), None
     if is_exported(path):
         logits, record, recorded, fixed_batch = open_exported(path, ema)
-        batch_size = fixed_batch or batch_size
-        model, size = record["model"], recorded.image_size
-        if image_size not in (None, size):
+        model, batch_size = record["model"], fixed_batch or batch_size
+        wanted = image_size or recorded.image_size
+        size = tuple(own or side for own, side in zip(record["input_shape"][2:], wanted))
+        recorded = replace(recorded, image_size=size)
+        if tuple(wanted) != size:
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")
     else:
         weights = open_weights(path, model_name, ema)
@@ -185,7 +188,9 @@ def open_predictor(
             f"--num_classes N) and train that (mindska train --ckpt_path)"
         )
     names = _class_names(path, num_classes, class_names or record.get("class_names"), class_names is not None)
-    return Predictor(model, logits, recorded, names, batch_size, exif_orientation)
+    predictor = Predictor(model, logits, recorded, names, batch_size, exif_orientation)
+    predictor.network = network
+    return predictor
 
 
 def _class_names(path: Path, num_classes: int, names: Optional[Sequence[str]], given: bool) -> list[str]:

@@ -24,6 +24,8 @@ from .exported import Exported
 from .models.layers.graph import NearestNodes
 
 TOLERANCE = 1e-4  # of the largest output: other libraries sum in another order; and of distances, which are about 1
+# The same of a model that computes in float16, whose rounding is 5e-4 in each layer: of outputs, and of distances.
+HALF_TOLERANCE, HALF_DISTANCE = 3e-2, 1e-1
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,18 @@ class Agreement:
 
     Attributes:
         difference: the largest one of their outputs, over the largest magnitude; given the same neighbours.
+        tolerance: the most that it may be.
         swapped, neighbours: how many were taken otherwise, of how many; 0 and 0 where that need not be known.
     """
 
     difference: float
+    tolerance: float = TOLERANCE
     swapped: int = 0
     neighbours: int = 0
 
     def __str__(self) -> str:
         swaps = f", given its neighbours ({self.swapped} of {self.neighbours:,} others, as near to rounding)"
-        return f"{self.difference:.1e} of the largest{swaps if self.neighbours else ''} (bound {TOLERANCE:.0e})"
+        return f"{self.difference:.1e} of the largest{swaps if self.neighbours else ''} (bound {self.tolerance:.0e})"
 
 
 def compare(
@@ -50,29 +54,33 @@ def compare(
     expected: Sequence[np.ndarray],
     model: Exported,
     runnable: Callable[[Exported], Callable[[np.ndarray], Sequence[np.ndarray]]],
+    half: bool = False,
 ) -> Agreement:
     """Compares an exported model with its network, which is without acceleration.
 
     Args:
         images: (B, C, H, W); expected: the network's outputs for them.
         runnable: from a model to the function that runs it.
+        half: the model computes in float16.
 
     Raises:
         ExportError: they differ.
     """
+    tolerance, distance = (HALF_TOLERANCE, HALF_DISTANCE) if half else (TOLERANCE, TOLERANCE)
     difference = _difference(runnable(model)(images), expected)
     searches = [cell for _, cell in net.cells_and_names() if isinstance(cell, NearestNodes)]
-    if difference <= TOLERANCE or not searches or model.path.suffix != ".onnx":  # MindIR: MindSpore's own kernels
-        return _checked(Agreement(difference))
+    if difference <= tolerance or not searches or model.path.suffix != ".onnx":  # MindIR: MindSpore's own kernels
+        return _checked(Agreement(difference, tolerance))
     found = runnable(with_neighbours(model))(images)
     outputs, chosen = found[: len(expected)], found[len(expected) :]
     if len(chosen) != len(searches):
         raise ExportError(f"The exported model has {len(chosen)} neighbour searches, the network {len(searches)}")
     counts: list[int] = []
-    with _handed(searches, chosen, counts):
+    with _handed(searches, chosen, counts, distance):
         result = net(Tensor(images))
     given = [output.asnumpy() for output in (result if isinstance(result, (tuple, list)) else (result,))]
-    return _checked(Agreement(_difference(outputs, given), sum(counts), sum(index.size for index in chosen)))
+    total = sum(index.size for index in chosen)
+    return _checked(Agreement(_difference(outputs, given), tolerance, sum(counts), total))
 
 
 def with_neighbours(model: Exported) -> Exported:
@@ -88,7 +96,7 @@ def with_neighbours(model: Exported) -> Exported:
 
 
 def _checked(agreement: Agreement) -> Agreement:
-    if not agreement.difference <= TOLERANCE:
+    if not agreement.difference <= agreement.tolerance:
         raise ExportError(f"The exported model's outputs differ from the network's by {agreement}; nothing was written")
     return agreement
 
@@ -105,7 +113,9 @@ def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> 
 
 
 @contextmanager
-def _handed(searches: Sequence[nn.Cell], chosen: Sequence[np.ndarray], counts: list[int]) -> Iterator[None]:
+def _handed(
+    searches: Sequence[nn.Cell], chosen: Sequence[np.ndarray], counts: list[int], tolerance: float
+) -> Iterator[None]:
     """Has the searches, in PyNative mode, take these neighbours; ExportError where they are not the nearest.
 
     `counts` gets how many of each search are not its own.
@@ -117,7 +127,7 @@ def _handed(searches: Sequence[nn.Cell], chosen: Sequence[np.ndarray], counts: l
             theirs = Tensor(indices.astype(np.int32))
             values, own = ops.topk(closeness, indices.shape[2])
             farther = float((values - ops.gather_elements(closeness, 2, theirs)).abs().max().asnumpy())
-            if not farther <= TOLERANCE:
+            if not farther <= tolerance:
                 raise ExportError(
                     f"The exported model takes neighbours that are farther than the nearest by {farther:.1e}; nothing "
                     f"was written"

@@ -32,11 +32,14 @@ MAY_IMPORT = {
     "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},
     "exported": {"weights"},
     "verification": {"models", "exported"},
-    "export": {"models", "acceleration", "weights", "exported", "verification"},
+    "onnx_graph": {"models", "acceleration"},
+    "export": {"models", "acceleration", "weights", "exported", "verification", "onnx_graph"},
+    "quantization": {"data", "weights", "evaluation", "export", "exported"},
     "prediction": {"data", "weights", "compile_cache", "export"},
     "validation": {
         "config", "distributed", "data", "weights", "compile_cache", "evaluation", "prediction", "builders",
     },
+    "demo": {"data", "prediction"},
     "builders": {
         "models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training", "names",
     },

@@ -346,8 +346,6 @@ def test_predictions_go_onto_a_contact_sheet(images, tmp_path, capsys, monkeypat
     with pytest.raises(SystemExit, match="should end with .png"):
         path = str(photos / "x.png")
         predict.main([str(photos), "--ckpt_path", path, "--contact_sheet", str(tmp_path / "sheet.jpg")])
-            [str(photos), "--ckpt_path", str(photos / "x.png"), "--contact_sheet", str(tmp_path / "sheet.jpg")]
-        )
 
 
 def test_a_contact_sheet_has_a_limit_and_takes_any_picture_and_text(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ COMMANDS = {
     "train": Command("train a model by a recipe, on one device or many"),
     "validate": Command("evaluate weights on a validation set"),
     "predict": Command("tell the classes of images", lists=True),
+    "demo": Command("show a page: drop an image, see its classes"),
     "export": Command("write a network as ONNX or MindIR"),
     "convert": Command("convert weights between PyTorch, safetensors, Caffe and MindSpore"),
     "inspect": Command("show what is in a file of weights", lists=True),

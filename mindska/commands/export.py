@@ -1,13 +1,17 @@
-"""Exports a network to MindIR or ONNX, for inputs of one shape, and checks what was written against the network.
+"""Exports a network to ONNX or MindIR, and checks what was written against the network.
 
-    mindska export --ckpt_path skanet_s.ckpt --format onnx --image_resize 256 256 --fold
+    mindska export --ckpt_path skanet_s.ckpt --format onnx --fold
+    mindska export --ckpt_path van_tiny.ckpt --format onnx --int8 --calibration DATA/train --data_dir DATA
 
-The record (model, preprocessing, class names) is written beside the model as JSON, and into an ONNX file's metadata.
+An ONNX file takes any number of images, and of any size where the network allows it (SkaNet does not); a MindIR takes
+one shape. The record (model, preprocessing, class names) is written beside the model as JSON, and into an ONNX file's
+metadata.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +39,19 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         "--image_resize", type=int, nargs="+", metavar="N",
         help="height and width in pixels, or one number for both; default: what the weights were trained for",
     )  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=1, metavar="N", help="images at once (default: 1)")
+    parser.add_argument(
+        "--batch_size", type=int, metavar="N", help="images at once; default: any number in ONNX, one in MindIR"
+    )
+    parser.add_argument("--fixed_size", action="store_true", help="ONNX: take the input size only, and no other")
+    parser.add_argument("--half", action="store_true", help="ONNX: compute in float16 (input and outputs are float32)")
+    parser.add_argument("--int8", action="store_true", help="ONNX: 8-bit weights and values; it folds")
+    parser.add_argument("--calibration", type=user_path, metavar="FOLDER", help="images to calibrate --int8 with")
+    parser.add_argument(
+        "--calibration_images", type=int, default=256, metavar="N", help="how many of them at most (default: 256)"
+    )
+    parser.add_argument(
+        "--data_dir", type=user_path, metavar="DATA", help="print the accuracy on DATA/val before and after --int8"
+    )
     parser.add_argument(
         "--fold", action="store_true", help="fold batch norms and layer scales: the same function, faster"
     )
@@ -46,8 +62,16 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.image_resize and (len(options.image_resize) > 2 or min(options.image_resize) < 1):
         parser.error(f"--image_resize {options.image_resize}: expected height and width, or one number for both")
-    if options.batch_size < 1:
-        parser.error(f"--batch_size {options.batch_size}: expected a number of images")
+    for name in ("batch_size", "calibration_images"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: expected a number of images")
+    for name in ("half", "int8", "fixed_size"):
+        if getattr(options, name) and options.format != "onnx":
+            parser.error(f"--{name} is for --format onnx")
+    if options.int8 and (options.half or not options.calibration):
+        parser.error("--int8 wants --calibration FOLDER, with images like those it will see; and no --half")
+    if (options.calibration or options.data_dir) and not options.int8:
+        parser.error("--calibration and --data_dir are for --int8")
     if options.to and options.to.suffix != f".{options.format}":
         parser.error(f"--to {options.to}: expected a name that ends in .{options.format}")
     return options
@@ -70,8 +94,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         check_there(options.ckpt_path, "checkpoint")
 
     # Only now, since they load MindSpore, which takes seconds.
-    from mindska.export import export, record_path
+    from mindska.data import Preprocessing
+    from mindska.export import export, read_model_record, record_path, shape_text
     from mindska.folding import fold
+    from mindska.onnx_graph import sizes_are_fixed
+    from mindska.quantization import calibration_images, export_int8, validation_images
     from mindska.weights import open_weights
 
     with clear_errors():
@@ -85,13 +112,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             height, width = options.image_resize or weights.preprocessing["image_size"]
         record = dict(weights.record)
         record["preprocessing"] = dict(record["preprocessing"], image_size=[height, width])
-        record["folded"] = options.fold
+        record["folded"] = options.fold or options.int8
         network = weights.network()
-        if options.fold:
+        if record["folded"]:
             fold(network)
-        shape = (options.batch_size, weights.in_channels, height, width)
-        agreement = export(network, target, shape, record)
-        print(
-            f"wrote {printable(target)} for images {shape} and its record {printable(record_path(target).name)}; run "
-            f"from the file, its outputs differ from the network's by {agreement}"
-        )
+        shape = (options.batch_size or 1, weights.in_channels, height, width)
+        dynamic = dict(dynamic_batch=options.batch_size is None, dynamic_size=not options.fixed_size)
+        print("writing it, and comparing what is written with the network ...", file=sys.stderr)
+        if options.int8:
+            pixels = Preprocessing(**record["preprocessing"])
+            images = calibration_images(options.calibration, pixels, options.calibration_images)
+            val = validation_images(options.data_dir, record) if options.data_dir else None
+            result = str(export_int8(network, target, shape, record, images, val, **dynamic))
+        else:
+            agreement = export(network, target, shape, record, half=options.half, **dynamic)
+            result = f"run from the file, its outputs differ from the network's by {agreement}"
+        taken = shape_text(read_model_record(target)["input_shape"])
+        why = sizes_are_fixed(network) if options.format == "onnx" and not options.fixed_size else ""
+        taken += f" ({why})" if why else ""
+        print(f"wrote {printable(target)} for images {taken} and {printable(record_path(target).name)}; {result}")

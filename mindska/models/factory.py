@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 from mindcv.models.features import FeatureExtractWrapper
@@ -39,6 +39,8 @@ def register_variants(
 ) -> None:
     """Makes one entry point a row of `variants` (model name -> keyword arguments of `network`) and registers it.
 
+    timm's keywords are understood beside MindCV's: `in_chans`, `num_classes=0`, `global_pool`, negative `out_indices`.
+
     `resolve`: the name of the model that an entry point makes with some keywords, where these choose another variant.
     """
     for name, row in variants.items():
@@ -52,6 +54,14 @@ class Features(FeatureExtractWrapper):
     def compile(self, *args, **kwargs) -> None:
         check_compiled(self.net, args)
         super().compile(*args, **kwargs)
+
+    def get_classifier(self) -> nn.Cell:
+        """An identity: there is no classifier."""
+        return self.net.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """A SettingError: there is no classifier."""
+        self.net.reset_classifier(num_classes, global_pool)
 
 
 def feature_indices(net: nn.Cell, out_indices: Union[int, Sequence[int], None]) -> list[int]:
@@ -85,6 +95,7 @@ def _entry_point(module: str, name: str, network, row: dict, resolve) -> Callabl
         in_channels: int = 3,
         features_only: bool = False,
         out_indices: Union[int, Sequence[int], None] = None,
+        in_chans: Optional[int] = None,
         **kwargs,
     ) -> nn.Cell:
         if pretrained:
@@ -92,6 +103,10 @@ def _entry_point(module: str, name: str, network, row: dict, resolve) -> Callabl
                 f"No MindSpore weights are published for {name}, so pretrained=True cannot be honoured. "
                 f"Convert the authors' weights with mindska.weights and pass checkpoint_path instead."
             )
+        if in_chans is not None:  # timm's word; 3 is what MindCV's create_model passes where nothing was said
+            if in_channels not in (3, in_chans):
+                raise SettingError(f"in_channels is {in_channels} and in_chans {in_chans}; give one of them")
+            in_channels = in_chans
         net = network(
             **{**row, **kwargs}, num_classes=num_classes, in_channels=in_channels, features_only=features_only
         )

@@ -97,9 +97,9 @@ class SkaNet(Pyramid):
         """A stage must have `k` nodes."""
         return why_too_small(height, width, self.k)
 
-    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+    def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         check_input_size(x.shape[2], x.shape[3], self.k)
-        return super().forward_features(x, noise)
+        return super().forward_stages(x, noise)
 
 
 PREPROCESSING = dict(

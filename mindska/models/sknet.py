@@ -22,7 +22,7 @@ from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.common.initializer import HeNormal, HeUniform, initializer
+from mindspore.common.initializer import HeNormal, initializer
 
 from .factory import register_variants
 from .layers.backbone import Backbone
@@ -161,7 +161,7 @@ class SKNet(Backbone):
             "mindcv": nn.MaxPool2d(3, 2, pad_mode="same"),
             "cifar": nn.Identity(),
         }[stem]
-        self.options, self.smallest_side = {"stem": stem}, 3 if stem == "caffe" else 1  # for one window of its pooling
+        self.options["stem"], self.smallest_side = stem, 3 if stem == "caffe" else 1  # for one window of its pooling
 
         def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
             width, cout = widths[stage], channels[stage]
@@ -192,11 +192,11 @@ class SKNet(Backbone):
             if isinstance(cell, nn.Conv2d):
                 cell.weight.set_data(initializer(HeNormal(mode="fan_out", nonlinearity="relu"), cell.weight.shape))
             elif isinstance(cell, nn.Dense):
-                cell.weight.set_data(initializer(HeUniform(5**0.5), cell.weight.shape))
+                self.init_classifier()
             elif isinstance(cell, SKUnit) and zero_init_last:
                 cell.increase.norm.gamma.set_data(ops.zeros_like(cell.increase.norm.gamma))
 
-    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+    def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         """The outputs of the stem and of the stages."""
         features, index = [self.stem(x)], 0
         x = self.pool(features[0])

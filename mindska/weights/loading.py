@@ -135,7 +135,7 @@ class Weights:
         """
         path = self.source.path
         for name, value in self.options.items():
-            if value != network.options[name]:
+            if name in network.options and value != network.options[name]:
                 raise WeightsError(
                     f"{path} was trained with {name}={value!r}; the network was made with {network.options[name]!r}. "
                     f"Pass {name}={value!r} to create_model."
@@ -251,8 +251,8 @@ def _only_model(source: Source) -> str:
 def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "these weights") -> None:
     """Puts weights into a network; every parameter is filled and every weight used.
 
-    A network made with `features_only` has no classifier: then the classifier's weights may be left over. Numbers that
-    a trainer appended (a seed, a score) are no weights, and are left out; the log says so.
+    A network made with `features_only` or `num_classes=0` has no classifier: the classifier's weights are left out. So
+    are numbers that a trainer appended (a seed, a score), which are no weights. The log says so.
 
     Raises:
         WeightsError: names or shapes differ; the message lists them, or says that the network has other classes or
@@ -260,8 +260,9 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
     """
     parameters = {p.name: p for p in net.get_parameters()}
     missing = [name for name in parameters if name not in weights]
-    spare = HEAD if getattr(net, "features_only", False) else ()
-    others = [n for n in weights if n not in parameters and not (spare and n.startswith(spare))]
+    headless = getattr(net, "features_only", False) or getattr(net, "num_classes", None) == 0
+    head = [name for name in weights if headless and name.startswith(HEAD)]
+    others = [name for name in weights if name not in parameters and name not in head]
     numbers = [name for name in others if not weights[name].shape]
     unknown = [name for name in others if name not in numbers]
     shapes = {name: (tuple(weights[name].shape), tuple(p.shape)) for name, p in parameters.items() if name in weights}
@@ -281,6 +282,8 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
         )
     if numbers:
         log.warning("%s also has numbers that are no part of the network: %s", printable(source), few(numbers))
+    if head:
+        log.warning("%s: its classifier is left out, for the network has none", printable(source))
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
 

@@ -121,12 +121,14 @@ def _source(value: Any, field: str) -> dict[str, Any]:
     )(value, field)
 
 
-def _shape(value: Any, field: str) -> list[int]:
-    """(B, C, H, W) of the images that an exported model takes."""
-    sizes = _list(_number(1, math.inf, whole=True), 4, 4)(value, field)
+def _shape(value: Any, field: str) -> list[Optional[int]]:
+    """(B, C, H, W) of the images that an exported model takes; None (null) where it takes any."""
+    sizes = _list(_or_none(_number(1, math.inf, whole=True)), 4, 4)(value, field)
     names = (f"{field}[{i}], the {what}" for i, what in enumerate(("batch", "channels", "height", "width")))
-    most = (MOST_BATCH, MOST_CHANNELS, MOST_PIXELS, MOST_PIXELS)
-    return [_number(1, m, whole=True)(size, name) for size, name, m in zip(sizes, names, most)]
+    checks = [_number(1, most, whole=True) for most in (MOST_BATCH, MOST_CHANNELS, MOST_PIXELS, MOST_PIXELS)]
+    return [
+        (check if i == 1 else _or_none(check))(sizes[i], name) for i, (check, name) in enumerate(zip(checks, names))
+    ]
 
 
 _PIXELS: dict[str, Check] = dict(
@@ -160,6 +162,7 @@ FIELDS: dict[str, Check] = dict(
     inputs=_list(_text(), 1, 1),
     outputs=_list(_text(), 1, 100),
     folded=_flag,
+    half=_flag,
 )
 EXPORTED = ("model", "num_classes", "preprocessing", "input_shape")  # what predicting with an exported model needs
 

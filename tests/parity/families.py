@@ -129,7 +129,7 @@ def port_taps(case: str) -> dict[str, np.ndarray]:
             x = stage.norm(x)
             taps[f"stage{i}_norm"] = x
     else:
-        stem, *stages = net.forward_features(x)
+        stem, *stages = net.forward_stages(x)
         taps = {"stem": net.pool(stem), **{f"layer{i}": stage for i, stage in enumerate(stages, start=1)}}
         taps["pool"] = ops.mean(stages[-1], (2, 3), keep_dims=True)
     taps["logits"] = net(Tensor(network_input(case)))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, Callable, Optional
 
 from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import HeUniform, initializer
 from mindspore.ops import constexpr
 
 from ...errors import SettingError
 from .blocks import Dropout
+
+GLOBAL_POOLS = ("avg", "max", "")
 
 
 @constexpr
@@ -49,14 +53,15 @@ def check_compiled(backbone: Backbone, inputs: Sequence[Any]) -> None:
 
 
 class Backbone(nn.Cell):
-    """A network that gives logits or its stages' features.
+    """A network that gives logits, pooled features or its stages' features.
 
     Args:
         in_channels: of the images.
-        channels, reductions: channels and stride of each feature, as `forward_features` returns them.
+        channels, reductions: channels and stride of each feature, as `forward_stages` returns them.
         names: of the features, as "stages.0".
-        num_drop_paths: stochastic depths in `forward_features`, each of which takes a column of `noise`.
-        num_classes: length of the logits.
+        num_drop_paths: stochastic depths in `forward_stages`, each of which takes a column of `noise`.
+        num_classes: length of the logits; 0 for no classifier.
+        global_pool: of the last feature over its pixels: "avg", "max", or "" for none (without a classifier only).
         drop_rate: dropout before the classifier.
         drop_path_rate: of the last stochastic depth; only its range is checked here.
         features_only: return the features, and have no classifier.
@@ -66,14 +71,16 @@ class Backbone(nn.Cell):
         layers in training mode (`num_drop_paths` columns for the stages, then one a feature of the classifier's input).
 
     Returns:
-        Logits (B, num_classes), or the list of features (B, C, H / stride, W / stride) when `features_only`.
+        Logits (B, num_classes); with num_classes=0 the pooled features (B, num_features), or without pooling the last
+        map; when `features_only` the list of features (B, C, H / stride, W / stride).
 
     Raises:
         SettingError: the inputs have other shapes, are too small, or there are no images.
     """
 
+    classifier: nn.Cell  # the last layer; an identity where there are no classes
+    global_pool: str
     smallest_side = 1  # of an image, in pixels
-    options: dict[str, Any] = {}  # arguments of create_model that no parameter's shape shows: checkpoints record them
     is_rewritten = True  # MindCV's FeatureExtractWrapper: this network returns its features itself
 
     def __init__(
@@ -87,6 +94,7 @@ class Backbone(nn.Cell):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         features_only: bool = False,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -98,11 +106,56 @@ class Backbone(nn.Cell):
         self.feature_info = [
             dict(chs=chs, reduction=reduction, name=name) for chs, reduction, name in zip(channels, reductions, names)
         ]
-        self.num_classes = num_classes
+        self.num_features = channels[-1]
         self.features_only = features_only
-        if not features_only:
-            self.dropout = Dropout(drop_rate)
-            self.classifier = nn.Dense(channels[-1], num_classes)
+        # Arguments of create_model that no parameter's shape shows: checkpoints record them.
+        self.options: dict[str, Any] = {}
+        self.dropout = Dropout(drop_rate)
+        self._make_head(0 if features_only else num_classes, global_pool)
+
+    def _make_head(self, num_classes: int, global_pool: str) -> None:
+        if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 0:
+            raise SettingError(f"num_classes is {num_classes!r}; expected a number of classes, or 0 for no classifier")
+        if global_pool not in GLOBAL_POOLS:
+            raise SettingError(f"global_pool is {global_pool!r}; expected 'avg', 'max', or '' for no pooling")
+        if num_classes and not global_pool:
+            raise SettingError("global_pool='' leaves a map, which the classifier cannot take; it needs num_classes=0")
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.options.pop("global_pool", None)
+        if num_classes:  # without a classifier, nothing was trained on what is pooled
+            self.options["global_pool"] = global_pool
+        self.classifier = nn.Dense(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def init_classifier(self) -> None:
+        """Initial values of a new classifier: PyTorch's uniform distribution, as timm has it."""
+        self.classifier.weight.set_data(initializer(HeUniform(5**0.5), self.classifier.weight.shape))
+
+    def get_classifier(self) -> nn.Cell:
+        """The last layer: a linear one, or an identity where there are no classes."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Makes a new classifier with initial values, in place; `num_classes` 0: none. The rest of the network stays.
+
+        An optimiser must be made afterwards: it holds the old classifier's parameters.
+
+        Args:
+            global_pool: "avg", "max" or "" (see the class); None: as it is.
+
+        Raises:
+            SettingError: the arguments are out of range, or the network was made with `features_only`.
+        """
+        if self.features_only:
+            raise SettingError(
+                "a network made with features_only has no classifier to reset; make it with num_classes instead"
+            )
+        self._make_head(num_classes, self.global_pool if global_pool is None else global_pool)
+        if num_classes:
+            self.init_classifier()
+        self.classifier.set_train(self.training)
+        for _, cell in self.cells_and_names():  # MindSpore does not notice that a network has another cell
+            if cell.compile_cache:
+                cell.compile_cache.clear()
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay: all of one dimension (asked for by MindCV's optimisers)."""
@@ -120,16 +173,36 @@ class Backbone(nn.Cell):
         check_compiled(self, args)
         super().compile(*args, **kwargs)
 
-    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+    def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         """The features, from the finest to the coarsest."""
         raise NotImplementedError
 
+    def checked_stages(self, x: Tensor, noise: Optional[Tensor]) -> list[Tensor]:
+        """As `forward_stages`, of inputs that are checked first."""
+        shape = None if noise is None else noise.shape
+        check_inputs(x.shape, self.in_channels, self.smallest_side, shape, self.noise_size)
+        return self.forward_stages(x, noise)
+
+    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        """The last feature, before pooling and classifier: (B, num_features, H / stride, W / stride)."""
+        return self.checked_stages(x, noise)[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, noise: Optional[Tensor] = None) -> Tensor:
+        """Pooling, dropout and classifier on the last feature.
+
+        Args:
+            x: (B, num_features, H', W'), from `forward_features`.
+            pre_logits: leave the classifier out.
+            noise: (B, num_features), for the dropout in training.
+        """
+        if self.global_pool == "":
+            return x
+        pooled = ops.amax(x, (2, 3)) if self.global_pool == "max" else ops.mean(x, (2, 3))  # (B, C)
+        pooled = self.dropout(pooled, noise)
+        return pooled if pre_logits else self.classifier(pooled)
+
     def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        check_inputs(
-            x.shape, self.in_channels, self.smallest_side, None if noise is None else noise.shape, self.noise_size
-        )
-        features = self.forward_features(x, noise)
+        features = self.checked_stages(x, noise)
         if self.features_only:
             return features
-        pooled = ops.mean(features[-1], (2, 3))  # (B, C)
-        return self.classifier(self.dropout(pooled, None if noise is None else noise[:, self.num_drop_paths :]))
+        return self.forward_head(features[-1], False, None if noise is None else noise[:, self.num_drop_paths :])

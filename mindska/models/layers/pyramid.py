@@ -67,10 +67,14 @@ class Pyramid(Backbone):
             index, cin = index + depth, dim
         self.stages = nn.CellList(stages)
         self.stage_columns = [2 * sum(depths[:i]) for i in range(len(depths) + 1)]  # of `noise`
-        self.options = {"norm_eps": norm_eps}
+        self.options["norm_eps"] = norm_eps
         init_weights(self)
 
-    def forward_features(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+    def init_classifier(self) -> None:
+        """The authors' initial values."""
+        init_weights(self.classifier)
+
+    def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         """The four stages' outputs, at strides 4, 8, 16 and 32."""
         features = []
         for i, stage in enumerate(self.stages):

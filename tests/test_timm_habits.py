@@ -13,7 +13,8 @@ from mindska.errors import SettingError
 from mindska.folding import fold
 from mindska.weights.files import write_checkpoint
 
-FAMILIES = ["skanet_nano", "van_tiny_lska_k7", "sk_resnet18"]
+SLOW = pytest.mark.slow
+FAMILIES = ["skanet_nano", pytest.param("van_tiny_lska_k7", marks=SLOW), pytest.param("sk_resnet18", marks=SLOW)]
 IMAGES = Tensor(np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32))
 
 

@@ -162,7 +162,7 @@ def open_predictor(
         model, batch_size = record["model"], fixed_batch or batch_size
         wanted = image_size or recorded.image_size
         size = tuple(own or side for own, side in zip(record["input_shape"][2:], wanted))
-        recorded = replace(recorded, image_size=size)
+        recorded = replace(recorded, image_size=(size[0], size[1]))
         if tuple(wanted) != size:
             raise PredictionError(f"{path} was exported for {size[0]}x{size[1]} pixels; it takes no other size")
     else:

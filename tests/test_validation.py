@@ -265,7 +265,7 @@ def test_patterns_and_several_files_are_checked_before_mindspore_is_loaded(image
             check_results(Config(more_ckpt_paths=("b",), **{name: str(tmp_path / "x")}))
 
 
-@pytest.mark.parametrize("kind", ["onnx", "mindir"])
+@pytest.mark.parametrize("kind", ["mindir"])  # ONNX is written of our networks only: tests/test_onnx.py
 def test_exported_models_are_evaluated(images, tmp_path, capsys, kind, graph):
     """Of a fixed batch, which does not divide the images."""
     path = checkpoint(tmp_path / "net.ckpt", 3)

@@ -55,9 +55,7 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--fold", action="store_true", help="fold batch norms and layer scales: the same function, faster"
     )
-    parser.add_argument(
-        "--to", type=user_path, metavar="OUT", help="file to write; default: MODEL.FORMAT beside the weights"
-    )
+    parser.add_argument("--to", type=user_path, metavar="OUT", help="default: MODEL.FORMAT beside the weights")
     add_overwrite(parser)
     options = parser.parse_args(arguments)
     if options.image_resize and (len(options.image_resize) > 2 or min(options.image_resize) < 1):
@@ -107,9 +105,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         weights = open_weights(options.ckpt_path, options.model, options.use_ema)
         target = options.to or options.ckpt_path.with_name(f"{weights.model}.{options.format}")
         check_target(target, options.overwrite)
-        height, width = (options.image_resize or weights.preprocessing["image_size"])[:1] * 2
-        if options.image_resize is None or len(options.image_resize) == 2:
-            height, width = options.image_resize or weights.preprocessing["image_size"]
+        size = options.image_resize or weights.preprocessing["image_size"]
+        height, width = size if len(size) == 2 else size * 2
         record = dict(weights.record)
         record["preprocessing"] = dict(record["preprocessing"], image_size=[height, width])
         record["folded"] = options.fold or options.int8
@@ -127,7 +124,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         else:
             agreement = export(network, target, shape, record, half=options.half, **dynamic)
             result = f"run from the file, its outputs differ from the network's by {agreement}"
-        taken = shape_text(read_model_record(target)["input_shape"])
         why = sizes_are_fixed(network) if options.format == "onnx" and not options.fixed_size else ""
-        taken += f" ({why})" if why else ""
+        taken = shape_text(read_model_record(target)["input_shape"]) + (f" ({why})" if why else "")
         print(f"wrote {printable(target)} for images {taken} and {printable(record_path(target).name)}; {result}")

@@ -213,7 +213,7 @@ def weights_for_classes(
         return weights.with_new_classifier()
     if known is not None and known != class_names:
         log.info(
-            "classifier: the %d classes of %s are the data's, in another order (%s, ...): put into that of the data (%s)",
+            "classifier: the %d classes of %s are the data's, in another order (%s): put into the data's (%s)",
             wanted, file, few(known, 3), few(class_names, 3),
         )  # fmt: skip
         order = [known.index(name) for name in class_names]

@@ -48,11 +48,11 @@ DATA = ["ant", "bee", "cat"]
     "classes, names, said, rows_of_data",
     [
         (3, DATA, "", [0, 1, 2]),
-        (3, ["cat", "ant", "bee"], "are the data's, in another order (cat, ant, bee, ...): put into", [1, 2, 0]),
+        (3, ["cat", "ant", "bee"], "are the data's, in another order (cat, ant, bee): put into", [1, 2, 0]),
         (
             3,
             ["dog", "ant", "bee"],
-            "classifier: 3 classes of a.ckpt -> 3 of the data, new (not in the file: cat; ",
+            "3 classes of a.ckpt -> 3 of the data, new (not in the file: cat; ",
             None,
         ),
         (3, None, "a.ckpt does not name its 3 classes: they are taken for the data's, in this order", [0, 1, 2]),
@@ -101,7 +101,7 @@ def test_weights_without_a_classifier_and_of_an_ambiguous_order(tmp_path, caplog
 
 @pytest.mark.slow
 def test_files_of_others_get_a_new_classifier(tmp_path, caplog):
-    """A segmenter's backbone in PyTorch's format; weights of MindCV's own models, whose classifiers have other names."""
+    """A segmenter's backbone in PyTorch's format; MindCV's own models, whose classifiers have other names."""
     import torch
 
     from mindska.weights import to_torch
@@ -336,7 +336,7 @@ def test_a_balanced_run_resumes_to_the_bit(images, tmp_path):
 
 @pytest.mark.slow
 def test_a_longer_run(images, tmp_path, caplog):
-    """Constant: the longer run, to the bit. A cosine: refused, and continued with the new one where that is asked for."""
+    """A constant learning rate: what goes on is the longer run, to the bit."""
     caplog.set_level("INFO", "mindska")
     constant = dict(scheduler="constant", lr=0.05)
     fit(trainer(images, tmp_path / "whole", epoch_size=5, **constant))

@@ -266,9 +266,8 @@ class Trainer:
         folder = self.folder.folder
         at_epoch = old.get("step", 0) % self.steps_per_epoch == 0
         new = self._settings()
-        resume.check_same_settings(
-            folder, old, dict(new, epoch_size=old.get("epoch_size", new["epoch_size"])), at_epoch
-        )
+        new["epoch_size"] = old.get("epoch_size", self.config.epoch_size)  # compared below, after all the others
+        resume.check_same_settings(folder, old, new, at_epoch)
         resume.check_length(folder, old, self.config, self.steps_per_epoch)
         resume.check_same_environment(
             folder, old.get("environment"), self.record["environment"], self.config.allow_other_environment

@@ -104,7 +104,7 @@ def test_an_update_is_pytorchs(kind, layer_decay):
         reference.step()
     for our, their in zip(ours, theirs):
         np.testing.assert_allclose(our.asnumpy(), their.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=our.name)
-    tables = [p.name for p in optimizer.get_parameters() if p.size == UPDATES and p.ndim == 1 and p not in ours]
+    tables = [p.name for p in optimizer.get_parameters() if p.size == UPDATES and p.ndim == 1]
     assert tables and all(name.startswith("learning_rate") for name in tables), "state.NOT_STATE knows them by this"
 
 
@@ -213,7 +213,7 @@ def test_weights_of_the_classes_are_pytorchs(smoothing, soft, graph):
     loss = reference(expected, target)
     loss.backward()
     ours, gradient = ms.value_and_grad(builders.build_loss(config, Labelled(), 4))(Tensor(logits), Tensor(labels))
-    assert float(ours.asnumpy()) == pytest.approx(float(loss), rel=1e-5)
+    assert float(ours.asnumpy()) == pytest.approx(loss.item(), rel=1e-5)
     np.testing.assert_allclose(gradient.asnumpy(), expected.grad.numpy(), atol=1e-6)
 
 

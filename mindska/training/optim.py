@@ -149,8 +149,10 @@ def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.
         return nn.Adam(groups, rates, **betas)
     if config.opt == "lion":
         return mindcv.optim.lion.Lion(groups, rates, **betas)
-    if config.opt == "sgd":
+    if (
+        config.opt == "sgd" or config.use_nesterov
+    ):  # nn.Momentum's use_nesterov is not PyTorch's on CPU; else they agree
         return nn.SGD(groups, rates, nesterov=config.use_nesterov, **momentum)
     if config.opt == "rmsprop":
         return nn.RMSProp(groups, rates, **momentum)
-    return nn.Momentum(groups, rates, use_nesterov=config.use_nesterov, **momentum)
+    return nn.Momentum(groups, rates, **momentum)

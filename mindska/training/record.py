@@ -276,7 +276,7 @@ class RunRecord:
         right.plot(*self.series("lr"), label="learning rate")
         for axes in panels:
             axes.set(xlabel="epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid(alpha=0.3)
             axes.legend()
         return figure

@@ -223,7 +223,7 @@ def check_length(folder: Path, old: dict[str, Any], config: Config, steps_per_ep
         )  # fmt: skip
     else:
         raise RunError(
-            f"{folder} holds a run of another length (epoch_size: {before} -> {after}), and its learning rates depend on "
+            f"{folder} holds a run of another length (epoch_size: {before} -> {after}), and its rates depend on "
             f"it ({config.scheduler}): for {epochs} epochs they were not those of a run of {after} epochs. --extend "
             f"goes on with those of a run of {after} epochs from here on. Or begin another run from its weights, with "
             f"--ckpt_path {folder / (config.model + '_best.ckpt')} and another --ckpt_save_dir"

@@ -79,15 +79,29 @@ THEIRS = {
 @pytest.mark.parametrize("kind", THEIRS)
 def test_an_update_is_pytorchs(kind, layer_decay):
     """With one learning rate, and with one for each layer; every update with another rate."""
+    check_updates(kind, layer_decay)
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_our_adamw_is_pytorchs_in_graph_mode(layer_decay, graph):
+    check_updates("adamw", layer_decay)
+
+
+def check_updates(kind, layer_decay):
     opt, _, nesterov = kind.partition(" ")
     config = Config(
-        opt=opt, lr=LR, weight_decay=DECAY, layer_decay=layer_decay, use_nesterov=bool(nesterov), backbone_lr_factor=0.5
+        opt=opt,
+        lr=LR,
+        weight_decay=DECAY,
+        layer_decay=layer_decay,
+        use_nesterov=bool(nesterov),
+        backbone_lr_factor=0.5 if layer_decay else 1.0,
     )
     net, rates = Blocks(), [LR * (1 + i) for i in range(UPDATES)]
     ours = net.trainable_params()
     theirs = [torch.nn.Parameter(torch.from_numpy(p.asnumpy().copy())) for p in ours]
     numbers = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    factors = [(layer_decay or 1.0) ** (4 - n) * (0.5 if n < 4 else 1) for n in numbers]
+    factors = [(layer_decay or 1.0) ** (4 - n) * (0.5 if n < 4 and layer_decay else 1) for n in numbers]
     groups = [
         dict(params=[p], weight_decay=DECAY if p.ndim > 1 else 0.0, lr=LR * factor, factor=factor)
         for p, factor in zip(theirs, factors)

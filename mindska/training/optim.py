@@ -55,13 +55,14 @@ class AdamW(mindcv.optim.adamw.AdamW):
         correction = root / (1 - self.beta1_power)
         scalars = (self.beta1, self.beta2, self.eps * root, 1 / correction)
         beta1, beta2, eps, decay_factor = [scalar.reshape(()) for scalar in scalars]
-        update = ops.partial(_update, self.adam, beta1, beta2, eps, decay_factor)
         rates = self.get_lr()
         if self.is_group_lr:  # one for each parameter
             rates = self.hyper_map(ops.partial(_times, correction), rates)
+            update = ops.partial(_update, self.adam, beta1, beta2, eps, decay_factor)
             self.hyper_map(update, rates, self.decays, self.parameters, self.moments1, self.moments2, gradients)
         else:
-            update = ops.partial(update, (rates * correction).reshape(()))
+            rate = (rates * correction).reshape(())
+            update = ops.partial(_update, self.adam, beta1, beta2, eps, decay_factor, rate)
             self.hyper_map(update, self.decays, self.parameters, self.moments1, self.moments2, gradients)
         return True
 
@@ -125,7 +126,7 @@ def parameter_groups(config: Config, network: nn.Cell, rates: list[float]) -> li
     options = (config.weight_decay, config.weight_decay_filter, unfiltered)
     factors = learning_rate_factors(config, network)
     if set(factors.values()) == {1.0}:
-        return init_group_params(parameters, *options)
+        return [group for group in init_group_params(parameters, *options) if group.get("params") != []]
     groups: list[dict[str, Any]] = []
     for factor in sorted(set(factors.values())):
         own = init_group_params([p for p in parameters if factors[p.name] == factor], *options)

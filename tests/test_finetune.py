@@ -423,12 +423,12 @@ def test_losses_share_an_axis_where_they_are_one_measure(tmp_path, settings, mea
 
 @pytest.mark.slow
 def test_the_learning_rate_range_test(images, tmp_path):
-    settings = dict(model="tiny_bn", image_resize=16, crop_pct=1.0, batch_size=8, log_interval=1, end_lr=10, updates=60)
+    settings = dict(model="tiny_bn", image_resize=16, crop_pct=1.0, batch_size=8, start_lr=1e-4, updates=60)
     settings["ckpt_save_dir"] = tmp_path / "out"
     printed = run("scripts/lr_find.py", images, **settings)
     assert "The loss falls most steeply at a learning rate of" in printed
     lines = (tmp_path / "out" / "lr_find.csv").read_text().splitlines()
-    assert lines[0] == "update,lr,loss,smoothed_loss" and lines[1].startswith("1,1e-06,") and len(lines) > 20
+    assert lines[0] == "update,lr,loss,smoothed_loss" and lines[1].startswith("1,0.0001,") and len(lines) > 20
     assert (tmp_path / "out" / "lr_find.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lr_find.csv", "lr_find.png"]
     printed = run("scripts/lr_find.py", images, expect=1, **{**settings, "end_lr": 1e-7})

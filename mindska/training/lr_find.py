@@ -81,14 +81,15 @@ def suggestion(points: list[Point]) -> tuple[float, float]:
             f"The loss was of use in {len(points)} updates only; lower --start_lr, or look at the data and the recipe"
         )
     smoothed = np.array([point.smoothed_loss for point in points])
-    lowest = int(np.argmin(smoothed))
-    slopes = np.gradient(smoothed, np.log([point.lr for point in points]))[: lowest + 1]
-    if lowest == 0 or slopes.min() >= 0:
+    first = len(points) // 10  # before it, the smoothed loss is that of a few batches
+    lowest = first + int(np.argmin(smoothed[first:]))
+    slopes = np.gradient(smoothed, np.log([point.lr for point in points]))[first : lowest + 1]
+    if lowest == first or slopes.min() >= 0:
         raise RunError(
             f"The loss does not fall between the learning rates {points[0].lr:.3g} and {points[-1].lr:.3g}; lower "
             f"--start_lr, or raise --end_lr or --updates"
         )
-    return points[int(np.argmin(slopes))].lr, points[lowest].lr
+    return points[first + int(np.argmin(slopes))].lr, points[lowest].lr
 
 
 def write(path: Path, points: Iterable[Point]) -> None:

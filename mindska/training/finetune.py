@@ -68,18 +68,17 @@ def freeze(config: Config, network: nn.Cell) -> list[Parameter]:
     Raises:
         ConfigError: the network has no such part, or no other one.
     """
-    names = [p.name for p in network.trainable_params()]
-    prefixes = frozen_parts(config, names)
+    every = network.trainable_params()
+    prefixes = frozen_parts(config, [p.name for p in every])
     if not prefixes:
         return []
     frozen = [p for p in network.get_parameters() if is_part(p.name, prefixes)]
     for parameter in frozen:
         parameter.requires_grad = False
-    left = network.trainable_params()
     network.frozen_parts = tuple(prefixes)
     log.info(
         "Frozen: %s. %s of %s parameters are trained",
-        few(prefixes, 30), f"{sum(p.size for p in left):,}", f"{sum(p.size for p in (*left, *frozen)):,}",
+        few(prefixes, 30), *(f"{sum(p.size for p in some):,}" for some in (network.trainable_params(), every)),
     )  # fmt: skip
     return frozen
 

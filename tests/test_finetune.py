@@ -7,7 +7,7 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import pytest
-from commands import ROOT, assert_same_state, parameters, rows, run, train
+from commands import ROOT, assert_same_state, mpirun, parameters, rows, run, train
 from mindspore import Tensor
 from runs import fit, trainer
 from tiny import Tiny
@@ -386,6 +386,16 @@ def test_early_stopping(images, tmp_path, caplog):
     fit(trainer(images, out, "val", **settings))
     fit(trainer(images, tmp_path / "whole", "val", **settings))
     assert_same_state(out / "tiny-6_30.ckpt", tmp_path / "whole" / "tiny-6_30.ckpt")
+
+
+@pytest.mark.slow
+def test_ranks_end_together(images, tmp_path):
+    """With a frozen layer, weights of the classes, and layers of other learning rates, under mpirun."""
+    settings = dict(lr=1e-9, min_lr=0, warmup_lr=0, epoch_size=6, early_stopping=1, batch_size=4, freeze="conv")
+    settings.update(class_weights="balanced", backbone_lr_factor=0.5, launcher=mpirun(2), ema="false")
+    printed = train(images, tmp_path / "run", **settings)
+    assert "Early stopping after epoch 2 of 6: no better top-1 in 1 evaluations" in printed
+    assert [row["step"] for row in rows(tmp_path / "run") if row["top1"]] == ["4", "8"]
 
 
 # --------------------------------------------------------------------------------------------------------- curves

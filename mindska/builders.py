@@ -11,7 +11,7 @@ import mindcv
 import mindspore as ms
 import numpy as np
 from mindcv.loss import create_loss
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
 from . import acceleration, kernels, names
 from .config import Config, notes
@@ -29,8 +29,9 @@ from .data.datasets import Dataset, check_known, chosen_classes
 from .data.folders import is_folder
 from .data.shards import find_shards
 from .distributed import World
-from .errors import ConfigError, SettingError, look_alike
+from .errors import ConfigError, SettingError, few, look_alike
 from .models.factory import own_preprocessing
+from .training.finetune import freeze, frozen_parts, is_part
 from .training.record import early_messages
 from .training.step import StepOptions
 from .weights import Weights, non_default_options, open_weights
@@ -99,7 +100,8 @@ def build_augmentation(config: Config) -> Augmentation:
 
 def loading_options(config: Config) -> dict[str, Any]:
     """The configuration's options of `TrainLoader` that are no business of a single image."""
-    names = ("max_damaged", "aug_repeats", "mixup", "cutmix", "cutmix_prob", "mixup_switch_prob")
+    mixing = ("mixup", "cutmix", "cutmix_prob", "mixup_switch_prob", "mixup_off_epoch")
+    names = ("max_damaged", "aug_repeats", "sampler", *mixing)
     return {name: getattr(config, name) for name in names}
 
 
@@ -197,7 +199,7 @@ def _split(config: Config, **options: Any) -> tuple[Dataset, Dataset]:
     return parts
 
 
-def loader_share(config: Config, world: World) -> dict[str, int]:
+def loader_share(config: Config, world: World) -> dict[str, Any]:
     """Which share of the batches this process loads, and with how many threads: its share of the cores."""
     workers = config.num_parallel_workers or max(2, world.threads)
     return dict(rank=world.rank, world_size=world.size, num_workers=workers)
@@ -292,6 +294,57 @@ def training_classes(config: Config, class_names: list[str]) -> int:
     return config.num_classes
 
 
+def weights_for_classes(
+    config: Config, weights: Optional[Weights], class_names: list[str], num_classes: int
+) -> Optional[Weights]:
+    """The weights from which a training on these classes begins: where theirs are others, with a new classifier.
+
+    Classes are told apart by name where the file knows them, else by their number. The same in another order are put
+    into the data's order. One line says what becomes of the classifier.
+
+    Args:
+        num_classes: outputs of the network; at least as many as `class_names`.
+    """
+    if weights is None:
+        return None
+    file, known = weights.source.path.name, weights.record.get("class_names")
+    found, wanted = weights.num_classes, len(class_names)
+    outputs = "" if num_classes == wanted else f" (and {num_classes - wanted} outputs that mean nothing)"
+    same = known is None or sorted(known) == sorted(class_names)
+    if found != num_classes or not same:
+        which = ""
+        if found is not None and known is not None and not same:
+            others = [name for name in class_names if name not in known]
+            missing = [name for name in known if name not in class_names]
+            which = f" (not in the file: {few(others, 5) or 'none'}; not in the data: {few(missing, 5) or 'none'})"
+            which += look_alike(others, missing)
+        log.info(
+            "classifier: %s -> %d of the data%s, new%s; everything else from %s",
+            f"none in {file}" if found is None else f"{found} classes of {file}", wanted, outputs, which, file,
+        )  # fmt: skip
+        return weights.with_new_classifier()
+    if known is not None and known != class_names:
+        log.info(
+            "classifier: the %d classes of %s are the data's, in another order (%s): put into the data's (%s)",
+            wanted, file, few(known, 3), few(class_names, 3),
+        )  # fmt: skip
+        order = [known.index(name) for name in class_names]
+        return weights.reordered([*order, *range(len(known), num_classes)])
+    if known is None and weights.record.get("classifier") != "initial values":
+        log.info(
+            "classifier: %s does not name its %d classes: they are taken for the data's, in this order (%s, ...)",
+            file, num_classes, few(class_names, 3),
+        )  # fmt: skip
+        natural = natural_order(class_names)
+        if config.dataset == "imagenet" and not config.class_map and natural != class_names:
+            log.warning(
+                "The order of the folders is ambiguous: this is that of text (torchvision, MindCV), timm's would be "
+                "%s, ...; where %s is of timm's order, give --class_map FILE",
+                few(natural, 3), file,
+            )  # fmt: skip
+    return weights
+
+
 def check_labels(dataset: Dataset, training: bool) -> None:
     """Whether there is anything to tell apart; in evaluation, it only says that there is not.
 
@@ -316,7 +369,7 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, record:
     Raises:
         ConfigError: it is not.
     """
-    if config.batch_size > 1:
+    if config.batch_size > 1 or config.freeze_backbone:
         return
     mode, seen = ms.get_context("mode"), {}
     ms.set_context(mode=ms.PYNATIVE_MODE)  # only there cells have hooks
@@ -324,8 +377,9 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, record:
         with kernels.plain():
             net = _create(config, num_classes, pixels.in_channels, record.get("network", {}), pretrained=False)
         net.set_train(False)
+        frozen = frozen_parts(config, [p.name for p in net.trainable_params()])
         for name, cell in net.cells_and_names():
-            if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)) and not is_part(name, frozen):
                 cell.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
         net(Tensor(np.zeros((1, pixels.in_channels, *pixels.image_size), np.float32)))
     finally:
@@ -359,7 +413,7 @@ def build_network(
     weights: Optional[Weights] = None,
     record: Optional[dict[str, Any]] = None,
 ) -> nn.Cell:
-    """The network, with its initial weights, in the configured precision.
+    """The network, with its initial weights, in the configured precision, and without gradients where it is frozen.
 
     Args:
         weights: what to put in; the first convolution's are adapted to `in_channels`.
@@ -371,6 +425,8 @@ def build_network(
     if weights is not None:
         weights.for_channels(in_channels).load_into(net)
     log.info("%s", acceleration.summary(net))
+    if freeze(config, net) and not (record or config.pretrained):
+        log.warning("What is frozen has random weights, since the run begins without --ckpt_path")
     return _in_precision(net, config)
 
 
@@ -416,9 +472,47 @@ def checkpoint_record(
     return dict(said, network=options) if options else said
 
 
-def build_loss(config: Config) -> nn.Cell:
-    """MindCV's loss with the configured label smoothing."""
-    return create_loss(config.loss, label_smoothing=config.label_smoothing)
+def build_loss(config: Config, dataset: Optional[Dataset] = None, num_classes: int = 0) -> nn.Cell:
+    """MindCV's loss with the configured label smoothing and weights of the classes.
+
+    Args:
+        dataset: the training images, and num_classes: the network's outputs; needed for weights of the classes.
+    """
+    weights = {}
+    if config.class_weights:
+        if dataset is None:
+            raise TypeError("class_weights need the training images")
+        values = class_weights(config, dataset, num_classes)
+        # A parameter: compiled graphs are kept by the settings, and must not hold the weights of other data.
+        weights["weight"] = Parameter(Tensor(values), name="class_weights", requires_grad=False)
+    return create_loss(config.loss, label_smoothing=config.label_smoothing, **weights)
+
+
+def class_weights(config: Config, dataset: Dataset, num_classes: int) -> np.ndarray:
+    """The weight of each class in the loss, (num_classes,) float32.
+
+    "balanced", as in scikit-learn: images / (classes * images of the class); 0 for a class without images.
+
+    Raises:
+        ConfigError: there are not as many numbers as classes, or a class that has images has no weight.
+    """
+    counts = np.bincount(dataset.labels, minlength=num_classes)
+    if config.class_weights == ("balanced",):
+        present = counts > 0
+        values = np.where(present, len(dataset) / (present.sum() * np.maximum(counts, 1)), 0)
+    else:
+        values = np.array([float(word) for word in config.class_weights])
+        if len(values) != num_classes:
+            raise ConfigError(
+                f"class_weights has {len(values)} numbers, but the network has {num_classes} classes "
+                f"({few(dataset.class_names, 5)}); give one for each, or: balanced"
+            )
+        if not values[counts > 0].all():
+            name = dataset.class_names[int(np.flatnonzero((counts > 0) & (values == 0))[0])]
+            raise ConfigError(f"class_weights is 0 for {name!r}, which has images; leave the folder out instead")
+    said = [f"{name} {value:.3g}" for name, value in zip(dataset.class_names, values)]
+    log.info("Weights of the classes in the loss: %s", few(said))
+    return values.astype(np.float32)
 
 
 def build_step_options(config: Config) -> StepOptions:

@@ -26,6 +26,8 @@ from .errors import ConfigError
 from .files import check_writable, exists
 
 Numbers = tuple[float, ...]
+Words = tuple[str, ...]
+SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "polynomial_decay", "one_cycle", "constant")
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
 
 
@@ -40,9 +42,10 @@ def _option(default: Any, help: str, choices: Optional[Sequence] = None, heading
     - hint: what to say to whoever is out of range, where other toolboxes have another unit.
     - may_change: a run may go on with another value.
     - path: it names a file or folder; `~` is the home folder.
+    - metavar: what stands for a value in --help.
     - first_start: a run needs it when it begins and never again, so that later starts need not have the same.
     """
-    known = {"at_least", "at_most", "above", "below", "share", "hint", "path", "may_change", "first_start"}
+    known = {"at_least", "at_most", "above", "below", "share", "hint", "path", "may_change", "first_start", "metavar"}
     if unknown := set(rules) - known:
         raise TypeError(f"a setting has no {unknown}")
     return field(default=default, metadata={"help": help, "choices": choices, "heading": heading, **rules})
@@ -131,6 +134,10 @@ class Config:
     drop_rate: Optional[float] = _option(None, "dropout before the classifier; default: the model's", share=True)
     drop_path_rate: Optional[float] = _option(
         None, "stochastic depth of the last block; default: the model's", share=True
+    )
+    freeze_backbone: bool = _option(False, "train the classifier only; batch norms before it stay in evaluation")
+    freeze: Words = _option(
+        (), "train nothing of these parts (e.g. stem stages.0); their batch norms stay in evaluation", metavar="NAME"
     )
 
     dataset: str = _option(
@@ -228,26 +235,37 @@ class Config:
     cutmix_prob: float = _option(1.0, "probability that a batch is mixed at all", at_most=1)
     mixup_switch_prob: float = _option(0.5, "probability of cutmix rather than mixup when both are on", at_most=1)
     aug_repeats: int = _option(0, "repeated augmentation: copies of each image in an epoch; 0: off", at_most=100)
+    mixup_off_epoch: int = _option(0, "epochs after which mixup and cutmix are off; 0: never")
+    sampler: str = _option(
+        "random",
+        "random: every image once an epoch; balanced: as many of each class, those of small classes several times",
+        ("random", "balanced"),
+    )
 
     epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation", at_least=1)
-    opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion"))
+    opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion", "rmsprop"))
     lr: float = _option(1e-3, "highest learning rate", above=0)
     beta1: float = _option(0.9, "first decay of adamw, adam and lion", below=1)
     beta2: float = _option(0.999, "second decay of adamw, adam and lion", below=1)
-    momentum: float = _option(0.9, "momentum of sgd and momentum", below=1)
+    momentum: float = _option(0.9, "momentum of sgd, momentum and rmsprop", below=1)
+    use_nesterov: bool = _option(False, "Nesterov's momentum, with sgd and momentum")
     weight_decay: float = _option(0.05, "weight decay")
     weight_decay_filter: str = _option(
         "norm_and_bias",
         "norm_and_bias: none on biases and other 1-D parameters; disable: on all",
         ("norm_and_bias", "disable"),
     )
-    scheduler: str = _option("cosine_decay", "learning-rate schedule", ("cosine_decay", "step_decay", "constant"))
-    min_lr: float = _option(1e-6, "lowest learning rate of the cosine, and of the cooldown")
+    scheduler: str = _option("cosine_decay", "learning-rate schedule", SCHEDULERS)
+    min_lr: float = _option(1e-6, "lowest learning rate of cosine_decay and polynomial_decay, and of the cooldown")
     warmup_epochs: int = _option(5, "epochs of linear warm-up")
     warmup_lr: float = _option(1e-6, "learning rate at the start of the warm-up")
     cooldown_epochs: int = _option(0, "epochs at min_lr in the end")
     decay_epochs: int = _option(30, "epochs between two steps of step_decay", at_least=1)
-    decay_rate: float = _option(0.1, "factor of step_decay", above=0, at_most=1)
+    decay_rate: float = _option(0.1, "factor of step_decay and multi_step_decay", above=0, at_most=1)
+    multi_step_decay_milestones: tuple[int, ...] = _option(
+        (), "epochs after which multi_step_decay multiplies the learning rate with decay_rate", at_least=1
+    )
+    power: float = _option(1.0, "exponent of polynomial_decay; 1: a straight line", above=0, at_most=100)
     lr_epoch_stair: bool = _option(True, "the learning rate changes at epochs only (as in timm), not at every step")
     loss: str = _option("CE", "loss function", ("CE", "BCE"))
     label_smoothing: float = _option(0.1, "label smoothing", below=1)
@@ -265,6 +283,22 @@ class Config:
         at_most=0.99999,
         hint="the share of the old average that stays: MMPretrain's momentum 0.0002 is 0.9998",
     )
+    layer_decay: Optional[float] = _option(
+        None,
+        "layer-wise decay: the learning rate of each block is this factor times that of the block after it",
+        above=0,
+        at_most=1,
+    )
+    backbone_lr_factor: float = _option(
+        1.0,
+        "factor of the learning rate of everything but the classifier",
+        above=0,
+        hint="to train nothing but the classifier: --freeze_backbone",
+    )
+    class_weights: Words = _option(
+        (), "weight of each class in the loss: balanced (inverse to its images), or one number a class", metavar="X"
+    )
+    early_stopping: int = _option(0, "end after so many evaluations without a better top-1; 0: never", may_change=True)
 
     amp_level: str = _option(
         "O0", "mixed precision, as in mindspore.amp", ("O0", "O2", "O3", "auto"), heading="precision"
@@ -284,6 +318,11 @@ class Config:
     )
     resume: bool = _option(
         True, "go on from the newest good checkpoint in ckpt_save_dir; false: refuse to touch a run", may_change=True
+    )
+    extend: bool = _option(
+        False,
+        "with another epoch_size: go on although the schedule is another; from here on with that of the new length",
+        may_change=True,
     )
     allow_other_environment: bool = _option(
         False,
@@ -352,7 +391,7 @@ class Config:
             raise ConfigError(
                 f"warmup_lr is {self.warmup_lr}, above lr ({self.lr}); expected a learning rate to rise from (no ratio)"
             )
-        if self.scheduler == "cosine_decay" and self.min_lr > self.lr:
+        if self.scheduler in ("cosine_decay", "polynomial_decay") and self.min_lr > self.lr:
             raise ConfigError(
                 f"min_lr is {self.min_lr}, above lr ({self.lr}); expected a learning rate to fall to (no ratio)"
             )
@@ -368,6 +407,32 @@ class Config:
             )
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """Checks settings that make sense together only."""
+        if self.scheduler == "one_cycle" and (self.warmup_epochs or self.cooldown_epochs):
+            raise ConfigError(
+                f"one_cycle rises and falls by itself, but warmup_epochs is {self.warmup_epochs} and cooldown_epochs "
+                f"{self.cooldown_epochs}; set both to 0"
+            )
+        if self.scheduler == "multi_step_decay" and not self.multi_step_decay_milestones:
+            raise ConfigError("multi_step_decay needs multi_step_decay_milestones: the epochs after which it decays")
+        if self.use_nesterov and (self.opt not in ("sgd", "momentum") or not self.momentum):
+            raise ConfigError(
+                f"use_nesterov is of sgd and momentum with a momentum above 0, but opt is {self.opt} and momentum "
+                f"{self.momentum:g}; leave it out"
+            )
+        if self.class_weights and self.class_weights != ("balanced",):
+            for word in self.class_weights:
+                number = _convert("class_weights", word, float, "class_weights")
+                _check_number("class_weights", number, {})
+        if self.class_weights and self.loss != "CE":
+            raise ConfigError(f"class_weights are of the loss CE, but loss is {self.loss}; try --sampler balanced")
+        if self.class_weights == ("balanced",) and self.sampler == "balanced":
+            raise ConfigError("class_weights balanced and sampler balanced do the same twice; choose one of them")
+        if self.early_stopping and not self.val_while_train:
+            raise ConfigError("early_stopping needs evaluations, but val_while_train is false; leave one of them out")
 
 
 TYPES: dict[str, Any] = typing.get_type_hints(Config)
@@ -390,6 +455,11 @@ def _convert(name: str, value: Any, expected: Any, source: str) -> Any:
     if typing.get_origin(expected) is tuple:
         item = typing.get_args(expected)[0]
         values = value if isinstance(value, (list, tuple)) else [value]
+        if item is str:  # YAML reads some words as numbers, and leaves others together
+            values = [str(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v for v in values]
+            parts = [v.split(",") if isinstance(v, str) else [v] for v in values]
+            values = [v.strip() if isinstance(v, str) else v for words in parts for v in words]
+            values = [v for v in values if v != ""]
         return tuple(_convert(name, v, item, source) for v in values)
     if expected is float and isinstance(value, str):
         try:  # YAML reads 1e-3 (without a point) as a string
@@ -506,12 +576,12 @@ def parse_args(arguments: Optional[Sequence[str]] = None, description: str = "",
             add_argument = parser.add_argument_group(entry.metadata["heading"]).add_argument
         choices = entry.metadata["choices"]
         text = entry.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
-        text += f" [{entry.default}]" if entry.default not in (None, "") else ""
+        text += f" [{entry.default}]" if entry.default not in (None, "", ()) else ""
         extra: dict[str, Any] = {}
         if TYPES[entry.name] in (bool, Optional[bool]):
             extra = dict(nargs="?", const="true", metavar="true|false")
         elif "tuple" in str(TYPES[entry.name]):
-            extra = dict(nargs="+", metavar="N")
+            extra = dict(nargs="+", metavar=entry.metadata.get("metavar", "N"))
         elif entry.name == "ckpt_path":
             extra = dict(nargs="+", metavar="FILE")
         shown = argparse.SUPPRESS if command == "validate" and entry.name not in VALIDATION else text.replace("%", "%%")

@@ -24,25 +24,31 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
-def trainer(images, out, validate=None, **settings):
-    """A trainer; `validate`: the split on which it evaluates."""
+def trainer(images, out, validate=None, model="", **settings):
+    """A trainer; `validate`: the split on which it evaluates; `model`: of the factory, made as train.py does."""
     ms.set_seed(0)
     settings = {"epoch_size": 3, "warmup_epochs": 1, "log_interval": 1, "batch_size": 7, **settings}
-    config = Config(model="tiny", ckpt_save_dir=str(out), val_while_train=validate is not None, **settings)
+    config = Config(model=model or "tiny", ckpt_save_dir=str(out), val_while_train=validate is not None, **settings)
     pixels = Preprocessing((16, 16), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     transform = TrainTransform(pixels, Augmentation())
-    loader = TrainLoader(open_dataset("", images, "train"), transform, config.batch_size, noise_size=8)
-    rates, network = learning_rates(config, loader.steps_per_epoch), Tiny(3)
+    dataset = open_dataset("", images, "train")
+    options = builders.loading_options(config)
+    loader = TrainLoader(dataset, transform, config.batch_size, noise_size=8, num_classes=3, **options)
+    rates = learning_rates(config, loader.steps_per_epoch)
+    network = builders.build_network(config, 3) if model else Tiny(3)
     step = TrainStep(
         network,
-        builders.build_loss(config),
+        builders.build_loss(config, dataset, 3),
         build_optimizer(config, network, rates),
         builders.build_step_options(config),
     )
     evaluated = (None, None)
     if validate:
-        evaluated = Tiny(3), EvalLoader(open_dataset("", images, validate), EvalTransform(pixels), 12)
-    return Trainer(config, World(), step, loader, rates, *evaluated, {"model": "tiny"})
+        evaluated = (
+            (builders.build_evaluation_network(config, 3, 3, network) if model else Tiny(3)),
+            EvalLoader(open_dataset("", images, validate), EvalTransform(pixels), 12),
+        )
+    return Trainer(config, World(), step, loader, rates, *evaluated, {"model": config.model})
 
 
 def fit(trainer, until=None, kill=None):

@@ -38,6 +38,7 @@ COMMANDS = {
     "average": Command("average the weights of several checkpoints"),
     "clean": Command("reduce a training checkpoint to its weights and record"),
     "check_data": Command("look through a data set before it is trained on"),
+    "lr_find": Command("try which learning rate a recipe should have"),
     "recipes": Command("list the recipes that --config finds by name", lists=True),
     "count": Command("print parameters and multiply-accumulates of the models", lists=True),
     "benchmark": Command("measure speed and memory on this machine"),

@@ -37,6 +37,7 @@ def main(arguments: Optional[Sequence[str]] = None, description: Optional[str] =
         train_set, val_set = builders.open_training_data(config)
         builders.check_labels(train_set, training=True)
         num_classes = builders.training_classes(config, train_set.class_names)
+        weights = builders.weights_for_classes(config, weights, train_set.class_names, num_classes)
         pixels = builders.build_preprocessing(config, initial_record.get("preprocessing"))
         share = builders.loader_share(config, world)
 
@@ -66,8 +67,7 @@ def main(arguments: Optional[Sequence[str]] = None, description: Optional[str] =
         # Training
         rates = learning_rates(config, loader.steps_per_epoch)
         optimizer = build_optimizer(config, network, rates)
-        step = TrainStep(
-            network, builders.build_loss(config), optimizer, builders.build_step_options(config), world.size
-        )
+        loss = builders.build_loss(config, train_set, num_classes)
+        step = TrainStep(network, loss, optimizer, builders.build_step_options(config), world.size)
         record = builders.checkpoint_record(config, network, train_set.class_names, pixels)
         Trainer(config, world, step, loader, rates, eval_network, val_loader, record).fit()

@@ -108,6 +108,9 @@ class TrainLoader:
             length, so only a part of the images appears in it.
         mixup, cutmix, cutmix_prob, mixup_switch_prob: mixing of the samples of this rank's batch; see `Mixing`. With it
             the batches do depend on the number of ranks: a sample's partner is one of its own rank.
+        mixup_off_epoch: epochs after which nothing is mixed any more; 0: never.
+        sampler: "random", every image once an epoch; "balanced", as many samples of each class (one more or less): an
+            epoch keeps its length, so that images of small classes come several times, and a part of the large ones.
 
     Raises:
         DataError: there are fewer images than a global batch takes.
@@ -131,6 +134,8 @@ class TrainLoader:
         cutmix: float = 0.0,
         cutmix_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
+        mixup_off_epoch: int = 0,
+        sampler: str = "random",
     ) -> None:
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
@@ -143,6 +148,7 @@ class TrainLoader:
                 f"({world_size} ranks of {batch_size}); lower batch_size"
             )
         self.damaged = Damaged("replaced by another image", int(max_damaged * len(dataset)), len(dataset))
+        self.sampler, self.mixup_off_epoch = sampler, mixup_off_epoch
         self.mixing = None
         if mixup > 0 or cutmix > 0:
             classes = num_classes or len(dataset.class_names)
@@ -150,11 +156,24 @@ class TrainLoader:
 
     def order(self, epoch: int) -> np.ndarray:
         """The image at each position of an epoch, over all ranks."""
-        shuffled = np.random.default_rng([self.seed, ORDER, epoch]).permutation(len(self.dataset))
+        rng = np.random.default_rng([self.seed, ORDER, epoch])
+        shuffled = self._balanced(rng) if self.sampler == "balanced" else rng.permutation(len(self.dataset))
         if self.aug_repeats > 1:
             # Copies are neighbours, and so on different ranks, as in MindCV's RepeatAugSampler.
             shuffled = np.repeat(shuffled, self.aug_repeats)[: len(self.dataset)]
         return shuffled
+
+    def _balanced(self, rng: np.random.Generator) -> np.ndarray:
+        """As many positions of an epoch for each class, and as many of those for each image of a class."""
+        labels = np.asarray(self.dataset.labels)
+        classes = rng.permutation(np.unique(labels))  # the first ones get the positions that are left over
+        sampled = rng.permutation(np.resize(classes, len(labels)))
+        order = np.empty(len(labels), np.int64)
+        for label in classes:
+            places, images = np.flatnonzero(sampled == label), np.flatnonzero(labels == label)
+            rounds = [rng.permutation(images) for _ in range(-(-len(places) // len(images)))]
+            order[places] = np.concatenate(rounds)[: len(places)] if rounds else []
+        return order
 
     def _positions(self, start_step: int) -> Iterator[list[tuple[int, int, int]]]:
         """For each step from `start_step` on: this rank's (epoch, position, image)."""
@@ -196,7 +215,8 @@ class TrainLoader:
         if self.mixing is not None:
             epoch, position, _ = ids[0]
             rng = np.random.default_rng([self.seed, MIXING, epoch, position])
-            images, labels = self.mixing(images, labels, rng)
+            off = 0 < self.mixup_off_epoch <= epoch
+            images, labels = self.mixing(images, labels, rng, off)
         return images, labels, noise
 
     def batches(self, start_step: int = 0, steps: Optional[int] = None) -> Iterator[Batch]:

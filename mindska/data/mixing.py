@@ -29,10 +29,10 @@ class Mixing:
     mixup_switch_prob: float = 0.5
 
     def __call__(
-        self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+        self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, off: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mixes images (B, C, H, W), in place, and labels (B,) into (B, num_classes) float32."""
-        share = self._mix(images, rng) if rng.random() < self.cutmix_prob else 1.0
+        """Mixes images (B, C, H, W), in place, and labels (B,) into (B, num_classes) float32; nothing when `off`."""
+        share = self._mix(images, rng) if not off and rng.random() < self.cutmix_prob else 1.0
         mixed = np.zeros((len(labels), self.num_classes), np.float32)
         rows = np.arange(len(labels))
         mixed[rows, labels] += share

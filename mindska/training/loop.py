@@ -36,6 +36,16 @@ from .step import TrainStep
 log = logging.getLogger("mindska")
 
 
+def loss_measure(config: Config) -> str:
+    """What the training loss is, in words: "cross entropy" where it is the measure of the validation loss."""
+    smoothing = f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
+    mixed = [name for name in ("mixup", "cutmix") if getattr(config, name)]
+    parts = [smoothing, *mixed, "weights of the classes" if config.class_weights else ""]
+    said = ", ".join(part for part in parts if part)
+    name = "cross entropy" if config.loss == "CE" else "binary cross entropy"
+    return f"{name} with {said}" if said else name
+
+
 class Trainer:
     """Trains for `config.epoch_size` epochs, going on from the newest good checkpoint in `config.ckpt_save_dir`.
 
@@ -92,7 +102,7 @@ class Trainer:
             rows = None
             if self.main:
                 stack.enter_context(self.folder.locked())
-                rows = stack.enter_context(RunRecord(self.folder.folder))
+                rows = stack.enter_context(RunRecord(self.folder.folder, loss_measure(self.config)))
             barrier()  # nobody reads before the folder is this run's
             resumed = self._resume()
             self._check_equal_start()
@@ -115,8 +125,11 @@ class Trainer:
                 file=unfailing_stderr(),
             )
             with bar:
-                self._train(rows, bar, stop)
-            if self.progress.step < self.total_steps:
+                if not self._stops_early():
+                    self._train(rows, bar, stop)
+            if self.progress.step < self.total_steps and self._stops_early():
+                self._say_early_stop()
+            elif self.progress.step < self.total_steps:
                 self._save(self.progress.step // self.steps_per_epoch)
                 barrier()  # a rank that leaves ends the others
                 log.info("Stopped on request after step %d; the same command goes on", self.progress.step)
@@ -151,14 +164,31 @@ class Trainer:
                 if rows:
                     self.folder.check_own()  # again: an evaluation may take long
                     rows.add(step, epoch, **row)
-            if save_due:
+            ends = row_due and "top1" in row and self._stops_early()
+            if save_due or ends:
                 self._save(int(epoch))
             if rows and row_due and "top1" in row:
                 rows.draw()  # after the checkpoints: it is only shown
+            if ends:
+                break
             if row_due or save_due or self.progress.step == first:
                 # What comes between steps (compilation, evaluation, saving) is not the speed of training.
                 started, done, self.compiling = time.perf_counter(), 0, 0.0
         self._collect()
+
+    def _stops_early(self) -> bool:
+        """Whether there were so many evaluations without a better top-1 that the run ends."""
+        patience = self.config.early_stopping
+        # Rank 0's, for all: it may have lost scores together with their checkpoints.
+        return bool(patience) and broadcast_object(self.progress.since_best >= patience)
+
+    def _say_early_stop(self) -> None:
+        best, step = self.progress.best, self.progress.step
+        log.info(
+            "Early stopping after epoch %d of %d: no better top-1 in %d evaluations%s. A larger early_stopping goes on",
+            step // self.steps_per_epoch, self.config.epoch_size, self.progress.since_best,
+            f" (best: {self.progress.scores[best]:.2f} % after epoch {best // self.steps_per_epoch})" if best else "",
+        )  # fmt: skip
 
     def _rate(self) -> float:
         """Learning rate of the last update (skipped ones do not advance the schedule)."""
@@ -244,7 +274,10 @@ class Trainer:
         """RunError when the folder's run had other settings than may change, or another environment."""
         folder = self.folder.folder
         at_epoch = old.get("step", 0) % self.steps_per_epoch == 0
-        resume.check_same_settings(folder, old, self._settings(), at_epoch)
+        new = self._settings()
+        new["epoch_size"] = old.get("epoch_size", self.config.epoch_size)  # compared below, after all the others
+        resume.check_same_settings(folder, old, new, at_epoch)
+        resume.check_length(folder, old, self.config, self.steps_per_epoch)
         resume.check_same_environment(
             folder, old.get("environment"), self.record["environment"], self.config.allow_other_environment
         )

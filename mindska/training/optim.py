@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindcv.optim.adamw
+import mindcv.optim.lion
 import mindspore as ms
-from mindcv.optim import create_optimizer
 from mindcv.optim.optim_factory import init_group_params
 from mindcv.scheduler import dynamic_lr
 from mindspore import Parameter, Tensor, nn, ops
 
 from ..config import Config
 from ..errors import SettingError
+from .finetune import learning_rate_factors
 
 FLOAT32_TINY = 2.0**-126
 
@@ -18,8 +21,16 @@ _update = ops.MultitypeFuncGraph("update")
 
 
 @_update.register("Function", *["Tensor"] * 5, "Number", *["Tensor"] * 4)
-def _update_tensor(adam, rate, beta1, beta2, eps, decay_factor, weight_decay, parameter, m, v, gradient):
+def _update_tensor(adam, beta1, beta2, eps, decay_factor, rate, weight_decay, parameter, m, v, gradient):
     return adam(parameter, m, v, rate, beta1, beta2, eps, decay_factor * weight_decay, gradient)
+
+
+_times = ops.MultitypeFuncGraph("times")
+
+
+@_times.register("Tensor", "Tensor")
+def _times_tensor(factor, value):
+    return (factor * value).reshape(())
 
 
 class AdamW(mindcv.optim.adamw.AdamW):
@@ -42,10 +53,17 @@ class AdamW(mindcv.optim.adamw.AdamW):
         # It multiplies the decay with its own rate, PyTorch with the learning rate.
         root = ops.sqrt(1 - self.beta2_power)
         correction = root / (1 - self.beta1_power)
-        scalars = (self.get_lr() * correction, self.beta1, self.beta2, self.eps * root, 1 / correction)
-        rate, beta1, beta2, eps, decay_factor = [scalar.reshape(()) for scalar in scalars]
-        update = ops.partial(_update, self.adam, rate, beta1, beta2, eps, decay_factor)
-        self.hyper_map(update, self.decays, self.parameters, self.moments1, self.moments2, gradients)
+        scalars = (self.beta1, self.beta2, self.eps * root, 1 / correction)
+        beta1, beta2, eps, decay_factor = [scalar.reshape(()) for scalar in scalars]
+        rates = self.get_lr()
+        if self.is_group_lr:  # one for each parameter
+            rates = self.hyper_map(ops.partial(_times, correction), rates)
+            update = ops.partial(_update, self.adam, beta1, beta2, eps, decay_factor)
+            self.hyper_map(update, rates, self.decays, self.parameters, self.moments1, self.moments2, gradients)
+        else:
+            rate = (rates * correction).reshape(())
+            update = ops.partial(_update, self.adam, beta1, beta2, eps, decay_factor, rate)
+            self.hyper_map(update, self.decays, self.parameters, self.moments1, self.moments2, gradients)
         return True
 
 
@@ -72,8 +90,18 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     if config.scheduler == "cosine_decay":
         decay = dynamic_lr.cosine_decay_lr if config.lr_epoch_stair else dynamic_lr.cosine_decay_refined_lr
         rates = decay(decay_epochs=epochs, eta_min=config.min_lr, eta_max=config.lr, **steps)
+    elif config.scheduler == "polynomial_decay":
+        decay = dynamic_lr.polynomial_lr if config.lr_epoch_stair else dynamic_lr.polynomial_refined_lr
+        above = decay(epochs, config.power, lr=config.lr - config.min_lr, **steps)  # as in timm: it ends at min_lr
+        rates = [config.min_lr + rate for rate in above]
     elif config.scheduler == "step_decay":
         rates = dynamic_lr.step_lr(config.decay_epochs, config.decay_rate, lr=config.lr, **steps)
+    elif config.scheduler == "multi_step_decay":
+        rates = dynamic_lr.multi_step_lr(config.multi_step_decay_milestones, config.decay_rate, lr=config.lr, **steps)
+    elif config.scheduler == "one_cycle":
+        if 0.3 * updates * config.epoch_size < 2:  # MindCV's and PyTorch's rise in 0.3 of the updates
+            raise SettingError(f"one_cycle needs 7 updates or more; a run of {updates * config.epoch_size} has too few")
+        rates = dynamic_lr.one_cycle_lr(config.lr, **steps)
     else:
         rates = [config.lr] * (updates * config.epoch_size)
     rates[epochs * updates :] = [config.min_lr] * (config.cooldown_epochs * updates)
@@ -91,21 +119,41 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     return rates
 
 
+def parameter_groups(config: Config, network: nn.Cell, rates: list[float]) -> list[dict[str, Any]]:
+    """The trained parameters by weight decay, and by the factor of their learning rate where that is not 1 for all."""
+    parameters = network.trainable_params()
+    unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
+    options = (config.weight_decay, config.weight_decay_filter, unfiltered)
+    factors = learning_rate_factors(config, network)
+    if set(factors.values()) == {1.0}:
+        return [group for group in init_group_params(parameters, *options) if group.get("params") != []]
+    groups: list[dict[str, Any]] = []
+    for factor in sorted(set(factors.values())):
+        own = init_group_params([p for p in parameters if factors[p.name] == factor], *options)
+        table = [rate * factor for rate in rates]
+        groups += [dict(group, lr=table) for group in own if group.get("params")]
+    return [*groups, {"order_params": parameters}]
+
+
 def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.Optimizer:
-    """MindCV's optimiser with the network's own list of parameters that carry no weight decay."""
-    if config.opt == "adamw" and all(p.dtype == ms.float32 for p in network.trainable_params()):
-        unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
-        groups = init_group_params(
-            network.trainable_params(), config.weight_decay, config.weight_decay_filter, unfiltered
-        )
-        return AdamW(groups, rates, config.beta1, config.beta2)
-    betas = dict(beta1=config.beta1, beta2=config.beta2) if config.opt in ("adamw", "adam", "lion") else {}
-    return create_optimizer(
-        network,
-        config.opt,
-        lr=rates,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        weight_decay_filter=config.weight_decay_filter,
-        **betas,
-    )
+    """The optimiser, MindCV's or MindSpore's, with the network's own list of parameters that carry no weight decay.
+
+    LAMB and LARS are left out: MindSpore's run on Ascend only (LAMB on GPU too), where nobody could compare them here.
+    """
+    groups = parameter_groups(config, network, rates)
+    betas = dict(beta1=config.beta1, beta2=config.beta2)
+    momentum = dict(momentum=config.momentum)
+    if config.opt == "adamw":
+        in_float32 = all(p.dtype == ms.float32 for p in network.trainable_params())
+        return (AdamW if in_float32 else mindcv.optim.adamw.AdamW)(groups, rates, **betas)
+    if config.opt == "adam":
+        return nn.Adam(groups, rates, **betas)
+    if config.opt == "lion":
+        return mindcv.optim.lion.Lion(groups, rates, **betas)
+    if (
+        config.opt == "sgd" or config.use_nesterov
+    ):  # nn.Momentum's use_nesterov is not PyTorch's on CPU; else they agree
+        return nn.SGD(groups, rates, nesterov=config.use_nesterov, **momentum)
+    if config.opt == "rmsprop":
+        return nn.RMSProp(groups, rates, **momentum)
+    return nn.Momentum(groups, rates, **momentum)

@@ -27,6 +27,7 @@ VALUES = (
     *("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", *SCORES),
     *(f"{score}_{kind}" for kind in KINDS for score in SCORES),
 )
+CROSS_ENTROPY = "cross entropy"
 COLUMNS = ("step", "epoch", "time", *VALUES)  # time: in seconds since 1970
 
 
@@ -104,8 +105,10 @@ class RunRecord:
     whatever the libraries that write them raise.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, measure: str = CROSS_ENTROPY) -> None:
+        """measure: what the training loss is; the validation loss is the plain cross entropy."""
         self.folder, self.path, self.log_path = folder, folder / "metrics.csv", folder / "train.log"
+        self.measure = measure
         self.curves = folder / "curves.png"
         self.rows: list[dict[str, str]] = []
         self.events: Any = None
@@ -244,22 +247,36 @@ class RunRecord:
         gc.collect()  # a picture is full of cycles: of many, tens of megabytes would wait for Python to notice
 
     def _draw(self) -> None:
+        figure = self.figure()
+        with replacing(self.curves) as temporary:
+            figure.savefig(temporary, dpi=100)
+
+    def figure(self) -> Any:
+        """The curves as matplotlib's Figure."""
         with _environment_without("MPLBACKEND"):  # a notebook's or a desktop's, whose absence would be an error
             from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
 
-        figure = Figure(figsize=(14, 4), layout="constrained")
-        left, middle, right = figure.subplots(1, 3)
-        left.plot(*self.series("loss"), label="training loss")
-        left.plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
+        # Losses stand on one axis only where they are the same measure.
+        apart = self.measure != CROSS_ENTROPY and bool(self.series("val_loss")[0])
+        figure = Figure(figsize=(18 if apart else 14, 4), layout="constrained")
+        panels = list(figure.subplots(1, 4 if apart else 3))
+        panels[0].plot(*self.series("loss"), label="training loss")
+        panels[0].set(ylabel=self.measure)
+        if apart:
+            panels[1].set(ylabel=f"{CROSS_ENTROPY} (another measure than the training loss)")
+        panels[int(apart)].plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
+        middle, right = panels[-2:]
         middle.plot(*self.series("top1"), "o-", markersize=3, label="top-1")
         middle.plot(*self.series("top5"), "o-", markersize=3, label="top-5")
+        middle.set(ylabel="validation accuracy in %")
         for kind in KINDS:
             if any(row[f"top1_{kind}"] for row in self.rows):
                 middle.plot(*self.series(f"top1_{kind}"), "--", label=f"top-1, {kind} weights")
         right.plot(*self.series("lr"), label="learning rate")
-        for axes, unit in ((left, "cross entropy"), (middle, "validation accuracy in %"), (right, "")):
-            axes.set(xlabel="epoch", ylabel=unit)
+        for axes in panels:
+            axes.set(xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid(alpha=0.3)
             axes.legend()
-        with replacing(self.curves) as temporary:
-            figure.savefig(temporary, dpi=100)
+        return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import platform
@@ -20,10 +21,11 @@ from .. import kernels
 from ..config import Config, differences, settings_that, to_dict
 from ..data import EvalLoader
 from ..data.datasets import Dataset
-from ..errors import RunError, WeightsError
+from ..errors import RunError, SettingError, WeightsError
 from ..models.factory import own_preprocessing
 from ..weights import non_default_options
 from .folder import RunFolder
+from .optim import learning_rates
 from .state import State, read_state
 
 log = logging.getLogger("mindska")
@@ -185,6 +187,48 @@ def check_same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any], 
         log.info("Going on with %d instead of %s ranks", new["world_size"], old.get("world_size"))
     if old.get("train_set") not in (None, new["train_set"]):
         log.info("The training images are not quite those of before: names, sizes or labels of some differ")
+
+
+def check_length(folder: Path, old: dict[str, Any], config: Config, steps_per_epoch: int) -> None:
+    """Checks that a run may go on with another number of epochs.
+
+    It may where its learning rates so far are those that the longer (or shorter) run would have had, so that nothing
+    tells it from that run; or where `extend` asks for the new length's schedule from here on.
+
+    Raises:
+        RunError: they are others, or the run is longer already.
+    """
+    before, after, step = old.get("epoch_size"), config.epoch_size, old.get("step", 0)
+    if before == after:
+        return
+    epochs = f"{step / steps_per_epoch:.4g}"
+    if step > after * steps_per_epoch:
+        raise RunError(
+            f"{folder} holds a run of {epochs} epochs, and epoch_size is {after} now. Raise it, or choose another "
+            f"--ckpt_save_dir"
+        )
+    updates = step // config.gradient_accumulation_steps
+    rates = learning_rates(config, steps_per_epoch)[:updates]
+    try:
+        earlier: dict[str, Any] = dict(epoch_size=before)
+        same = learning_rates(dataclasses.replace(config, **earlier), steps_per_epoch)[:updates] == rates
+    except (SettingError, TypeError):  # what the folder says is no such setting
+        same = False
+    if same:
+        log.info("epoch_size: %s -> %d: the learning rates so far are those of the new length; going on", before, after)
+    elif config.extend:
+        log.info(
+            "epoch_size: %s -> %d: after %s epochs, the learning rates are those of a run of %d epochs from here on "
+            "(extend)",
+            before, after, epochs, after,
+        )  # fmt: skip
+    else:
+        raise RunError(
+            f"{folder} holds a run of another length (epoch_size: {before} -> {after}), and its rates depend on "
+            f"it ({config.scheduler}): for {epochs} epochs they were not those of a run of {after} epochs. --extend "
+            f"goes on with those of a run of {after} epochs from here on. Or begin another run from its weights, with "
+            f"--ckpt_path {folder / (config.model + '_best.ckpt')} and another --ckpt_save_dir"
+        )
 
 
 def check_same_environment(folder: Path, old: Optional[Any], new: dict[str, str], allowed: bool) -> None:

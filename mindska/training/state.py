@@ -66,7 +66,7 @@ class Progress:
         step: finished batches; losses, norms: those since the last row of metrics.csv.
         scores: top-1 (percent) of evaluated steps, of the better of averaged and raw weights.
         validation: which images, prepared how, the scores are of (`None`: an earlier version did not say).
-        best: the step with the highest score.
+        best: the (first) step with the highest score.
     """
 
     step: int = 0
@@ -78,6 +78,12 @@ class Progress:
     @property
     def best(self) -> Optional[int]:
         return max(self.scores, key=lambda step: (self.scores[step], -step)) if self.scores else None
+
+    @property
+    def since_best(self) -> int:
+        """Evaluations after the best one."""
+        best = self.best
+        return sum(step > best for step in self.scores) if best is not None else 0
 
     def to_json(self) -> dict[str, Any]:
         return dict(

@@ -15,6 +15,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from .. import kernels
 from ..kernels import operators
+from .finetune import frozen_norms, is_part
 
 MIN_LOSS_SCALE, MAX_LOSS_SCALE = 2.0**-24, 2.0**24
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
@@ -152,15 +153,28 @@ class TrainStep(nn.Cell):
         self.skipped_in_a_row = Parameter(Tensor(0, ms.int32), name="skipped_in_a_row", requires_grad=False)
         self.micro_step = Parameter(Tensor(0, ms.int32), name="micro_step", requires_grad=False)
 
+        self.frozen_norms = frozen_norms(network)
         parameters = list(network.get_parameters())
-        trained = {p.name for p in self.weights}
-        self.statistics = ParameterTuple([p for p in parameters if p.name not in trained])
+        trained, frozen = {p.name for p in self.weights}, getattr(network, "frozen_parts", ())
+        moving = [p for p in parameters if not is_part(p.name, frozen)]
+        self.statistics = ParameterTuple([p for p in moving if p.name not in trained])
         # Batch norm updates its statistics in the forward pass: what they were is kept, to go back to at a bad batch.
         self.last_good = self.statistics.clone("last_good", init="same")
         self.all_parameters = ParameterTuple(parameters)
         self.ema = self.all_parameters.clone("ema", init="same") if options.ema_decay is not None else None
+        # What is frozen is its own average: averaging it would round it.
+        self.averaged = ParameterTuple(moving)
+        still = [is_part(p.name, frozen) for p in parameters]
+        self.averages = ParameterTuple([e for e, s in zip(self.ema, still) if not s]) if self.ema is not None else None
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone("accumulated", init="zeros") if accumulates else None
+
+    def set_train(self, mode: bool = True) -> nn.Cell:
+        """As of any cell, but frozen batch norms stay in evaluation."""
+        super().set_train(mode)
+        for norm in self.frozen_norms:
+            norm.set_train(False)
+        return self
 
     def state(self) -> list[Parameter]:
         """Everything, besides the network and its average, that a run resumed between two updates needs.
@@ -202,7 +216,7 @@ class TrainStep(nn.Cell):
             self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients) if self.scales else gradients)
             self.hyper_map(_assign, self.last_good, self.statistics)
             if self.ema is not None:
-                self.hyper_map(ops.partial(_average, self.options.ema_decay), self.ema, self.all_parameters)
+                self.hyper_map(ops.partial(_average, self.options.ema_decay), self.averages, self.averaged)
             self.skipped_in_a_row = Tensor(0, ms.int32)
             self.good_steps = self.good_steps + 1
             if self.options.dynamic_loss_scale and self.good_steps == self.options.scale_window:

@@ -13,6 +13,7 @@ from typing import Any, Optional, Union
 import mindcv
 import mindspore as ms
 import numpy as np
+from mindcv.models.registry import get_pretrained_cfg
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
@@ -41,6 +42,12 @@ UNSAID = ("num_batches_tracked", "n_averaged", "steps")  # counters of PyTorch's
 KEPT = ("class_names", "epoch", "metric", "top1")  # of a file's record, in the record of a file made from it
 
 
+def classifier_prefix(model_name: str) -> str:
+    """How the names of the parameters of a model's classifier begin; the model may be any of MindCV's."""
+    classifier = get_pretrained_cfg(model_name).get("classifier")
+    return f"{classifier}." if isinstance(classifier, str) and classifier else HEAD
+
+
 @dataclass(frozen=True)
 class Weights:
     """Weights under our names, with all that is known of them.
@@ -49,18 +56,21 @@ class Weights:
         parameters: name -> float32 array.
         source: what they are in the file.
         dialect: who named them in the file; None of a model that is not ours, whose names stay as they are.
+        new_classifier: the network that they are put into keeps its own classifier.
     """
 
     model: str
     parameters: dict[str, np.ndarray]
     source: Source
     dialect: Optional[Dialect]
+    new_classifier: bool = False
 
     @property
     def num_classes(self) -> Optional[int]:
         """Number of classes; None of a backbone, which has no classifier."""
-        bias = self.parameters.get(f"{HEAD}bias")
-        return None if bias is None else len(bias)
+        head = classifier_prefix(self.model)
+        last = self.parameters.get(f"{head}bias", self.parameters.get(f"{head}weight"))
+        return None if last is None or not last.shape else len(last)
 
     @property
     def in_channels(self) -> int:
@@ -140,7 +150,27 @@ class Weights:
                     f"{path} was trained with {name}={value!r}; the network was made with {network.options[name]!r}. "
                     f"Pass {name}={value!r} to create_model."
                 )
-        load_into(network, self.parameters, str(path))
+        load_into(network, self._with_classifier_of(network) if self.new_classifier else self.parameters, str(path))
+
+    def _with_classifier_of(self, network: nn.Cell) -> dict[str, np.ndarray]:
+        head = classifier_prefix(self.model)
+        own = {p.name: p.asnumpy() for p in network.get_parameters() if p.name.startswith(head)}
+        if not own:
+            raise WeightsError(
+                f"{self.source.path} has other classes than the data, and which parameters of {self.model} are its "
+                f"classifier is not known (none begins with {head}); make a new one in a file of your own"
+            )
+        return {**{name: value for name, value in self.parameters.items() if not name.startswith(head)}, **own}
+
+    def with_new_classifier(self) -> Weights:
+        """The same but for the classifier, which stays the network's own when they are put into one."""
+        return replace(self, new_classifier=True)
+
+    def reordered(self, order: Sequence[int]) -> Weights:
+        """The same with the classes in another order; order: the old number of each."""
+        head = classifier_prefix(self.model)
+        moved = {name: value[list(order)] for name, value in self.parameters.items() if name.startswith(head)}
+        return replace(self, parameters={**self.parameters, **moved})
 
     def for_channels(self, in_channels: int) -> Weights:
         """The same for images of 1 or 3 channels: see `convert.for_channels`."""
@@ -310,15 +340,15 @@ def _other_network(
     if missing:
         said.append(
             f"The classifier is missing (it is a backbone), and the network has one. For features, make the network "
-            f"with features_only=True. To train a classifier on this backbone, give it a new one ({new} N) and pass "
-            f"NEW.ckpt to `mindska train` as --ckpt_path."
+            f"with features_only=True. To train a classifier on this backbone, pass the file to `mindska train` as "
+            f"--ckpt_path: it makes a new one (as does {new} N)."
         )
     if head:
         found, expected = (shape[0] for shape in wrong[head[-1]])
         said.append(
             f"They have a classifier for {found} classes, the network one for {expected}. To use it, make the network "
-            f"with num_classes={found}. To train one for {expected} classes, give the weights a new one ({new} "
-            f"{expected}) and pass NEW.ckpt to `mindska train` as --ckpt_path."
+            f"with num_classes={found}. To train one for {expected} classes, pass the file to `mindska train` as "
+            f"--ckpt_path: it makes a new one (as does {new} {expected})."
         )
     if stem:
         found, expected = (shape[1] for shape in wrong[stem[0]])

@@ -38,7 +38,7 @@ def reason(output: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "\nmodel:" in path.read_text())
     parser.add_argument("--recipes", nargs="+", default=names, choices=names, metavar="NAME", help="default: all")
     parser.add_argument("--what", nargs="+", default=WHAT, choices=WHAT, help="default: all")
     parser.add_argument("--folder", type=Path, help="where to keep the stand-in; default: a temporary folder")

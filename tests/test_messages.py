@@ -218,7 +218,7 @@ def test_a_network_for_evaluation_is_like_the_trained_one(training_of, tmp_path,
         source, "read_file", lambda path, read_file=source.read_file: read.append(path) or read_file(path)
     )
     given = training_of("--ckpt_path", path)
-    assert given.eval_network.options == given.step.network.options == {"norm_eps": 1e-4}
+    assert given.eval_network.options == given.step.network.options == {"norm_eps": 1e-4, "global_pool": "avg"}
     assert not given.eval_network.training and len(read) == 1
     given = training_of("--val_while_train", "false")
     assert given.eval_network is None and given.val_loader is None

@@ -193,7 +193,7 @@ def test_a_line_that_cannot_be_read_is_an_error():
 
 if __name__ == "__main__":
     every: set[str] = set()
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in (path for path in sorted(CONFIGS.glob("*.yaml")) if "\nmodel:" in path.read_text()):
         graph = compiled("train", path.stem)
         every |= set(primitives(graph))
         problems = [

@@ -2,8 +2,8 @@
 
     mindska lr_find --config skanet_nano_digits --data_dir DATA
 
-Every setting of `mindska train` may be given; --lr and the schedule have no effect. Writes lr_find.csv and lr_find.png into
---out, and prints the learning rate at which the loss falls most steeply. The weights are not kept.
+Every setting of `mindska train` may be given; --lr and the schedule have no effect. Writes lr_find.csv and lr_find.png
+into --out, and prints the learning rate at which the loss falls most steeply. The weights are not kept.
 """
 
 from collections.abc import Sequence

@@ -423,6 +423,7 @@ def _report(
     if len(known) > 1 and not several:
         worst = few(f"{row['name']} {row['accuracy']:.2f} % of {row['support']}" for row in known[:SHOWN])
         log.info("mean of the classes' accuracies %.2f %%; the lowest: %s", facts["mean_class_accuracy"], worst)
-    refused = print_result(f"{config.ckpt_path}: {result}{said}")
+    line = f"{config.ckpt_path}: {result}{said}"
+    refused = print_result(line)
     if refused and not (config.result_json or config.result_csv):
-        raise WriteError(f"standard output cannot be written ({refused}); the result is {result}{said}")
+        raise WriteError(f"standard output cannot be written ({refused}); the result is\n{line}")

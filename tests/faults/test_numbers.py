@@ -153,6 +153,7 @@ def test_a_row_counts_finite_steps_only(norms):
         progress=Progress(3, [3.0 if np.isfinite(n) else n for n in norms], list(norms)),
         step=SimpleNamespace(**counters),
         _rate=lambda: 0.1, total_steps=6, config=Config(batch_size=8), world=SimpleNamespace(size=1),
+        time_left=SimpleNamespace(seconds=lambda *_: 60.0),
     )  # fmt: skip
     row = Trainer._summary(trainer, 0.5, 1.0, SimpleNamespace(disable=True))
     assert (row["loss"], row["grad_norm"], row["skipped"]) == (3.0, 2.0, 1)

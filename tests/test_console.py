@@ -193,6 +193,7 @@ def test_the_commands_take_the_same_names():
         assert (options.image_resize, options.batch, options.models) == (64, 2, ["sknet50"])
 
 
+@pytest.mark.slow
 def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypatch, capsys, tmp_path):
     """Neither less nor more."""
     text, _ = said(capsys, "validate", "--help")

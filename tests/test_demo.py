@@ -97,6 +97,7 @@ def test_what_is_refused(server, seen):
     assert not seen and ask(server, body=b"a")[0] == 200
 
 
+@pytest.mark.slow
 def test_clients_that_stop_or_are_silent(server, seen, monkeypatch):
     monkeypatch.setattr(demo._Handler, "timeout", 1)
     head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nContent-Type: {demo.IMAGE}\r\n"

@@ -374,8 +374,16 @@ def test_what_a_strided_convolution_saw_before_does_not_come_back():
 
 
 @pytest.mark.fault("threads")
-@pytest.mark.parametrize("first", ["mindspore", "mindska"])
-@pytest.mark.parametrize("asked, share, threads", [("", 0, 0), ("1", 0, 1), ("1,4", 0, 1), ("64", 0, 0), ("", 1, 1)])
+@pytest.mark.parametrize(
+    "first, asked, share, threads",
+    [
+        ("mindspore", "", 0, 0),
+        ("mindska", "", 0, 0),
+        ("mindspore", "1,4", 0, 1),
+        ("mindspore", "64", 0, 0),
+        ("mindspore", "", 1, 1),
+    ],
+)
 def test_threads_are_the_cores_or_a_ranks_share(first, asked, share, threads):
     """Whatever is imported first. MindSpore sets OMP_NUM_THREADS itself. `threads`: expected; 0: the cores."""
     program = """

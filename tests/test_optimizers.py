@@ -83,6 +83,7 @@ def test_an_update_is_pytorchs(kind, layer_decay):
 
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.slow
 def test_our_adamw_is_pytorchs_in_graph_mode(layer_decay, graph):
     check_updates("adamw", layer_decay)
 

@@ -29,6 +29,7 @@ def make(name, *, like=None, **keywords):
 
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_the_parts_are_the_whole(name, folded):
     """Without a classifier a network gives its pooled features; the classifier on them gives the logits, to the bit."""
     full = make(name, num_classes=7)

@@ -223,6 +223,7 @@ def test_numbered_folders_are_mapped_to_the_networks_classes(images, tmp_path, c
     assert listed["top1"] == expected["top1"] and listed["classes"] == expected["classes"]
 
 
+@pytest.mark.slow
 def test_several_checkpoints_make_one_table(images, tmp_path, capsys, graph, monkeypatch):
     paths = [checkpoint(tmp_path / f"{seed}.ckpt", seed) for seed in (1, 2, 3)]
     single = [validated(images, path, capsys, tmp_path)[0] for path in paths]
@@ -266,6 +267,7 @@ def test_patterns_and_several_files_are_checked_before_mindspore_is_loaded(image
 
 
 @pytest.mark.parametrize("kind", ["mindir"])  # ONNX is written of our networks only: tests/test_onnx.py
+@pytest.mark.slow
 def test_exported_models_are_evaluated(images, tmp_path, capsys, kind, graph):
     """Of a fixed batch, which does not divide the images."""
     path = checkpoint(tmp_path / "net.ckpt", 3)

@@ -185,6 +185,7 @@ def test_what_lies_beside_is_said_once(state, tmp_path, said):
 
 
 @pytest.mark.fault("wrappers")
+@pytest.mark.slow
 def test_weights_below_unknown_names_are_pointed_at(state, tmp_path):
     below_two = {**below("student.", state), **below("teacher.head_of_it.", moved(state))}
     for content, hints in (
@@ -421,6 +422,7 @@ def dense(state, prefix="backbone."):
 
 
 @pytest.mark.fault("no-classifier")
+@pytest.mark.slow
 def test_a_dense_models_backbone(state, ours, tmp_path, said):
     for prefix in ("backbone.", "module.backbone.", "model.encoder."):
         torch.save(dense(state, prefix), tmp_path / "a.pth")

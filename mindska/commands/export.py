@@ -4,13 +4,13 @@
     mindska export --ckpt_path van_tiny.ckpt --format onnx --int8 --calibration DATA/train --data_dir DATA
 
 An ONNX file takes any number of images, and of any size where the network allows it (SkaNet does not); a MindIR takes
-one shape. The record (model, preprocessing, class names) is written beside the model as JSON, and into an ONNX file's
-metadata.
+one shape. The record (model, preprocessing, class names) is written beside it as JSON, and into ONNX's metadata.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -95,7 +95,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     from mindska.data import Preprocessing
     from mindska.export import export, read_model_record, record_path, shape_text
     from mindska.folding import fold
-    from mindska.onnx_graph import sizes_are_fixed
     from mindska.quantization import calibration_images, export_int8, validation_images
     from mindska.weights import open_weights
 
@@ -124,6 +123,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         else:
             agreement = export(network, target, shape, record, half=options.half, **dynamic)
             result = f"run from the file, its outputs differ from the network's by {agreement}"
-        why = sizes_are_fixed(network) if options.format == "onnx" and not options.fixed_size else ""
+        why = ""
+        if options.format == "onnx" and not options.fixed_size:
+            why = importlib.import_module("mindska.onnx_graph").sizes_are_fixed(network)  # which needs onnx
         taken = shape_text(read_model_record(target)["input_shape"]) + (f" ({why})" if why else "")
         print(f"wrote {printable(target)} for images {taken} and {printable(record_path(target).name)}; {result}")

@@ -111,12 +111,15 @@ def dataset_options(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def open_training_data(config: Config) -> tuple[Dataset, Optional[Dataset]]:
-    """The training and, if the run evaluates, the validation images, which are the same on all ranks.
+def open_training_data(config: Config, validation: Optional[bool] = None) -> tuple[Dataset, Optional[Dataset]]:
+    """The training and the validation images, which are the same on all ranks.
+
+    `validation`: whether the latter are asked for; default: if the run evaluates.
 
     Raises:
         DataError: something is missing or not what it should be; the two have different classes.
     """
+    validation = config.val_while_train if validation is None else validation
     options = dict(dataset_options(config), classes=config.classes)
     train: Dataset
     val: Optional[Dataset]
@@ -124,10 +127,10 @@ def open_training_data(config: Config) -> tuple[Dataset, Optional[Dataset]]:
         train, val = _split(config, **options)
         check_same_on_all_ranks(train)
         check_same_on_all_ranks(val)
-        return train, val if config.val_while_train else None
+        return train, val if validation else None
     train = open_dataset(config.dataset, config.data_dir, config.train_split, **options)
     check_same_on_all_ranks(train)
-    if not config.val_while_train:
+    if not validation:
         return train, None
     options.update(trained_on=train.class_names)
     val = open_dataset(config.dataset, config.data_dir, config.val_split, **options)

@@ -112,9 +112,10 @@ class Config:
     )
     seed: int = _option(42, "seed of initial values, data order, augmentation and stochastic layers", at_most=2**32 - 1)
 
-    model: str = _option(
-        "", "name in MindCV's factory; validate: default, the one that the checkpoint names", heading="model"
+    task: Optional[str] = _option(
+        None, "what the model is trained for; default: what it is made for", names.TASKS, heading="model"
     )
+    model: str = _option("", "name in MindCV's factory; validate: default, the one that the checkpoint names")
     num_classes: Optional[int] = _option(None, "classes; default: as many as the data has", at_least=1)
     in_channels: Optional[int] = _option(
         None, "channels of the images: 3 (RGB) or 1 (grey); default: those of the weights, else 3", choices=(1, 3)
@@ -243,6 +244,9 @@ class Config:
     )
 
     epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation", at_least=1)
+    max_steps: int = _option(
+        0, "updates in all; the schedule then counts in updates, and epoch_size has no effect; 0: epoch_size counts"
+    )
     opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion", "rmsprop"))
     lr: float = _option(1e-3, "highest learning rate", above=0)
     beta1: float = _option(0.9, "first decay of adamw, adam and lion", below=1)
@@ -258,6 +262,11 @@ class Config:
     scheduler: str = _option("cosine_decay", "learning-rate schedule", SCHEDULERS)
     min_lr: float = _option(1e-6, "lowest learning rate of cosine_decay and polynomial_decay, and of the cooldown")
     warmup_epochs: int = _option(5, "epochs of linear warm-up")
+    warmup_steps: int = _option(
+        0,
+        "updates of linear warm-up in the place of warmup_epochs: a factor that rises from warmup_lr / lr to 1 "
+        "multiplies the schedule; 0: warmup_epochs counts",
+    )
     warmup_lr: float = _option(1e-6, "learning rate at the start of the warm-up")
     cooldown_epochs: int = _option(0, "epochs at min_lr in the end")
     decay_epochs: int = _option(30, "epochs between two steps of step_decay", at_least=1)
@@ -334,6 +343,9 @@ class Config:
     ckpt_save_steps: int = _option(0, "steps between further checkpoints within an epoch; 0: none", may_change=True)
     val_while_train: bool = _option(True, "evaluate during training", may_change=True)
     val_interval: int = _option(1, "epochs between evaluations", at_least=1, may_change=True)
+    val_steps: int = _option(
+        0, "steps between evaluations in the place of val_interval; 0: val_interval counts", may_change=True
+    )
     log_interval: int = _option(50, "steps between rows of metrics.csv", at_least=1, may_change=True)
     max_skipped_steps: int = _option(
         50, "stop after so many updates in a row without a finite loss", at_least=1, may_change=True
@@ -367,6 +379,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        if self.task is None:
+            object.__setattr__(self, "task", names.task_of(self.model))
         if not self.ckpt_save_dir:
             object.__setattr__(self, "ckpt_save_dir", f"output/{self.model}" if self.model else "output")
         for entry in dataclasses.fields(self):
@@ -378,7 +392,11 @@ class Config:
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     _check_number(entry.name, number, entry.metadata)
-        if self.warmup_epochs + self.cooldown_epochs >= self.epoch_size:
+        if self.max_steps or self.warmup_steps:  # they take the place of epochs
+            object.__setattr__(self, "warmup_epochs", 0)
+        if self.max_steps and self.cooldown_epochs:
+            raise ConfigError("cooldown_epochs are of a run of epochs, but max_steps counts updates; leave one out")
+        if not self.max_steps and self.warmup_epochs + self.cooldown_epochs >= self.epoch_size:
             raise ConfigError(
                 f"epoch_size is {self.epoch_size}, but warm-up ({self.warmup_epochs}) and cooldown "
                 f"({self.cooldown_epochs}) leave no epoch between them; raise epoch_size or lower them"
@@ -387,7 +405,7 @@ class Config:
             raise ConfigError(
                 f"beta2 is {self.beta2}; expected the share of the old value that stays: 0.999, not 0.001"
             )
-        if self.warmup_epochs and self.warmup_lr > self.lr:
+        if (self.warmup_epochs or self.warmup_steps) and self.warmup_lr > self.lr:
             raise ConfigError(
                 f"warmup_lr is {self.warmup_lr}, above lr ({self.lr}); expected a learning rate to rise from (no ratio)"
             )

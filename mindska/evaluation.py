@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Protocol
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +14,8 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from .compile_cache import compile_cached
+from .data import EvalLoader
+from .distributed import all_reduce_sum
 from .errors import DataError
 from .files import replacing
 from .streams import unfailing_stderr
@@ -25,6 +27,58 @@ NOTHING_TO_EVALUATE = (
 
 
 @dataclass(frozen=True)
+class Metric:
+    """By what a run is judged.
+
+    Attributes:
+        columns: of metrics.csv that an evaluation fills; the first is the score: the higher the better.
+        title: what the score is called.
+        shown: the columns that are drawn, all in percent, and what they are called.
+        what: all of these in words.
+    """
+
+    columns: tuple[str, ...]
+    title: str
+    shown: dict[str, str]
+    what: str
+
+    @property
+    def score(self) -> str:
+        """The column that says which weights are best."""
+        return self.columns[0]
+
+
+ACCURACY = Metric(("top1", "top5", "val_loss"), "top-1", dict(top1="top-1", top5="top-5"), "validation accuracy")
+
+
+class Score(Protocol):
+    """What an evaluation comes to; its text says all of it."""
+
+    def columns(self) -> dict[str, float]:
+        """The values of the metric's columns."""
+
+
+class Evaluator(Protocol):
+    """Evaluates weights on a validation set.
+
+    Attributes:
+        network: the one that the weights are put into. dataset: the validation set.
+    """
+
+    network: nn.Cell
+    dataset: Any
+
+    def identity(self) -> dict[str, Any]:
+        """What a score is of: which images, prepared how."""
+
+    def evaluate(self, weights: Sequence[Callable[[], None]], options: Any) -> Sequence[Score]:
+        """A score for each of `weights`, which puts some into the network; over all ranks, every image once.
+
+        `options`: what the network was made by, for the cache of its graph. Every rank must call it.
+        """
+
+
+@dataclass(frozen=True)
 class Result:
     """Top-1 and top-5 in percent, mean cross entropy (natural logarithm, no smoothing), number of images."""
 
@@ -32,6 +86,10 @@ class Result:
     top5: float
     loss: float
     images: int
+
+    def columns(self) -> dict[str, float]:
+        """The values of the columns of `ACCURACY`."""
+        return dict(top1=self.top1, top5=self.top5, val_loss=self.loss)
 
     def write(self, path: Path, **facts: Any) -> None:
         """Writes the result and `facts` as JSON."""
@@ -125,3 +183,24 @@ def evaluate_each(
         Result(100 * float(top1 / images), 100 * float(top5 / images), float(loss / images), int(images))
         for top1, top5, loss, images in totals
     ]
+
+
+class ClassificationEvaluator:
+    """An `Evaluator` of classifiers: top-1, top-5 and loss.
+
+    Args:
+        network: gives logits. loader: this rank's share of the validation set.
+    """
+
+    def __init__(self, network: nn.Cell, loader: EvalLoader) -> None:
+        self.network, self.loader, self.dataset = network, loader, loader.dataset
+        self.step = EvalStep(network).set_train(False)
+
+    def identity(self) -> dict[str, Any]:
+        """What a score is of: which images, prepared how."""
+        pixels = asdict(self.loader.transform.preprocessing)
+        return json.loads(json.dumps(dict(self.dataset.identity(), preprocessing=pixels)))
+
+    def evaluate(self, weights: Sequence[Callable[[], None]], options: Any) -> list[Result]:
+        """See `Evaluator.evaluate`."""
+        return evaluate_each(self.step, weights, self.loader, all_reduce_sum, options)

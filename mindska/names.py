@@ -21,6 +21,25 @@ OUR_MODELS = (
     "sk_resnet18", "sk_resnet34", "sk_resnet50", "sk_resnext50_32x4d",
 )  # fmt: skip
 
+TASKS = ("classification", "segmentation", "detection")
+METHODS = dict(  # what is built on a backbone -> its task; such a network is called METHOD_BACKBONE
+    semantic_fpn="segmentation", upernet="segmentation", deeplabv3="segmentation",
+    retinanet="detection", mask_rcnn="detection", ssdlite="detection",
+)  # fmt: skip
+
+
+def method_and_backbone(name: str) -> tuple[str, str]:
+    """("semantic_fpn", "skanet_s") of "semantic_fpn_skanet_s"; ("", name) of what is no method on a backbone."""
+    for method in METHODS:
+        if name.startswith(f"{method}_"):
+            return method, name[len(method) + 1 :]
+    return "", name
+
+
+def task_of(model: str) -> str:
+    """What a model of this name is made for."""
+    return METHODS.get(method_and_backbone(model)[0], "classification")
+
 
 @cache
 def _in_mindcvs_sources() -> frozenset[str]:
@@ -42,11 +61,19 @@ def known_models() -> frozenset[str]:
 
 
 def check_model(name: str) -> None:
-    """Checks that MindCV's factory knows a model.
+    """Checks that there is a model: one that MindCV's factory knows, or a method on one of our backbones.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: there is none.
     """
+    method, backbone = method_and_backbone(name)
+    if method and backbone not in OUR_MODELS:
+        raise ConfigError(
+            f"model is {name!r}; {method} is there on our backbones, and {backbone!r} is none of them"
+            f"{nearest(backbone, OUR_MODELS, '{}', 3) or '.'} They are: {', '.join(sorted(OUR_MODELS))}"
+        )
+    if method:
+        return
     known = known_models()
     if name not in known:
         meant = nearest(name, sorted(known), "{}", 3)

@@ -16,6 +16,7 @@ from mindska.data import (
     open_dataset,
 )
 from mindska.distributed import World
+from mindska.evaluation import ClassificationEvaluator
 from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
 from mindska.training.interrupt import EXIT_CODE
 
@@ -42,13 +43,13 @@ def trainer(images, out, validate=None, model="", **settings):
         build_optimizer(config, network, rates),
         builders.build_step_options(config),
     )
-    evaluated = (None, None)
+    evaluator = None
     if validate:
-        evaluated = (
-            (builders.build_evaluation_network(config, 3, 3, network) if model else Tiny(3)),
+        evaluator = ClassificationEvaluator(
+            builders.build_evaluation_network(config, 3, 3, network) if model else Tiny(3),
             EvalLoader(open_dataset("", images, validate), EvalTransform(pixels), 12),
         )
-    return Trainer(config, World(), step, loader, rates, *evaluated, {"model": config.model})
+    return Trainer(config, World(), step, loader, rates, evaluator, {"model": config.model})
 
 
 def fit(trainer, until=None, kill=None):

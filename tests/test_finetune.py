@@ -15,9 +15,10 @@ from tiny import Tiny
 from mindska import builders
 from mindska.config import Config, ConfigError, parse_args
 from mindska.data import TrainLoader
+from mindska.distributed import World
 from mindska.errors import RunError
+from mindska.tasks import create_task
 from mindska.training import TrainStep, build_optimizer
-from mindska.training.loop import loss_measure
 from mindska.training.record import RunRecord
 from mindska.weights.files import read_file, write_checkpoint
 
@@ -209,7 +210,7 @@ def test_gradients_through_frozen_batch_norms_are_those_of_evaluation(model):
     noise = Tensor(rng.random((2, net.noise_size), np.float32))
     step.set_train(True)
     assert net.training and not any(norm.training for norm in step.frozen_norms) and step.frozen_norms
-    _, ours = step.gradients(images, labels, noise, Tensor(1.0))
+    _, ours = step.gradients(Tensor(1.0), images, labels, noise)
     net.set_train(False)
     logits = ms.value_and_grad(lambda x, y: step.scaled_loss.loss(net(x), y), None, left)(images, labels)[1]
     for our, expected in zip(ours, logits):
@@ -412,7 +413,7 @@ def test_ranks_end_together(images, tmp_path):
     ],
 )
 def test_losses_share_an_axis_where_they_are_one_measure(tmp_path, settings, measure):
-    assert loss_measure(Config(**settings)) == measure
+    assert create_task(Config(**settings), World()).measure == measure
     record = RunRecord(tmp_path, measure)
     with record:
         record.begin(0)

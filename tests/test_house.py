@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "weights": {"models", "data", "kernels"},
     "reference": {"weights"},
     "compile_cache": {"distributed", "kernels"},
-    "evaluation": {"compile_cache"},
+    "evaluation": {"data", "distributed", "compile_cache"},
     "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},
     "exported": {"weights"},
     "verification": {"models", "exported"},
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "builders": {
         "models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training", "names",
     },
+    "tasks": {"config", "distributed", "data", "weights", "evaluation", "builders"},
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
     },

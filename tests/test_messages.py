@@ -197,8 +197,8 @@ def training_of(images, tmp_path, monkeypatch):
     def run(*words):
         given = {}
 
-        def trainer(config, world, step, loader, rates, eval_network, val_loader, record):
-            given.update(step=step, eval_network=eval_network, val_loader=val_loader, record=record)
+        def trainer(config, world, step, loader, rates, evaluator, record, *rest):
+            given.update(step=step, evaluator=evaluator, record=record)
             return SimpleNamespace(fit=lambda: None)
 
         monkeypatch.setattr(training, "Trainer", trainer)
@@ -218,10 +218,11 @@ def test_a_network_for_evaluation_is_like_the_trained_one(training_of, tmp_path,
         source, "read_file", lambda path, read_file=source.read_file: read.append(path) or read_file(path)
     )
     given = training_of("--ckpt_path", path)
-    assert given.eval_network.options == given.step.network.options == {"norm_eps": 1e-4, "global_pool": "avg"}
-    assert not given.eval_network.training and len(read) == 1
+    network = given.evaluator.network
+    assert network.options == given.step.network.options == {"norm_eps": 1e-4, "global_pool": "avg"}
+    assert not network.training and len(read) == 1
     given = training_of("--val_while_train", "false")
-    assert given.eval_network is None and given.val_loader is None
+    assert given.evaluator is None
 
 
 def test_more_outputs_than_classes(training_of, tmp_path, caplog):

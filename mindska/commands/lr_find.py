@@ -41,38 +41,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     # Only now, since they load MindSpore, which takes seconds.
     from tqdm import tqdm
 
-    from mindska import builders, data
+    from mindska import builders
+    from mindska.tasks import create_task
     from mindska.training import TrainStep, build_optimizer
     from mindska.training.lr_find import draw, range_test, rising_rates, suggestion, write
 
     with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
         rates = rising_rates(options.start_lr, options.end_lr, options.updates)
         builders.set_up(config, world)
+        task = create_task(config, world)
         weights = builders.configured_weights(config)
-        record = weights.record if weights else {}
-        images = data.open_dataset(
-            config.dataset, config.data_dir, config.train_split, **builders.dataset_options(config)
-        )
-        data.check_same_on_all_ranks(images)
-        builders.check_labels(images, training=True)
-        num_classes = builders.training_classes(config, images.class_names)
-        weights = builders.weights_for_classes(config, weights, images.class_names, num_classes)
-        pixels = builders.build_preprocessing(config, record.get("preprocessing"))
-        network = builders.build_network(config, num_classes, pixels.in_channels, weights, record)
-        builders.check_image_size(network, pixels)
-        loader = data.TrainLoader(
-            images,
-            data.TrainTransform(pixels, builders.build_augmentation(config)),
-            config.batch_size,
-            seed=config.seed,
-            num_classes=num_classes,
-            noise_size=getattr(network, "noise_size", 1),
-            **builders.loading_options(config),
-            **builders.loader_share(config, world),
-        )
+        task.open_data(validation=False)
+        network = task.build_network(task.fit_weights(weights), weights.record if weights else {})
+        loader = task.train_loader(network)
         optimizer = build_optimizer(config, network, rates)
-        loss = builders.build_loss(config, images, num_classes)
-        step = TrainStep(network, loss, optimizer, builders.build_step_options(config), world.size).set_train(True)
+        options_of_step = builders.build_step_options(config)
+        step = TrainStep(network, task.loss(), optimizer, options_of_step, world.size).set_train(True)
         tested = range_test(step, loader.batches(), rates, config.gradient_accumulation_steps)
         shown = None if world.rank == 0 else True
         points = list(tqdm(tested, total=len(rates), unit="update", disable=shown, file=unfailing_stderr()))

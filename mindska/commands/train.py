@@ -24,50 +24,27 @@ def main(arguments: Optional[Sequence[str]] = None, description: Optional[str] =
         check_environment()
 
     # Only now, since they load MindSpore, which takes seconds.
-    from mindska import builders, data
+    from mindska import builders
+    from mindska.tasks import create_task
     from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates, resumed_record
 
     with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
         builders.set_up(config, world)
+        task = create_task(config, world)
 
         # Data
         resumed = resumed_record(config)  # of the checkpoint from which this run resumes; {} when it begins
         weights = None if resumed else builders.configured_weights(config)
-        initial_record = resumed or (weights.record if weights else {})
-        train_set, val_set = builders.open_training_data(config)
-        builders.check_labels(train_set, training=True)
-        num_classes = builders.training_classes(config, train_set.class_names)
-        weights = builders.weights_for_classes(config, weights, train_set.class_names, num_classes)
-        pixels = builders.build_preprocessing(config, initial_record.get("preprocessing"))
-        share = builders.loader_share(config, world)
+        record = resumed or (weights.record if weights else {})
+        task.open_data(validation=config.val_while_train)
 
         # Model
-        builders.check_batch(config, num_classes, pixels, initial_record)
-        network = builders.build_network(config, num_classes, pixels.in_channels, weights, initial_record)
-        builders.check_image_size(network, pixels)
-        eval_network = val_set and builders.build_evaluation_network(config, num_classes, pixels.in_channels, network)
-
-        # Batches
-        loader = data.TrainLoader(
-            train_set,
-            data.TrainTransform(pixels, builders.build_augmentation(config)),
-            config.batch_size,
-            seed=config.seed,
-            num_classes=num_classes,
-            noise_size=getattr(network, "noise_size", 1),
-            **builders.loading_options(config),
-            **share,
-        )
-        val_loader = None
-        if val_set is not None:
-            val_loader = data.EvalLoader(
-                val_set, data.EvalTransform(pixels), config.batch_size, skip_damaged=config.val_skip_damaged, **share
-            )
+        network = task.build_network(task.fit_weights(weights), record)
+        evaluator = task.evaluator(network)
 
         # Training
+        loader = task.train_loader(network)
         rates = learning_rates(config, loader.steps_per_epoch)
         optimizer = build_optimizer(config, network, rates)
-        loss = builders.build_loss(config, train_set, num_classes)
-        step = TrainStep(network, loss, optimizer, builders.build_step_options(config), world.size)
-        record = builders.checkpoint_record(config, network, train_set.class_names, pixels)
-        Trainer(config, world, step, loader, rates, eval_network, val_loader, record).fit()
+        step = TrainStep(network, task.loss(), optimizer, builders.build_step_options(config), world.size)
+        Trainer(config, world, step, loader, rates, evaluator, task.record(network), task.metric, task.measure).fit()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Callable, Optional, TypeVar
+from typing import Callable, Optional, Protocol, TypeVar
 
 import numpy as np
 from mindspore.dataset import GeneratorDataset, config
@@ -22,7 +22,7 @@ from ..distributed.cores import share_of_cores
 from ..errors import DataError
 from .datasets import Dataset
 from .mixing import Mixing
-from .transforms import EvalTransform, TrainTransform
+from .transforms import EvalTransform, Preprocessing
 
 log = logging.getLogger("mindska")
 
@@ -30,10 +30,28 @@ PREFETCHED_BATCHES = 3
 REPLACEMENTS = 20  # images that are tried in the place of an unreadable one
 ORDER, SAMPLE, NOISE, MIXING, REPLACEMENT = range(5)  # the streams of random numbers, kept apart
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, noise
+Batch = tuple[np.ndarray, ...]  # the transform's columns (images, labels), noise
 Id = TypeVar("Id")
 Sample = TypeVar("Sample")
 Whole = TypeVar("Whole")
+
+
+class SampleTransform(Protocol):
+    """What makes training samples of a data set's images.
+
+    Attributes:
+        columns: what the arrays of a sample are called. preprocessing: what the network expects of an image.
+    """
+
+    columns: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def sample(self, dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """The arrays of a sample of image `index`, each of the same shape for all; all that is random comes from `rng`.
+
+        Raises:
+            DataError: the image cannot be used.
+        """
 
 
 def default_workers() -> int:
@@ -95,7 +113,7 @@ class TrainLoader:
 
     Args:
         dataset: the training images.
-        transform: what is done to an image.
+        transform: `sample(dataset, index, rng)` makes the arrays of a sample; `columns` names them.
         batch_size: images per batch of this rank.
         rank, world_size: this rank takes every world_size-th position of an epoch, so that the batches of all ranks
             together hold the same samples whatever the number of ranks.
@@ -119,7 +137,7 @@ class TrainLoader:
     def __init__(
         self,
         dataset: Dataset,
-        transform: TrainTransform,
+        transform: SampleTransform,
         batch_size: int,
         *,
         rank: int = 0,
@@ -186,45 +204,36 @@ class TrainLoader:
                 yield [(epoch, position, int(order[position])) for position in positions]
             epoch, step = epoch + 1, 0
 
-    def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, np.int32, np.ndarray]:
+    def _sample(self, where: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
         epoch, position, index = where
         noise = np.random.default_rng([self.seed, NOISE, epoch, position]).random(self.noise_size, np.float32)
         others = None
         for _ in range(REPLACEMENTS):
             try:
-                return self._image(epoch, position, index), self.dataset.labels[index], noise
+                rng = np.random.default_rng([self.seed, SAMPLE, epoch, position])
+                return (*self.transform.sample(self.dataset, index, rng), noise)
             except DataError as error:
                 self.damaged.note(self.dataset.describe(index), error)
             others = others or np.random.default_rng([self.seed, REPLACEMENT, epoch, position])
             index = int(others.integers(len(self.dataset)))
         raise DataError(f"{REPLACEMENTS} training images in a row cannot be read; is the data folder still there?")
 
-    def _image(self, epoch: int, position: int, index: int) -> np.ndarray:
-        """Image `index`, augmented for this position: its crop is drawn before it is decoded."""
-        rng, crop = np.random.default_rng([self.seed, SAMPLE, epoch, position]), None
-
-        def decode_size(size: tuple[int, int]) -> tuple[int, int]:
-            nonlocal crop
-            crop = self.transform.draw_crop(size, rng)
-            return self.transform.decode_size(crop)
-
-        return self.transform(self.dataset.load(index, decode_size), rng, crop)
-
     def _collate(self, ids: Sequence[tuple[int, int, int]], samples: list[tuple]) -> Batch:
-        images, labels, noise = (np.stack(column) for column in zip(*samples))
+        columns = tuple(np.stack(column) for column in zip(*samples))
         if self.mixing is not None:
+            images, labels, noise = columns
             epoch, position, _ = ids[0]
             rng = np.random.default_rng([self.seed, MIXING, epoch, position])
             off = 0 < self.mixup_off_epoch <= epoch
-            images, labels = self.mixing(images, labels, rng, off)
-        return images, labels, noise
+            return (*self.mixing(images, labels, rng, off), noise)
+        return columns
 
     def batches(self, start_step: int = 0, steps: Optional[int] = None) -> Iterator[Batch]:
         """Batches of the steps `start_step`, ... of the run (`steps` of them; None: without end).
 
         Yields:
-            images (B, C, H, W) float32; labels (B,) int32, or (B, num_classes) float32 when samples are mixed; noise
-            (B, noise_size) float32 in [0, 1).
+            the transform's columns: images (B, C, H, W) float32; labels (B,) int32, or (B, num_classes) float32 when
+            samples are mixed; noise (B, noise_size) float32 in [0, 1).
 
         Raises:
             DataError: more images than allowed cannot be read; the message names them.
@@ -232,9 +241,10 @@ class TrainLoader:
         return in_parallel(self._sample, islice(self._positions(start_step), steps), self._collate, self.workers)
 
     def as_dataset(self, start_step: int, steps: int) -> GeneratorDataset:
-        """The same batches as a MindSpore dataset, for sinking to a device; columns image, label, noise."""
+        """The same batches as a MindSpore dataset, for sinking to a device; columns: the transform's, and noise."""
         config.set_prefetch_size(2)  # of whole batches: MindSpore's 16 would take gigabytes
-        return GeneratorDataset(_Stream(self, start_step, steps), ["image", "label", "noise"], shuffle=False)
+        names = [*self.transform.columns, "noise"]
+        return GeneratorDataset(_Stream(self, start_step, steps), names, shuffle=False)
 
 
 class _Stream:

@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ..errors import SettingError
 from .augment import AutoAugment
+from .base import ImageDataset
 
 log = logging.getLogger("mindska")
 
@@ -243,6 +244,8 @@ class Crop(NamedTuple):
 class TrainTransform:
     """Random crop, flips, colours or a policy, normalise, random erasing: PIL image -> (C, H, W) float32."""
 
+    columns: tuple[str, ...] = ("image", "label")
+
     def __init__(self, preprocessing: Preprocessing, augmentation: Augmentation) -> None:
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.filter = FILTERS[preprocessing.interpolation]
@@ -255,6 +258,21 @@ class TrainTransform:
             self.policy = AutoAugment(augmentation.auto_augment, fill, resample)
         jitter = augmentation.color_jitter
         self.jitter = jitter * 3 if jitter is not None and len(jitter) == 1 else jitter
+
+    def sample(self, dataset: ImageDataset, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Image `index` of a data set, augmented, and its label; the crop is drawn before the image is decoded.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        crop: Optional[Crop] = None
+
+        def decode_size(size: tuple[int, int]) -> tuple[int, int]:
+            nonlocal crop
+            crop = self.draw_crop(size, rng)
+            return self.decode_size(crop)
+
+        return self(dataset.load(index, decode_size), rng, crop), dataset.labels[index]
 
     def draw_crop(self, size: tuple[int, int], rng: np.random.Generator) -> Crop:
         """Which part of an image of so many pixels (width, height) the sample is: the first that is drawn for it."""

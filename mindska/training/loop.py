@@ -12,15 +12,15 @@ from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 from tqdm import tqdm
 
 from ..compile_cache import compile_cached
 from ..config import Config, settings_that, to_dict
-from ..data import EvalLoader, TrainLoader, write_list
+from ..data import TrainLoader, write_list
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
-from ..evaluation import EvalStep, Result, evaluate_each
+from ..evaluation import ACCURACY, Evaluator, Metric, Score
 from ..streams import unfailing_stderr
 from ..waiting import waiting
 from ..weights.convert import EMA_PREFIX, STATE_PREFIX
@@ -29,33 +29,26 @@ from . import resume
 from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest, end_before_the_first_step
 from .messages import TimeLeft, say_end, say_start
-from .record import SCORES, RunRecord, read_rows
+from .optim import total_updates
+from .record import CROSS_ENTROPY, RunRecord, read_rows
 from .state import Progress, check_finite, checkpoint_parameters, restore, weight_parameters
 from .step import TrainStep
 
 log = logging.getLogger("mindska")
 
 
-def loss_measure(config: Config) -> str:
-    """What the training loss is, in words: "cross entropy" where it is the measure of the validation loss."""
-    smoothing = f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
-    mixed = [name for name in ("mixup", "cutmix") if getattr(config, name)]
-    parts = [smoothing, *mixed, "weights of the classes" if config.class_weights else ""]
-    said = ", ".join(part for part in parts if part)
-    name = "cross entropy" if config.loss == "CE" else "binary cross entropy"
-    return f"{name} with {said}" if said else name
-
-
 class Trainer:
-    """Trains for `config.epoch_size` epochs, going on from the newest good checkpoint in `config.ckpt_save_dir`.
+    """Trains for `config.epoch_size` epochs or `config.max_steps` updates, going on from the newest good checkpoint in
+    `config.ckpt_save_dir`. It knows no task: what differs between them is in the arguments.
 
     Args:
         step: the training step with network, loss and optimiser.
         loader: this rank's training batches.
         rates: learning rate of every update.
-        eval_network: a second instance of the network, in which the weights, averaged and raw, are evaluated.
-        eval_loader: this rank's validation batches. None for both: no evaluation.
+        evaluator: evaluates the weights, averaged and raw, in a network of its own; None: no evaluation.
         record: what a checkpoint says of itself (model, preprocessing, classes).
+        metric: what the evaluator measures.
+        measure: what the training loss is, in words.
     """
 
     def __init__(
@@ -65,17 +58,17 @@ class Trainer:
         step: TrainStep,
         loader: TrainLoader,
         rates: list[float],
-        eval_network: Optional[nn.Cell],
-        eval_loader: Optional[EvalLoader],
+        evaluator: Optional[Evaluator],
         record: dict[str, Any],
+        metric: Metric = ACCURACY,
+        measure: str = CROSS_ENTROPY,
     ) -> None:
         self.config, self.world, self.step, self.loader, self.rates = config, world, step, loader, rates
         # An epoch is a whole number of updates: what is left of its batches is dropped, as what is left of a batch is.
         self.accumulation = config.gradient_accumulation_steps
         self.steps_per_epoch = loader.steps_per_epoch = loader.steps_per_epoch // self.accumulation * self.accumulation
-        self.total_steps = self.steps_per_epoch * config.epoch_size
-        self.eval_loader = eval_loader
-        self.eval_step = EvalStep(eval_network).set_train(False) if eval_network is not None else None
+        self.total_steps = total_updates(config, self.steps_per_epoch) * self.accumulation
+        self.evaluator, self.metric, self.measure = evaluator, metric, measure
         self.prepared = False
         self.record = dict(record, config=to_dict(config), world_size=world.size)
         self.better: dict[str, Any] = {}  # which weights scored higher after the last step, where that is known
@@ -86,7 +79,7 @@ class Trainer:
         # Reading a result makes the host wait for a device, but costs nothing on CPU.
         self.collect_interval = 1 if self.on_cpu else min(config.log_interval, config.max_skipped_steps)
         self.main = world.rank == 0
-        self.time_left = TimeLeft(config, self.steps_per_epoch, eval_network is not None)
+        self.time_left = TimeLeft(config, self.steps_per_epoch, self.total_steps, evaluator is not None)
         self.compiling = 0.0  # seconds of the time since the last row that were no training
 
     def fit(self) -> Progress:
@@ -102,7 +95,7 @@ class Trainer:
             rows = None
             if self.main:
                 stack.enter_context(self.folder.locked())
-                rows = stack.enter_context(RunRecord(self.folder.folder, loss_measure(self.config)))
+                rows = stack.enter_context(RunRecord(self.folder.folder, self.measure, self.metric))
             barrier()  # nobody reads before the folder is this run's
             resumed = self._resume()
             self._check_equal_start()
@@ -116,7 +109,7 @@ class Trainer:
                 log.info("Resuming after step %d of %d from %s", self.progress.step, self.total_steps, resumed)
             self._keep_best()
             self.step.set_train(True)
-            say_start(self.config, self.world, self.step, self.loader, self.eval_loader, self.record)
+            say_start(self.config, self.world, self.step, self.loader, self.evaluator, self.record)
             bar = tqdm(
                 total=self.total_steps,
                 initial=self.progress.step,
@@ -135,7 +128,7 @@ class Trainer:
                 log.info("Stopped on request after step %d; the same command goes on", self.progress.step)
                 raise SystemExit(EXIT_CODE)
             barrier()
-            say_end(self.config, self.folder, self.progress, self.steps_per_epoch)
+            say_end(self.folder, self.progress, self.steps_per_epoch, self.metric)
         return self.progress
 
     def _train(self, rows: Optional[RunRecord], bar: tqdm, stop: StopRequest) -> None:
@@ -149,7 +142,8 @@ class Trainer:
             done += self.config.batch_size * self.world.size
             step, epoch = self.progress.step, self.progress.step / self.steps_per_epoch
             end_of_epoch = step % self.steps_per_epoch == 0
-            row_due = end_of_epoch or step % self.config.log_interval == 0
+            evaluation_due = self._evaluation_due(step)
+            row_due = end_of_epoch or evaluation_due or step % self.config.log_interval == 0
             save_due = self._save_due(step)
             if row_due or save_due or step % self.collect_interval == 0:
                 self._collect()
@@ -159,15 +153,15 @@ class Trainer:
                 if rows:
                     self.folder.check_own()
                 row = self._summary(epoch, done / (time.perf_counter() - started - self.compiling), bar)
-                if end_of_epoch:
-                    row.update(self._evaluate_epoch(round(epoch), bar))
+                if evaluation_due:
+                    row.update(self._evaluate(bar))
                 if rows:
                     self.folder.check_own()  # again: an evaluation may take long
                     rows.add(step, epoch, **row)
-            ends = row_due and "top1" in row and self._stops_early()
+            ends = evaluation_due and self._stops_early()
             if save_due or ends:
                 self._save(int(epoch))
-            if rows and row_due and "top1" in row:
+            if rows and evaluation_due:
                 rows.draw()  # after the checkpoints: it is only shown
             if ends:
                 break
@@ -177,7 +171,7 @@ class Trainer:
         self._collect()
 
     def _stops_early(self) -> bool:
-        """Whether there were so many evaluations without a better top-1 that the run ends."""
+        """Whether there were so many evaluations without a better score that the run ends."""
         patience = self.config.early_stopping
         # Rank 0's, for all: it may have lost scores together with their checkpoints.
         return bool(patience) and broadcast_object(self.progress.since_best >= patience)
@@ -185,10 +179,14 @@ class Trainer:
     def _say_early_stop(self) -> None:
         best, step = self.progress.best, self.progress.step
         log.info(
-            "Early stopping after epoch %d of %d: no better top-1 in %d evaluations%s. A larger early_stopping goes on",
-            step // self.steps_per_epoch, self.config.epoch_size, self.progress.since_best,
-            f" (best: {self.progress.scores[best]:.2f} % after epoch {best // self.steps_per_epoch})" if best else "",
+            "Early stopping after epoch %g of %g: no better %s in %d evaluations%s. A larger early_stopping goes on",
+            self._epoch(step), self._epoch(self.total_steps), self.metric.title, self.progress.since_best,
+            f" (best: {self.progress.scores[best]:.2f} % after epoch {self._epoch(best):g})" if best else "",
         )  # fmt: skip
+
+    def _epoch(self, step: int) -> float:
+        """So many epochs are done after `step`, to two digits."""
+        return round(step / self.steps_per_epoch, 2)
 
     def _rate(self) -> float:
         """Learning rate of the last update (skipped ones do not advance the schedule)."""
@@ -240,7 +238,9 @@ class Trainer:
         began, self.progress = state.record["config"], state.progress
         resume.say_initial_weights(began, self.config)
         self.record["run_id"] = state.record.get("run_id")
-        self.better = {name: state.record[name] for name in ("weights", "top1", "validation") if name in state.record}
+        self.better = {
+            name: state.record[name] for name in ("weights", self.metric.score, "validation") if name in state.record
+        }
         self.record["config"].update({n: began[n] for n in settings_that("first_start") if n in began})
         before = self.progress.validation
         if validation is not None:
@@ -254,11 +254,11 @@ class Trainer:
             self.progress.validation = validation
 
     def _validation(self) -> Optional[dict[str, Any]]:
-        return None if self.eval_loader is None else resume.validation_identity(self.eval_loader)
+        return None if self.evaluator is None else resume.identity(self.evaluator)
 
     def _check_nothing_lost(self, old: dict[str, Any]) -> None:
         """RunError when the folder, which holds no checkpoint, has the record of a run that did more than begin."""
-        rows, _ = read_rows(self.folder.folder)
+        rows, _ = read_rows(self.folder.folder, self.metric)
         if not rows:
             return
         if old:
@@ -275,7 +275,8 @@ class Trainer:
         folder = self.folder.folder
         at_epoch = old.get("step", 0) % self.steps_per_epoch == 0
         new = self._settings()
-        new["epoch_size"] = old.get("epoch_size", self.config.epoch_size)  # compared below, after all the others
+        for name in resume.LENGTH:  # compared below, after all the others
+            new[name] = old.get(name, getattr(self.config, name))
         resume.check_same_settings(folder, old, new, at_epoch)
         resume.check_length(folder, old, self.config, self.steps_per_epoch)
         resume.check_same_environment(
@@ -381,35 +382,41 @@ class Trainer:
         )  # fmt: skip
         return row
 
-    def _evaluate_epoch(self, epoch: int, bar: tqdm) -> dict[str, float]:
-        """Evaluates when it is time, keeps the best weights, and returns the row's further values."""
-        last = epoch == self.config.epoch_size
-        if self.eval_loader is None or not (last or epoch % self.config.val_interval == 0):
-            return {}
+    def _evaluation_due(self, step: int) -> bool:
+        if self.evaluator is None:
+            return False
+        every = self.config.val_steps or self.config.val_interval * self.steps_per_epoch
+        return step % every == 0 or step == self.total_steps
+
+    def _evaluate(self, bar: tqdm) -> dict[str, float]:
+        """Evaluates, keeps the best weights, and returns the row's further values."""
         begun = time.perf_counter()
         with waiting("Evaluating", quiet_for=10.0):
             results = self.evaluate()
         self.time_left.note_evaluation(time.perf_counter() - begun)
         # At equal scores the average, as where only one kind is evaluated.
-        kind = max(results, key=lambda kind: (results[kind].top1, kind == "averaged"))
-        self.better = dict(weights=kind, top1=results[kind].top1, validation=self.progress.validation)
+        scores = {kind: result.columns() for kind, result in results.items()}
+        kind = max(results, key=lambda kind: (scores[kind][self.metric.score], kind == "averaged"))
+        score = scores[kind][self.metric.score]
+        self.better = {"weights": kind, self.metric.score: score, "validation": self.progress.validation}
         best_before = self.progress.best
-        self.progress.scores[self.progress.step] = results[kind].top1
-        said, columns = str(results[kind]), dict(zip(SCORES, vars(results[kind]).values()))
+        self.progress.scores[self.progress.step] = score
+        said, columns = str(results[kind]), dict(scores[kind])
         if len(results) > 1:
             (other,) = set(results) - {kind}
             said += f" with the {kind} weights (the {other} ones: {results[other]})"
-            for each, result in results.items():
-                columns.update(zip((f"{score}_{each}" for score in SCORES), vars(result).values()))
+            for each in results:
+                columns.update({f"{name}_{each}": value for name, value in scores[each].items()})
         if self.main:
             with bar.external_write_mode():
-                log.info("epoch %d, step %d: %s", epoch, self.progress.step, said)
+                log.info("epoch %g, step %d: %s", self._epoch(self.progress.step), self.progress.step, said)
             if self.progress.best != best_before:
-                self._write_best(epoch)
+                self._write_best()
             self._keep_best()
         return columns
 
-    def _write_best(self, epoch: int) -> None:
+    def _write_best(self) -> None:
+        epoch = self.progress.step // self.steps_per_epoch
         self._write(self.folder.best_path, weight_parameters(self.step), dict(self.better, epoch=epoch))
 
     def _keep_best(self) -> None:
@@ -428,7 +435,7 @@ class Trainer:
             return
         log.warning("%s has vanished: the weights of step %d are written again", path, best)
         if best == self.progress.step:
-            self._write_best(best // self.steps_per_epoch)
+            self._write_best()
             return
         arrays, record = read_file(kept[best].path, checksum_required=True)
         weights = {name: array for name, array in arrays.items() if not name.startswith(STATE_PREFIX)}
@@ -443,9 +450,9 @@ class Trainer:
         within = every and step // every > (step - self.accumulation) // every
         return bool(within) or step % epochs == 0 or step == self.total_steps
 
-    def evaluate(self) -> dict[str, Result]:
-        """Accuracy on the validation set of the averaged weights, where there are any, and of the raw ones."""
-        assert self.eval_step is not None and self.eval_loader is not None  # nobody asks without a validation set
+    def evaluate(self) -> dict[str, Score]:
+        """Scores of the averaged weights, where there are any, and of the raw ones."""
+        assert self.evaluator is not None  # nobody asks without a validation set
         kinds = {"raw": self.step.all_parameters}
         if self.step.ema is not None:
             kinds = {"averaged": self.step.ema, **(kinds if self.config.val_raw else {})}
@@ -454,7 +461,7 @@ class Trainer:
         every = [p for source in kinds.values() for p in source]
         ours = {p.name: p.asnumpy() for p in every if p.name.removeprefix(EMA_PREFIX) in statistics}
         shared = broadcast_object(ours)
-        targets = list(self.eval_step.network.get_parameters())
+        targets = list(self.evaluator.network.get_parameters())
 
         def putting_in(source: list[ms.Parameter]) -> Callable[[], None]:
             values = [ms.Tensor(shared.get(p.name, p.asnumpy()), target.dtype) for p, target in zip(source, targets)]
@@ -466,7 +473,7 @@ class Trainer:
             return put_in
 
         each = [putting_in(source) for source in kinds.values()]
-        return dict(zip(kinds, evaluate_each(self.eval_step, each, self.eval_loader, all_reduce_sum, self.config)))
+        return dict(zip(kinds, self.evaluator.evaluate(each, self.config)))
 
     def _save(self, epoch: int) -> None:
         if self.main:

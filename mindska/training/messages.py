@@ -10,8 +10,9 @@ import mindspore as ms
 
 from .. import kernels
 from ..config import Config
-from ..data import EvalLoader, TrainLoader
+from ..data import TrainLoader
 from ..distributed import World
+from ..evaluation import Evaluator, Metric
 from .folder import RunFolder
 from .state import Progress
 from .step import TrainStep
@@ -31,7 +32,7 @@ def say_start(
     world: World,
     step: TrainStep,
     loader: TrainLoader,
-    eval_loader: Optional[EvalLoader],
+    evaluator: Optional[Evaluator],
     record: dict[str, Any],
 ) -> None:
     """Logs what is going to be trained, on what, where and how."""
@@ -51,22 +52,22 @@ def say_start(
     parts += [f"{accumulated} accumulated steps" if accumulated > 1 else ""]
     steps = loader.steps_per_epoch // accumulated * accumulated
     log.info(
-        "data       %s images of %d classes, validation: %s; global batch %d (%s), %d steps an epoch, %d epochs",
-        f"{len(dataset):,}", len(dataset.class_names), f"{len(eval_loader.dataset):,}" if eval_loader else "none",
-        config.batch_size * world.size * accumulated, " x ".join(filter(None, parts)), steps, config.epoch_size,
+        "data       %s images of %d classes, validation: %s; global batch %d (%s), %d steps an epoch, %s",
+        f"{len(dataset):,}", len(dataset.class_names), f"{len(evaluator.dataset):,}" if evaluator else "none",
+        config.batch_size * world.size * accumulated, " x ".join(filter(None, parts)), steps,
+        f"{config.max_steps} updates" if config.max_steps else f"{config.epoch_size} epochs",
     )  # fmt: skip
     log.info("written to %s", Path(config.ckpt_save_dir).absolute())
 
 
-def say_end(config: Config, folder: RunFolder, progress: Progress, steps_per_epoch: int) -> None:
+def say_end(folder: RunFolder, progress: Progress, steps_per_epoch: int, metric: Metric) -> None:
     """Logs the best epoch of a finished run, and what can be done with its weights."""
-    best = progress.best
+    best, epochs = progress.best, progress.step / steps_per_epoch
     if best is None:
-        log.info("Done: %s has the weights, which were not evaluated", folder.path(config.epoch_size, progress.step))
+        log.info("Done: %s has the weights, which were not evaluated", folder.path(int(epochs), progress.step))
         return
-    log.info(
-        "Done: best top-1 %.2f %%, in epoch %g of %d", progress.scores[best], best / steps_per_epoch, config.epoch_size
-    )
+    said = (metric.title, progress.scores[best], best / steps_per_epoch, epochs)
+    log.info("Done: best %s %.2f %%, in epoch %.4g of %.4g", *said)
     log.info("  mindska predict IMAGE --ckpt_path %s", folder.best_path)
     log.info("  mindska export --format onnx --ckpt_path %s", folder.best_path)
 
@@ -79,8 +80,9 @@ class TimeLeft:
             took; None before the first.
     """
 
-    def __init__(self, config: Config, steps_per_epoch: int, evaluates: bool) -> None:
+    def __init__(self, config: Config, steps_per_epoch: int, total_steps: int, evaluates: bool) -> None:
         self.config, self.steps_per_epoch, self.evaluates = config, steps_per_epoch, evaluates
+        self.total_steps = total_steps
         self.evaluating: Optional[float] = None
         self.saving: Optional[float] = None
 
@@ -90,7 +92,7 @@ class TimeLeft:
 
     def seconds(self, step: int, steps_per_second: float) -> float:
         """Of what follows `step`: training at this speed, the evaluations and the checkpoints that are due."""
-        total = self.steps_per_epoch * self.config.epoch_size
+        total = self.total_steps
 
         def due(every: int) -> int:
             """How often something is done that is done so often, and at the end."""
@@ -98,7 +100,7 @@ class TimeLeft:
 
         left = (total - step) / steps_per_second
         if self.evaluates and self.evaluating:
-            left += due(self.config.val_interval * self.steps_per_epoch) * self.evaluating
+            left += due(self.config.val_steps or self.config.val_interval * self.steps_per_epoch) * self.evaluating
         if self.saving:
             left += due(self.config.ckpt_save_interval * self.steps_per_epoch) * self.saving
             if self.config.ckpt_save_steps:

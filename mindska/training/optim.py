@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import mindcv.optim.adamw
@@ -74,8 +76,34 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     its first ones, and the cooldown follows at `min_lr`. (MindCV's `create_scheduler` starts the cosine after the
     warm-up.)
 
+    A run of `max_steps` updates has a schedule in updates, as MMCV's by iteration. A warm-up in updates
+    is MMCV's, too: its factor rises linearly to 1, and multiplies the schedule.
+
     Raises:
         SettingError: an epoch has too few steps for one update, or float32 cannot hold a rate.
+    """
+    total, updates = total_updates(config, steps_per_epoch), steps_per_epoch // config.gradient_accumulation_steps
+    rates = _rates_of_steps(config, updates) if config.max_steps else _rates_of_epochs(config, updates)
+    if config.warmup_steps:
+        if config.warmup_steps >= total:
+            raise SettingError(f"warmup_steps is {config.warmup_steps}, but the run has {total} updates in all")
+        first = config.warmup_lr / config.lr
+        for update in range(config.warmup_steps):
+            rates[update] *= first + (1 - first) * update / config.warmup_steps
+    lost = next((update for update, rate in enumerate(rates) if 0 < rate < FLOAT32_TINY), None)
+    if lost is not None:
+        raise SettingError(
+            f"The learning rate falls to {rates[lost]:.3g} in epoch {lost // updates + 1}, below what float32 holds "
+            f"({FLOAT32_TINY:.3g}); raise lr or decay_rate, or let it fall less often (decay_epochs)"
+        )
+    return rates
+
+
+def total_updates(config: Config, steps_per_epoch: int) -> int:
+    """The updates of a run.
+
+    Raises:
+        SettingError: an epoch has too few steps for one, or there are too many to count.
     """
     updates = steps_per_epoch // config.gradient_accumulation_steps
     if updates == 0:
@@ -83,8 +111,29 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
             f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, but an epoch has only "
             f"{steps_per_epoch} batches, too few for one update; lower it or batch_size"
         )
+    if config.max_steps:
+        return config.max_steps
     if updates * config.epoch_size >= 2**31:  # the optimiser counts them in an int32
         raise SettingError(f"epoch_size is {config.epoch_size}: with {updates} updates each, more than 2**31 in all")
+    return updates * config.epoch_size
+
+
+def _rates_of_steps(config: Config, updates: int) -> list[float]:
+    """The schedule of a run of `max_steps` updates; steps of step_decay and multi_step_decay come after epochs."""
+    total, lowest = config.max_steps, config.min_lr
+    if config.scheduler == "polynomial_decay":
+        return [lowest + (config.lr - lowest) * (1 - update / total) ** config.power for update in range(total)]
+    if config.scheduler == "cosine_decay":
+        half = (config.lr - lowest) / 2
+        return [lowest + half * (1 + math.cos(math.pi * update / total)) for update in range(total)]
+    whole: dict[str, Any] = dict(epoch_size=-(-total // updates), max_steps=0)
+    if config.scheduler == "one_cycle":
+        whole, updates = dict(epoch_size=total, max_steps=0), 1
+    return _rates_of_epochs(replace(config, **whole, warmup_epochs=0, cooldown_epochs=0), updates)[:total]
+
+
+def _rates_of_epochs(config: Config, updates: int) -> list[float]:
+    """The schedule of a run of `epoch_size` epochs of so many updates."""
     steps = dict(steps_per_epoch=updates, epochs=config.epoch_size)
     epochs = config.epoch_size - config.cooldown_epochs
     if config.scheduler == "cosine_decay":
@@ -110,12 +159,6 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
         steps["epochs"] = config.warmup_epochs
         warmup = rise(config.warmup_lr / config.lr, 1.0, config.warmup_epochs, lr=config.lr, **steps)
         rates[: len(warmup)] = warmup
-    lost = next((update for update, rate in enumerate(rates) if 0 < rate < FLOAT32_TINY), None)
-    if lost is not None:
-        raise SettingError(
-            f"The learning rate falls to {rates[lost]:.3g} in epoch {lost // updates + 1}, below what float32 holds "
-            f"({FLOAT32_TINY:.3g}); raise lr or decay_rate, or let it fall less often (decay_epochs)"
-        )
     return rates
 
 

@@ -16,22 +16,28 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..errors import RunError, printable
+from ..evaluation import ACCURACY, Metric
 from ..files import replacing
 from .folder import set_aside, writing
 
 log = logging.getLogger("mindska")
 
-KINDS = ("averaged", "raw")  # of weights; where both are evaluated, plain top1, top5 and val_loss are of the better
-SCORES = ("top1", "top5", "val_loss")
-VALUES = (
-    *("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", *SCORES),
-    *(f"{score}_{kind}" for kind in KINDS for score in SCORES),
-)
+KINDS = ("averaged", "raw")  # of weights; where both are evaluated, the plain columns are of the better
 CROSS_ENTROPY = "cross entropy"
-COLUMNS = ("step", "epoch", "time", *VALUES)  # time: in seconds since 1970
 
 
-def read_rows(folder: Path) -> tuple[list[dict[str, str]], bool]:
+def values_of(metric: Metric) -> tuple[str, ...]:
+    """The columns of metrics.csv that are measured."""
+    of_each = (f"{score}_{kind}" for kind in KINDS for score in metric.columns)
+    return ("loss", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s", *metric.columns, *of_each)
+
+
+def columns_of(metric: Metric) -> tuple[str, ...]:
+    """The columns of metrics.csv; time: in seconds since 1970."""
+    return ("step", "epoch", "time", *values_of(metric))
+
+
+def read_rows(folder: Path, metric: Metric = ACCURACY) -> tuple[list[dict[str, str]], bool]:
     """The good rows of a run's metrics.csv, none where there is no such file; and whether there is anything else in it.
 
     A row of an earlier version lacks columns: they are empty. Half a row at the end is no damage: a killed process left
@@ -50,14 +56,14 @@ def read_rows(folder: Path) -> tuple[list[dict[str, str]], bool]:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     lines.pop()  # empty, or half a row
-    columns = lines[0].strip("\r").split(",") if lines else []
-    if not lines or not set(COLUMNS[:3]) <= set(columns):
+    columns, known = lines[0].strip("\r").split(",") if lines else [], columns_of(metric)
+    if not lines or not set(known[:3]) <= set(columns):
         return [], bool(lines)
     rows: list[dict[str, str]] = []
-    damaged = not set(columns) <= set(COLUMNS)
+    damaged = not set(columns) <= set(known)
     for line in lines[1:]:
         cells = line.strip("\r").split(",")
-        row = {name: dict(zip(columns, cells)).get(name, "") for name in COLUMNS}
+        row = {name: dict(zip(columns, cells)).get(name, "") for name in known}
         if len(cells) == len(columns) and _is_row(row, after=int(rows[-1]["step"]) if rows else 0):
             rows.append(row)
         else:
@@ -68,9 +74,9 @@ def read_rows(folder: Path) -> tuple[list[dict[str, str]], bool]:
 def _is_row(row: dict[str, str], after: int) -> bool:
     """Whether these cells are numbers, and the step comes after that of the row before."""
     try:
-        for name in COLUMNS[1:]:
-            if row[name] or name in ("epoch", "time"):
-                float(row[name])
+        for name, cell in row.items():
+            if name != "step" and (cell or name in ("epoch", "time")):
+                float(cell)
         return int(row["step"]) > after
     except ValueError:
         return False
@@ -105,8 +111,9 @@ class RunRecord:
     whatever the libraries that write them raise.
     """
 
-    def __init__(self, folder: Path, measure: str = CROSS_ENTROPY) -> None:
+    def __init__(self, folder: Path, measure: str = CROSS_ENTROPY, metric: Metric = ACCURACY) -> None:
         """measure: what the training loss is; the validation loss is the plain cross entropy."""
+        self.metric, self.columns, self.values = metric, columns_of(metric), values_of(metric)
         self.folder, self.path, self.log_path = folder, folder / "metrics.csv", folder / "train.log"
         self.measure = measure
         self.curves = folder / "curves.png"
@@ -139,13 +146,13 @@ class RunRecord:
         Raises:
             WriteError: metrics.csv cannot be written.
         """
-        rows, damaged = read_rows(self.folder)
+        rows, damaged = read_rows(self.folder, self.metric)
         self.rows = [row for row in rows if int(row["step"]) <= resumed_step]
         if damaged:
             aside = set_aside(self.path, "damaged").name
             log.warning("%s is damaged, and is now called %s; %d rows of it are good", self.path, aside, len(rows))
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
         try:
@@ -200,7 +207,7 @@ class RunRecord:
             from tensorboardX.proto.summary_pb2 import Summary
 
             for row in rows:
-                values = [Summary.Value(tag=name, simple_value=float(row[name])) for name in VALUES if row[name]]
+                values = [Summary.Value(tag=name, simple_value=float(row[name])) for name in self.values if row[name]]
                 step, seconds = int(row["step"]), float(row["time"])
                 self.events.write_event(Event(step=step, wall_time=seconds, summary=Summary(value=values)))
             self.events.flush()
@@ -223,10 +230,10 @@ class RunRecord:
         """
         given = {"step": step, "epoch": f"{epoch:.4f}", "time": f"{time.time():.3f}", **values}
         given = {name: f"{value:.8g}" if isinstance(value, float) else str(value) for name, value in given.items()}
-        row = {name: given.get(name, "") for name in COLUMNS}
+        row = {name: given.get(name, "") for name in self.columns}
         self.rows.append(row)
         with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
         self._add_events([row])
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
@@ -235,7 +242,7 @@ class RunRecord:
         return [float(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
     def draw(self) -> None:
-        """Draws curves.png: loss, accuracy and learning rate against the epoch.
+        """Draws curves.png: loss, scores and learning rate against the epoch.
 
         No picture ends a run: a warning says what fails.
         """
@@ -258,21 +265,24 @@ class RunRecord:
             from matplotlib.ticker import MaxNLocator
 
         # Losses stand on one axis only where they are the same measure.
-        apart = self.measure != CROSS_ENTROPY and bool(self.series("val_loss")[0])
+        has_loss = "val_loss" in self.columns and bool(self.series("val_loss")[0])
+        apart = self.measure != CROSS_ENTROPY and has_loss
         figure = Figure(figsize=(18 if apart else 14, 4), layout="constrained")
         panels = list(figure.subplots(1, 4 if apart else 3))
         panels[0].plot(*self.series("loss"), label="training loss")
         panels[0].set(ylabel=self.measure)
         if apart:
             panels[1].set(ylabel=f"{CROSS_ENTROPY} (another measure than the training loss)")
-        panels[int(apart)].plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
+        if "val_loss" in self.columns:
+            panels[int(apart)].plot(*self.series("val_loss"), "o-", markersize=3, label="validation loss")
         middle, right = panels[-2:]
-        middle.plot(*self.series("top1"), "o-", markersize=3, label="top-1")
-        middle.plot(*self.series("top5"), "o-", markersize=3, label="top-5")
-        middle.set(ylabel="validation accuracy in %")
+        for name, label in self.metric.shown.items():
+            middle.plot(*self.series(name), "o-", markersize=3, label=label)
+        middle.set(ylabel=f"{self.metric.what} in %")
         for kind in KINDS:
-            if any(row[f"top1_{kind}"] for row in self.rows):
-                middle.plot(*self.series(f"top1_{kind}"), "--", label=f"top-1, {kind} weights")
+            score = f"{self.metric.score}_{kind}"
+            if any(row[score] for row in self.rows):
+                middle.plot(*self.series(score), "--", label=f"{self.metric.title}, {kind} weights")
         right.plot(*self.series("lr"), label="learning rate")
         for axes in panels:
             axes.set(xlabel="epoch")

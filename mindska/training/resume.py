@@ -8,9 +8,8 @@ import logging
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mindcv
 import mindspore as ms
@@ -19,13 +18,13 @@ import PIL
 
 from .. import kernels
 from ..config import Config, differences, settings_that, to_dict
-from ..data import EvalLoader
 from ..data.datasets import Dataset
 from ..errors import RunError, SettingError, WeightsError
+from ..evaluation import Evaluator
 from ..models.factory import own_preprocessing
 from ..weights import non_default_options
 from .folder import RunFolder
-from .optim import learning_rates
+from .optim import learning_rates, total_updates
 from .state import State, read_state
 
 log = logging.getLogger("mindska")
@@ -35,6 +34,7 @@ PIXELS = dict(  # setting -> field of the record's preprocessing
 )
 # What settings.json says besides the settings, compared elsewhere or not at all.
 FACTS_OF_RUN = {"run_id", "first_save", "environment", "train_set", "step"}
+LENGTH = ("epoch_size", "max_steps")  # the settings that say how long a run is
 SHOWN = 10  # differences that a message names
 
 
@@ -67,8 +67,8 @@ def _processor() -> str:
     return " ".join([name[1].strip() if name else platform.machine(), *vectors])
 
 
-def identity(dataset: Dataset) -> dict[str, Any]:
-    """What tells a set of images from another; see `mindska.data.ImageFolder.identity`.
+def identity(dataset: Union[Dataset, Evaluator]) -> dict[str, Any]:
+    """What tells a set of images from another; see `mindska.data.ImageDataset.identity`. Or what scores are of.
 
     Raises:
         RunError: images are not there any more.
@@ -77,12 +77,6 @@ def identity(dataset: Dataset) -> dict[str, Any]:
         return dataset.identity()
     except OSError as error:
         raise RunError(f"{error.filename}: {error.strerror}; is the data folder still there?") from error
-
-
-def validation_identity(loader: EvalLoader) -> dict[str, Any]:
-    """What a score is of: which images, prepared how."""
-    pixels = asdict(loader.transform.preprocessing)
-    return json.loads(json.dumps(dict(identity(loader.dataset), preprocessing=pixels)))
 
 
 def effective_settings(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +184,7 @@ def check_same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any], 
 
 
 def check_length(folder: Path, old: dict[str, Any], config: Config, steps_per_epoch: int) -> None:
-    """Checks that a run may go on with another number of epochs.
+    """Checks that a run may go on with another number of epochs or of updates.
 
     It may where its learning rates so far are those that the longer (or shorter) run would have had, so that nothing
     tells it from that run; or where `extend` asks for the new length's schedule from here on.
@@ -198,35 +192,36 @@ def check_length(folder: Path, old: dict[str, Any], config: Config, steps_per_ep
     Raises:
         RunError: they are others, or the run is longer already.
     """
-    before, after, step = old.get("epoch_size"), config.epoch_size, old.get("step", 0)
-    if before == after:
+    name = "max_steps" if config.max_steps else "epoch_size"
+    known: dict[str, Any] = {each: old.get(each, getattr(config, each)) for each in LENGTH}
+    before, after, step = known[name], getattr(config, name), old.get("step", 0)
+    if known == {each: getattr(config, each) for each in LENGTH}:
         return
-    epochs = f"{step / steps_per_epoch:.4g}"
-    if step > after * steps_per_epoch:
+    updates = step // config.gradient_accumulation_steps
+    unit = "updates" if config.max_steps else "epochs"
+    done = str(updates) if config.max_steps else f"{step / steps_per_epoch:.4g}"
+    if updates > total_updates(config, steps_per_epoch):
         raise RunError(
-            f"{folder} holds a run of {epochs} epochs, and epoch_size is {after} now. Raise it, or choose another "
+            f"{folder} holds a run of {done} {unit}, and {name} is {after} now. Raise it, or choose another "
             f"--ckpt_save_dir"
         )
-    updates = step // config.gradient_accumulation_steps
     rates = learning_rates(config, steps_per_epoch)[:updates]
     try:
-        earlier: dict[str, Any] = dict(epoch_size=before)
-        same = learning_rates(dataclasses.replace(config, **earlier), steps_per_epoch)[:updates] == rates
+        same = learning_rates(dataclasses.replace(config, **known), steps_per_epoch)[:updates] == rates
     except (SettingError, TypeError):  # what the folder says is no such setting
         same = False
     if same:
-        log.info("epoch_size: %s -> %d: the learning rates so far are those of the new length; going on", before, after)
+        log.info("%s: %s -> %d: the learning rates so far are those of the new length; going on", name, before, after)
     elif config.extend:
         log.info(
-            "epoch_size: %s -> %d: after %s epochs, the learning rates are those of a run of %d epochs from here on "
-            "(extend)",
-            before, after, epochs, after,
+            "%s: %s -> %d: after %s %s, the learning rates are those of a run of %d %s from here on (extend)",
+            name, before, after, done, unit, after, unit,
         )  # fmt: skip
     else:
         raise RunError(
-            f"{folder} holds a run of another length (epoch_size: {before} -> {after}), and its rates depend on "
-            f"it ({config.scheduler}): for {epochs} epochs they were not those of a run of {after} epochs. --extend "
-            f"goes on with those of a run of {after} epochs from here on. Or begin another run from its weights, with "
+            f"{folder} holds a run of another length ({name}: {before} -> {after}), and its rates depend on "
+            f"it ({config.scheduler}): for {done} {unit} they were not those of a run of {after} {unit}. --extend "
+            f"goes on with those of a run of {after} {unit} from here on. Or begin another run from its weights, with "
             f"--ckpt_path {folder / (config.model + '_best.ckpt')} and another --ckpt_save_dir"
         )
 

@@ -109,9 +109,21 @@ class ScaledLoss(nn.Cell):
         self.loss = loss
         self.takes_noise = getattr(network, "noise_size", 0) > 0
 
-    def construct(self, images: Tensor, labels: Tensor, noise: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, scale: Tensor, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.network(images, noise) if self.takes_noise else self.network(images)
         loss = self.loss(logits.astype(ms.float32), labels)
+        return loss * scale, loss
+
+
+class ScaledLosses(nn.Cell):
+    """The same for a network that states itself what training minimises: the sum of its `losses(*batch)`."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, scale: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.network.losses(*batch)
         return loss * scale, loss
 
 
@@ -121,8 +133,12 @@ class TrainStep(nn.Cell):
     An update whose loss or gradients are not finite on any rank is skipped on all: no parameter, batch-norm statistic,
     average, optimiser state or schedule moves; it is counted, and a dynamic loss scale halves.
 
+    Args:
+        loss: of logits and labels; None: the network's own `losses`.
+
     Inputs:
-        images (B, C, H, W); labels (B,) int32 or (B, num_classes) float32; noise (B, noise_size) float32.
+        images (B, C, H, W); what they are compared with, such as labels (B,) int32 or (B, num_classes) float32; noise
+        (B, noise_size) float32.
 
     Returns:
         loss (mean over the ranks), global norm of the gradients before clipping (0 for a micro-batch that only
@@ -130,14 +146,19 @@ class TrainStep(nn.Cell):
     """
 
     def __init__(
-        self, network: nn.Cell, loss: nn.Cell, optimizer: nn.Optimizer, options: StepOptions, world_size: int = 1
+        self,
+        network: nn.Cell,
+        loss: Optional[nn.Cell],
+        optimizer: nn.Optimizer,
+        options: StepOptions,
+        world_size: int = 1,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.options = options
         self.network = network
         self.optimizer = optimizer
         self.weights = optimizer.parameters
-        self.scaled_loss = ScaledLoss(network, loss)
+        self.scaled_loss = ScaledLosses(network) if loss is None else ScaledLoss(network, loss)
         self.gradients = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         self.world_size = world_size
         self.all_reduce = ops.AllReduce() if world_size > 1 else None
@@ -186,8 +207,8 @@ class TrainStep(nn.Cell):
         optimizer = [p for p in self.optimizer.get_parameters() if p.name not in network]
         return own + list(self.last_good) + optimizer
 
-    def construct(self, images: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        (_, loss), gradients = self.gradients(images, labels, noise, self.loss_scale)
+    def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        (_, loss), gradients = self.gradients(self.loss_scale, *batch)
         if self.all_reduce is not None:
             loss = self.all_reduce(loss) / self.world_size
         if self.accumulated is None:

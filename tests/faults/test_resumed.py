@@ -12,9 +12,10 @@ from runs import fit, trainer
 
 from mindska.config import settings_that
 from mindska.errors import RunError
+from mindska.evaluation import ACCURACY
 from mindska.training import resume
 from mindska.training.folder import RunFolder
-from mindska.training.record import COLUMNS, RunRecord, read_rows
+from mindska.training.record import RunRecord, columns_of, read_rows
 from mindska.training.state import Progress
 from mindska.weights.files import read_file, write_checkpoint
 from mindska.weights.source import open_source
@@ -207,7 +208,7 @@ def test_damaged_metrics_are_set_aside_and_rebuilt(tmp_path, content, good, dama
         record.begin(10)
         record.add(11, 5.5, loss=1.0)
     assert [int(row["step"]) for row in rows(tmp_path)] == [*good, 11]
-    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert path.read_text().splitlines()[0] == ",".join(columns_of(ACCURACY))
     assert [other.read_bytes() for other in tmp_path.glob("metrics.csv.damaged")] == [content] * damaged
 
 

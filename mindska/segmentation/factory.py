@@ -9,6 +9,7 @@ import mindcv
 from mindcv.models.registry import get_pretrained_cfg, register_model
 
 from ..errors import SettingError
+from ..models import factory
 from ..models.factory import AFTER_CREATION, OUR_MODELS
 from .deeplabv3 import DeepLabV3
 from .segmenter import Segmenter
@@ -37,6 +38,15 @@ def card(name: str) -> dict[str, Any]:
     method, backbone = parts
     first = f"backbone.{get_pretrained_cfg(backbone)['first_conv']}"
     return dict(url="", first_conv=first, classifier="decode_head.conv_seg", **METHODS[method].card)
+
+
+def own_preprocessing(name: str) -> dict[str, Any]:
+    """What a segmenter or another model expects of an image: the arguments of `mindska.data.Preprocessing`."""
+    if not split_name(name):
+        return factory.own_preprocessing(name)
+    own = card(name)
+    size = tuple(own["input_size"][1:])
+    return dict(image_size=size, **{key: own[key] for key in ("crop_pct", "interpolation", "mean", "std")})
 
 
 def create_segmenter(

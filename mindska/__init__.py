@@ -19,17 +19,21 @@ __version__ = "0.1.0"
 from . import distributed, streams
 
 if TYPE_CHECKING:
-    from . import acceleration, models, weights
+    from . import acceleration, models, segmentation, weights
+    from .segmentation.factory import create_segmenter
 
-__all__ = ["acceleration", "distributed", "models", "weights"]
+MODULES = ("acceleration", "distributed", "models", "segmentation", "weights")
+__all__ = ["acceleration", "create_segmenter", "distributed", "models", "segmentation", "weights"]
 
 streams.fill_standard_descriptors()
 distributed.prepare()  # libraries read the environment when they load: before MindSpore does
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "create_segmenter":
+        return importlib.import_module(f"{__name__}.segmentation.factory").create_segmenter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -51,6 +55,7 @@ def _remove_destructor() -> None:
 def _register_models() -> None:
     """Has `mindcv.create_model` know our models."""
     importlib.import_module("mindska.models")
+    importlib.import_module("mindska.segmentation.factory")
 
 
 def _complete_models() -> None:

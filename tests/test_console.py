@@ -18,6 +18,7 @@ from tiny import make_images
 from mindska import commands, config, names, recipes
 from mindska.arguments import ALIASES, Parser, add_use_ema
 from mindska.models import factory
+from mindska.segmentation import factory as segmentation
 
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
 
@@ -82,11 +83,16 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch, capsys):
 
 def test_models_are_known_without_loading_them():
     assert sorted(names.OUR_MODELS) == sorted(factory.OUR_MODELS)
-    theirs = (
-        {name for name in mindcv.list_models() if mindcv.is_model(name)} - set(names.OUR_MODELS) - {"tiny", "tiny_bn"}
-    )
+    assert list(segmentation.METHODS) == list(names.SEGMENTATION_METHODS)
+    registered = {name for name in mindcv.list_models() if mindcv.is_model(name)}
+    assert registered & set(names.OUR_SEGMENTERS) == set(segmentation.SEGMENTERS)
+    theirs = registered - set(names.OUR_MODELS) - set(names.OUR_SEGMENTERS) - {"tiny", "tiny_bn"}
     assert names._in_mindcvs_sources() == theirs
     assert "tiny" in names.known_models()  # registered by this program
+    assert not names.known_models() & set(names.OUR_SEGMENTERS)
+    names.check_segmenter("upernet_sk_resnet18")
+    with pytest.raises(config.ConfigError, match="no network for segmentation; did you mean semantic_fpn_van_tiny"):
+        names.check_segmenter("semantic_fpn_van_tin")
 
 
 MISTAKES = [

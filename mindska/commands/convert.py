@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from mindska.arguments import Parser, add_model, add_overwrite, add_use_ema
 from mindska.errors import SettingError, clear_errors, printable
 from mindska.files import check_target, check_there, user_path
-from mindska.names import OUR_MODELS
+from mindska.names import OUR_MODELS, OUR_SEGMENTERS
 
 if TYPE_CHECKING:
     from mindska.weights import Weights
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = Parser(description=__doc__, aliases={"--ckpt_path": "--from"})
     add_model(
-        parser, OUR_MODELS, "model of mindska; default: the one that the file names, or the only one that it fits"
+        parser,
+        (*OUR_MODELS, *OUR_SEGMENTERS),
+        "model of mindska; default: the one that the file names, or the only one that it fits",
     )
     parser.add_argument(
         "--from", dest="source", required=True, type=user_path, metavar="FILE", help="weights to convert"
@@ -52,14 +54,16 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 
 def renew_classifier(weights: Weights, num_classes: int) -> None:
     """Puts a classifier for other classes, with initial values, in the place of the file's."""
-    import mindcv
     import mindspore as ms
 
-    from mindska.weights.convert import HEAD
+    from mindska.weights.convert import classifier_prefixes, create
 
     ms.set_seed(0)
-    new = mindcv.create_model(weights.model, num_classes).get_parameters()
-    weights.parameters.update({p.name: p.asnumpy() for p in new if p.name.startswith(HEAD)})
+    heads, new = classifier_prefixes(weights.model), create(weights.model, num_classes).get_parameters()
+    own = {p.name: p.asnumpy() for p in new if p.name.startswith(heads)}
+    if weights.num_classes is not None:  # a segmenter may be without its auxiliary head
+        own = {name: value for name, value in own.items() if name in weights.parameters}
+    weights.parameters.update(own)
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -32,14 +32,14 @@ __all__ = ["SkaNet"]
 GRAPH_REDUCTIONS = (4, 2, 1, 1)  # pooling of the graph's keys, by stage
 
 
-def fewest_nodes(height: int, width: int) -> int:
+def fewest_nodes(height: int, width: int, reductions: tuple[int, ...] = STRIDES) -> int:
     """The smallest number of graph nodes among the stages for an input of height x width pixels."""
-    return min((-(-height // s) // r) * (-(-width // s) // r) for s, r in zip(STRIDES, GRAPH_REDUCTIONS))
+    return min((-(-height // s) // r) * (-(-width // s) // r) for s, r in zip(reductions, GRAPH_REDUCTIONS))
 
 
-def why_too_small(height: int, width: int, k: int) -> str:
+def why_too_small(height: int, width: int, k: int, reductions: tuple[int, ...] = STRIDES) -> str:
     """Why images of so few pixels are too small for `k` neighbours a node; empty when they are not."""
-    nodes = fewest_nodes(height, width)
+    nodes = fewest_nodes(height, width, reductions)
     if nodes >= k:
         return ""
     return (
@@ -49,9 +49,9 @@ def why_too_small(height: int, width: int, k: int) -> str:
 
 
 @constexpr
-def check_input_size(height: int, width: int, k: int) -> None:
+def check_input_size(height: int, width: int, k: int, reductions: tuple[int, ...]) -> None:
     """SettingError when a stage has fewer nodes than the `k` neighbours it needs."""
-    refuse_too_small(partial(why_too_small, k=k), height, width)
+    refuse_too_small(partial(why_too_small, k=k, reductions=reductions), height, width)
 
 
 class SplitKernelAttention(nn.Cell):
@@ -95,10 +95,10 @@ class SkaNet(Pyramid):
 
     def why_too_small(self, height: int, width: int) -> str:
         """A stage must have `k` nodes."""
-        return why_too_small(height, width, self.k)
+        return why_too_small(height, width, self.k, self.reductions)
 
     def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
-        check_input_size(x.shape[2], x.shape[3], self.k)
+        check_input_size(x.shape[2], x.shape[3], self.k, self.reductions)
         return super().forward_stages(x, noise)
 
 

@@ -25,7 +25,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, initializer
 
 from .factory import register_variants
-from .layers.backbone import Backbone
+from .layers.backbone import Backbone, stage_strides
 from .layers.blocks import DropPath, batch_norm, conv
 from .layers.pooling import StemPool
 
@@ -103,10 +103,7 @@ class SKUnit(nn.Cell):
 
     def __init__(self, reduce: nn.Cell, sk: nn.Cell, increase: nn.Cell, proj: nn.Cell, drop_path: float) -> None:
         super().__init__()
-        self.reduce = reduce
-        self.sk = sk
-        self.increase = increase
-        self.proj = proj
+        self.reduce, self.sk, self.increase, self.proj = reduce, sk, increase, proj
         self.drop_path = DropPath(drop_path)
 
     def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
@@ -147,13 +144,14 @@ class SKNet(Backbone):
         zero_init_last: bool = False,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
+        output_stride: Optional[int] = None,
         **kwargs,
     ) -> None:
         first, pooled = (1, 1) if stem == "cifar" else (2, 4)  # strides after the stem's convolution, and its pooling
-        strides = [pooled * 2**i for i in range(len(depths))]
+        placed = stage_strides([pooled * 2**i for i in range(len(depths))], output_stride)
         names = ["stem", *(f"stages.{i}" for i in range(len(depths)))]
-        kwargs.update(in_channels=in_channels, drop_path_rate=drop_path_rate)
-        super().__init__((64, *channels), (first, *strides), names, sum(depths), **kwargs)
+        kwargs.update(in_channels=in_channels, drop_path_rate=drop_path_rate, output_stride=output_stride)
+        super().__init__((64, *channels), (first, *(entry[0] for entry in placed)), names, sum(depths), **kwargs)
         self.stem = ConvNorm(in_channels, 64, momentum, kernel=3 if stem == "cifar" else 7, stride=first)
         self.pool = {
             "caffe": StemPool(padded=False),
@@ -163,9 +161,9 @@ class SKNet(Backbone):
         }[stem]
         self.options["stem"], self.smallest_side = stem, 3 if stem == "caffe" else 1  # for one window of its pooling
 
-        def unit(cin: int, stage: int, stride: int, drop_path: float) -> SKUnit:
-            width, cout = widths[stage], channels[stage]
-            kernels = dict(paths=paths, group=groups, stride=stride, momentum=momentum, split_input=split_input)
+        def unit(cin: int, stage: int, stride: int, dilation: int, drop_path: float) -> SKUnit:
+            width, cout, dilated = widths[stage], channels[stage], [(k, d * dilation) for k, d in paths]
+            kernels = dict(paths=dilated, group=groups, stride=stride, momentum=momentum, split_input=split_input)
             keeps_shape = stride == 1 and cin == cout
             return SKUnit(
                 reduce=ConvNorm(cin, width, momentum) if bottleneck else nn.Identity(),
@@ -175,12 +173,12 @@ class SKNet(Backbone):
                 drop_path=drop_path,
             )
 
-        rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
-        stages, cin = [], 64
+        rates, stages, cin = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist()), [], 64
         for stage, depth in enumerate(depths):
             units = []
             for i in range(depth):
-                units.append(unit(cin, stage, 2 if stage and i == 0 else 1, next(rates)))
+                strided = placed[stage][1:] if stage and i == 0 else (1, 1)
+                units.append(unit(cin, stage, *strided, next(rates)))
                 cin = channels[stage]
             stages.append(nn.CellList(units))
         self.stages = nn.CellList(stages)

@@ -7,11 +7,12 @@ from typing import Any, Union
 
 import numpy as np
 
-from . import skanet, sknet, van
+from ..segmentation.factory import split_name
+from . import segmentation, skanet, sknet, van
 
-__all__ = ["create", "rms", "skanet", "sknet", "van"]
+__all__ = ["create", "rms", "segmentation", "skanet", "sknet", "van"]
 
-Reference = Union[skanet.SkaNet, sknet.SKNet, van.VAN]
+Reference = Union[skanet.SkaNet, sknet.SKNet, van.VAN, segmentation.Segmenter]
 
 
 def create(model_name: str, **options: Any) -> Reference:
@@ -21,6 +22,9 @@ def create(model_name: str, **options: Any) -> Reference:
         KeyError: there is no such model.
         TypeError: the reference does not have an option.
     """
+    parts = split_name(model_name)
+    if parts:
+        return segmentation.create(*parts, **options)
     families = {"skanet": skanet, "van": van}
     return families.get(model_name.split("_")[0], sknet).create(model_name, **options)
 

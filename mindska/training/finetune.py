@@ -12,7 +12,7 @@ from mindspore import Parameter, nn
 
 from ..config import Config
 from ..errors import ConfigError, few
-from ..weights.loading import classifier_prefix
+from ..weights.convert import classifier_prefixes
 
 log = logging.getLogger("mindska")
 
@@ -37,7 +37,7 @@ def frozen_parts(config: Config, names: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the network has no such part, or no other one.
     """
-    head = classifier_prefix(config.model)
+    head = classifier_prefixes(config.model)
     frozen = [prefix.rstrip(".") for prefix in config.freeze]
     for prefix in frozen:
         if not any(is_part(name, [prefix]) for name in names):
@@ -52,9 +52,9 @@ def frozen_parts(config: Config, names: Sequence[str]) -> list[str]:
         if not any(name.startswith(head) for name in names):
             raise ConfigError(
                 f"freeze_backbone: which parameters of {config.model} are its classifier is not known (none begins "
-                f"with {head}); name what to freeze with --freeze: {few(parts(names), 30)}"
+                f"with {' or '.join(head)}); name what to freeze with --freeze: {few(parts(names), 30)}"
             )
-        frozen += [part for part in parts(names) if not part.startswith(head.rstrip("."))]
+        frozen += [part for part in parts(names) if not part.startswith(tuple(h.rstrip(".") for h in head))]
     if frozen and all(is_part(name, frozen) for name in names):
         raise ConfigError(f"freeze names every part of {config.model}: there is nothing left to train")
     return frozen
@@ -91,7 +91,7 @@ def frozen_norms(network: nn.Cell) -> list[nn.Cell]:
     return [cell for name, cell in cells if isinstance(cell, norms) and is_part(name, prefixes)]
 
 
-def layer_numbers(names: Sequence[str], head: str) -> Optional[dict[str, int]]:
+def layer_numbers(names: Sequence[str], head: tuple[str, ...]) -> Optional[dict[str, int]]:
     """The layer of each parameter, for the layer-wise decay of the learning rate; None: the network has no stages.
 
     As timm counts ConvNeXt's, and BEiT (Bao et al., 2022) its own: 0 is what comes before the first block (the stem, or
@@ -100,7 +100,7 @@ def layer_numbers(names: Sequence[str], head: str) -> Optional[dict[str, int]]:
 
     Args:
         names: of the parameters.
-        head: how the names of the classifier's begin.
+        head: how the names of the classifier's begin, by one of these.
     """
     blocks = sorted({(int(m[1]), int(m[2])) for m in map(BLOCK.match, names) if m})
     if not blocks:
@@ -129,7 +129,7 @@ def learning_rate_factors(config: Config, network: nn.Cell) -> dict[str, float]:
         ConfigError: the network has no stages of blocks, or it is not known which is its classifier.
     """
     names = [p.name for p in network.trainable_params()]
-    head, factors = classifier_prefix(config.model), dict.fromkeys(names, 1.0)
+    head, factors = classifier_prefixes(config.model), dict.fromkeys(names, 1.0)
     if config.layer_decay is not None:
         numbers = layer_numbers([p.name for p in network.get_parameters()], head)
         if numbers is None:
@@ -148,7 +148,7 @@ def learning_rate_factors(config: Config, network: nn.Cell) -> dict[str, float]:
         if not any(name.startswith(head) for name in names):
             raise ConfigError(
                 f"backbone_lr_factor: which trained parameters of {config.model} are its classifier is not known (none "
-                f"begins with {head}); leave it out"
+                f"begins with {' or '.join(head)}); leave it out"
             )
         factors = {n: f if n.startswith(head) else f * config.backbone_lr_factor for n, f in factors.items()}
     return factors

@@ -10,30 +10,73 @@ from typing import Any, Optional
 
 import mindcv
 import numpy as np
-from mindcv.models.registry import get_pretrained_cfg
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from .. import kernels
 from ..errors import WeightsError, formatted_list
 from ..models.factory import OUR_MODELS
+from ..segmentation.factory import METHODS, card, create_segmenter, split_name
 from .names import Dialect, dialects
-from .wrappers import COUNTERS, is_array, split
+from .wrappers import COUNTERS, Named, is_array, split
 
 log = logging.getLogger("mindska")
 
 HEAD = "classifier."
+AUXILIARY = "auxiliary_head."  # of segmenters, for training only
+CLASSIFIERS = ("decode_head.conv_seg.", f"{AUXILIARY}conv_seg.")  # of segmenters
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
+
+
+def is_ours(model_name: str) -> bool:
+    """Whether it is a model of ours, a segmenter ("semantic_fpn_van_tiny": any method and backbone) included."""
+    return model_name in OUR_MODELS or split_name(model_name) is not None
+
+
+def check_ours(model_name: str) -> None:
+    """ValueError where it is no model of ours."""
+    if not is_ours(model_name):
+        raise ValueError(
+            f"{model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}; and for segmentation "
+            f"{', '.join(METHODS)}, an underscore, and one of these"
+        )
+
+
+def create(model_name: str, num_classes: Optional[int] = None) -> nn.Cell:
+    """A model of ours with initial values, a segmenter included; `num_classes` None: its default.
+
+    Raises:
+        ValueError: the model is unknown.
+    """
+    check_ours(model_name)
+    keywords = {} if num_classes is None else dict(num_classes=num_classes)
+    return (create_segmenter if split_name(model_name) else mindcv.create_model)(model_name, **keywords)
 
 
 @cache
 def _blank(model_name: str) -> nn.Cell:
     """A model of ours as it is made by default, without values."""
-    if model_name not in OUR_MODELS:
-        raise ValueError(f"{model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
     with no_init_parameters(), kernels.plain():  # the plain cells are made faster
-        return mindcv.create_model(model_name)
+        return create(model_name)
+
+
+def classifier_prefixes(model_name: str) -> tuple[str, ...]:
+    """How the names of the parameters begin whose first axis is the classes; the model may be any of MindCV's."""
+    if split_name(model_name):
+        return CLASSIFIERS
+    classifier = card(model_name).get("classifier")
+    return (f"{classifier}." if isinstance(classifier, str) and classifier else HEAD,)
+
+
+def optional_prefix(model_name: str) -> str:
+    """How the names of the parameters begin without which there is a network: a classifier, or an auxiliary head."""
+    return AUXILIARY if split_name(model_name) else HEAD
+
+
+def in_network(named: Named, model_name: str) -> Named:
+    """A file's weights, those of a backbone in a segmenter under names that say so."""
+    return named.whole() if split_name(model_name) else named
 
 
 def default_options(model_name: str) -> dict[str, Any]:
@@ -53,7 +96,7 @@ def parameter_shapes(model_name: str) -> dict[str, tuple[int, ...]]:
 
 def first_weight(model_name: str) -> str:
     """The parameter's name of the first convolution's weight."""
-    return f"{get_pretrained_cfg(model_name)['first_conv']}.weight"
+    return f"{card(model_name)['first_conv']}.weight"
 
 
 def for_channels(weights: dict[str, np.ndarray], model_name: str, in_channels: int) -> dict[str, np.ndarray]:
@@ -66,7 +109,7 @@ def for_channels(weights: dict[str, np.ndarray], model_name: str, in_channels: i
     Raises:
         WeightsError: the weights take another number of channels than 1 or 3.
     """
-    name = first_weight(model_name) if model_name in OUR_MODELS else ""
+    name = first_weight(model_name) if is_ours(model_name) else ""
     if name not in weights or weights[name].shape[1] == in_channels:
         return weights
     first, found = weights[name], weights[name].shape[1]
@@ -115,9 +158,10 @@ def from_torch(model_name: str, state_dict: Mapping, use_ema: Optional[bool] = N
 
     Recognised by their names: the authors' (SkaNet, VAN, LSKA), timm's for the SK-ResNets, and mmsegmentation's for
     LSKA's backbone. The latter have no classifier: they fit a network made with `features_only`, and `norm_eps=1e-5`.
+    Of segmenters, MMSegmentation's (semantic FPN, UPerNet) and ml-cvnets' (DeepLabv3), on a backbone with any of these.
 
     Args:
-        model_name: a model of mindska, for example "skanet_s".
+        model_name: a model of mindska, for example "skanet_s" or "semantic_fpn_van_tiny".
         state_dict: the state dict (values: torch tensors or numpy arrays), or the authors' checkpoint around it
             (`state_dict`, `state_dict_ema`, `model`, `model_ema`, ...; with or without the prefix `module.`).
         use_ema: True for the averaged weights, False for the raw ones, None for the averaged where there are any.
@@ -125,7 +169,7 @@ def from_torch(model_name: str, state_dict: Mapping, use_ema: Optional[bool] = N
     Raises:
         WeightsError: keys are missing or unknown, have other shapes, or no finite real values; the message lists them.
     """
-    named = split(state_dict).take(use_ema)[0]
+    named = in_network(split(state_dict).take(use_ema)[0], model_name)
     return translate(model_name, named.arrays, "torch", beside=named.beside)[0]
 
 
@@ -152,9 +196,9 @@ def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str,
     Raises:
         WeightsError: parameters are missing; the message lists them.
     """
-    mapping = key_map(model_name)
-    if not any(name.startswith(HEAD) for name in parameters):  # a backbone's
-        mapping = {name: key for name, key in mapping.items() if not name.startswith(HEAD)}
+    mapping, optional = key_map(model_name), optional_prefix(model_name)
+    if not any(name.startswith(optional) for name in parameters):  # a backbone's
+        mapping = {name: key for name, key in mapping.items() if not name.startswith(optional)}
     missing = [name for name in mapping if name not in parameters]
     if missing:
         raise WeightsError(f"These parameters are not {model_name}'s." + formatted_list("missing", missing))
@@ -167,18 +211,19 @@ def _differences(
     """Missing keys, unknown keys, and keys of another shape. Numbers of classes and of input channels are left open."""
     shapes, mapping = parameter_shapes(model_name), key_map(model_name, dialect)
     wanted, first = set(mapping.values()), first_weight(model_name)
+    classifiers, optional = classifier_prefixes(model_name), optional_prefix(model_name)
 
     def fits(name: str, found: tuple[int, ...]) -> bool:
         expected = shapes[name]
-        if name.startswith(HEAD):
+        if name.startswith(classifiers):
             return found[1:] == expected[1:] and len(found) == len(expected)
         return found == ((*expected[:1], *found[1:2], *expected[2:]) if name == first else expected)
 
     absent = [name for name, key in mapping.items() if key not in source]
-    backbone = all(name.startswith(HEAD) for name in absent) and not any(
-        key in source for name, key in mapping.items() if name.startswith(HEAD)
+    alone = all(name.startswith(optional) for name in absent) and not any(
+        key in source for name, key in mapping.items() if name.startswith(optional)
     )
-    missing = [] if backbone else [mapping[name] for name in absent]
+    missing = [] if alone else [mapping[name] for name in absent]
     # A number or a text is no weight of any model of ours.
     unknown = [str(key) for key, value in source.items() if key not in wanted and key not in beside and _shape(value)]
     wrong = [
@@ -196,8 +241,11 @@ def _without_counters(source: Mapping) -> dict[str, Any]:
 
 def suggestion(model_name: str, source: Mapping, *frameworks: str, beside: Collection[str] = ()) -> str:
     """Return ", but NAME's" where the weights fit a relative of the model (another kernel or size), else nothing."""
-    family = OUR_MODELS.get(model_name)
-    relatives = [name for name, module in OUR_MODELS.items() if module == family and name != model_name]
+    method, backbone = split_name(model_name) or ("", model_name)
+    family = OUR_MODELS.get(backbone)
+    relatives = [name for name, module in OUR_MODELS.items() if module == family and name != backbone]
+    if method:
+        relatives = [f"{method}_{name}" for name in relatives]
     fitting = models_that_fit(source, *frameworks, among=relatives, beside=beside)
     return f", but {' or '.join(fitting)}'s" if fitting else ""
 
@@ -258,7 +306,7 @@ def translate(
 def _headless(model_name: str, source: Mapping, dialect: Dialect, *others: list[str]) -> str:
     """A sentence when nothing but a known classifier is missing; `others`: what else is missing or wrong."""
     head = [key for name, key in key_map(model_name, dialect).items() if name.startswith(HEAD)]
-    if any(others) or any(key in source for key in head):
+    if not head or any(others) or any(key in source for key in head):
         return ""
     return (
         f" All of its backbone is there; its classifier ({' and '.join(head)}) is missing, and there are others that "

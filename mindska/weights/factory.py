@@ -10,7 +10,7 @@ from mindcv.models import model_factory
 from mindcv.models.features import FeatureExtractWrapper
 from mindspore import nn
 
-from ..models.factory import OUR_MODELS
+from .convert import is_ours
 from .loading import open_weights
 
 _mindcvs = model_factory.load_model_checkpoint
@@ -19,7 +19,7 @@ _mindcvs = model_factory.load_model_checkpoint
 def _load_model_checkpoint(model: nn.Cell, checkpoint_path: str = "", ema: bool = False, auto_mapping: bool = False):
     # MindCV's loader does nothing, without a word, when the file is missing or no name fits.
     inner = model.net if isinstance(model, FeatureExtractWrapper) else model
-    if getattr(inner, "model_name", None) in OUR_MODELS:
+    if is_ours(getattr(inner, "model_name", "")):
         open_weights(checkpoint_path, inner.model_name, ema or None).load_into(inner)
     else:
         _mindcvs(model, checkpoint_path, ema, auto_mapping)

@@ -13,21 +13,28 @@ from typing import Any, Optional, Union
 import mindcv
 import mindspore as ms
 import numpy as np
-from mindcv.models.registry import get_pretrained_cfg
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from ..data.transforms import Preprocessing
 from ..errors import SettingError, WeightsError, few, formatted_list, printable
-from ..models.factory import OUR_MODELS, own_preprocessing
+from ..models.factory import OUR_MODELS
+from ..models.layers.backbone import Backbone
+from ..segmentation.factory import create_segmenter, own_preprocessing, split_name
 from .convert import (
+    AUXILIARY,
     HEAD,
     check_finite,
+    check_ours,
+    classifier_prefixes,
     default_options,
     first_weight,
     for_channels,
+    in_network,
+    is_ours,
     key_map,
     models_that_fit,
+    optional_prefix,
     suggestion,
     translate,
 )
@@ -40,12 +47,6 @@ log = logging.getLogger("mindska")
 
 UNSAID = ("num_batches_tracked", "n_averaged", "steps")  # counters of PyTorch's and MMEngine's, in most of their files
 KEPT = ("class_names", "epoch", "metric", "top1")  # of a file's record, in the record of a file made from it
-
-
-def classifier_prefix(model_name: str) -> str:
-    """How the names of the parameters of a model's classifier begin; the model may be any of MindCV's."""
-    classifier = get_pretrained_cfg(model_name).get("classifier")
-    return f"{classifier}." if isinstance(classifier, str) and classifier else HEAD
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Weights:
     @property
     def num_classes(self) -> Optional[int]:
         """Number of classes; None of a backbone, which has no classifier."""
-        head = classifier_prefix(self.model)
+        head = classifier_prefixes(self.model)[0]
         last = self.parameters.get(f"{head}bias", self.parameters.get(f"{head}weight"))
         return None if last is None or not last.shape else len(last)
 
@@ -125,6 +126,8 @@ class Weights:
             names=self.dialect.name,
             averaged=origin.averaged or origin.record.get("source", {}).get("averaged", False),
         )
+        if split_name(self.model):
+            record["task"] = "segmentation"
         if "source" in origin.record:  # it was made from another file itself
             record["source"]["source"] = origin.record["source"]
         return record
@@ -133,18 +136,31 @@ class Weights:
         """The network with these weights, for inference; of a backbone, the one that returns its features."""
         keywords = dict(self.non_default_options, features_only=self.num_classes is None)
         with no_init_parameters():
+            if split_name(self.model):
+                return self._segmenter()
             net = mindcv.create_model(self.model, self.num_classes or 1000, in_channels=self.in_channels, **keywords)
         self.load_into(getattr(net, "net", net))
         return net.set_train(False)
 
+    def _segmenter(self) -> nn.Cell:
+        auxiliary = any(name.startswith(AUXILIARY) for name in self.parameters)
+        keywords = dict(self.non_default_options, auxiliary_head=auxiliary)
+        net = create_segmenter(self.model, num_classes=self.num_classes, in_channels=self.in_channels, **keywords)
+        self.load_into(net)
+        return net.set_train(False)
+
     def load_into(self, network: nn.Cell) -> None:
         """Puts them into a network, strictly (see `load_into`).
+
+        The backbone of a segmenter, `segmenter.backbone`, takes the weights of a classifier.
 
         Raises:
             WeightsError: they do not fit, or were trained with other options than the network was made with.
         """
         path = self.source.path
         for name, value in self.options.items():
+            if name == "output_stride":
+                continue  # weights are made for another one as well: 16 first, then 8 from these
             if name in network.options and value != network.options[name]:
                 raise WeightsError(
                     f"{path} was trained with {name}={value!r}; the network was made with {network.options[name]!r}. "
@@ -153,12 +169,12 @@ class Weights:
         load_into(network, self._with_classifier_of(network) if self.new_classifier else self.parameters, str(path))
 
     def _with_classifier_of(self, network: nn.Cell) -> dict[str, np.ndarray]:
-        head = classifier_prefix(self.model)
+        head = classifier_prefixes(self.model)
         own = {p.name: p.asnumpy() for p in network.get_parameters() if p.name.startswith(head)}
         if not own:
             raise WeightsError(
                 f"{self.source.path} has other classes than the data, and which parameters of {self.model} are its "
-                f"classifier is not known (none begins with {head}); make a new one in a file of your own"
+                f"classifier is not known (none begins with {' or '.join(head)}); make a new one in a file of your own"
             )
         return {**{name: value for name, value in self.parameters.items() if not name.startswith(head)}, **own}
 
@@ -168,7 +184,7 @@ class Weights:
 
     def reordered(self, order: Sequence[int]) -> Weights:
         """The same with the classes in another order; order: the old number of each."""
-        head = classifier_prefix(self.model)
+        head = classifier_prefixes(self.model)
         moved = {name: value[list(order)] for name, value in self.parameters.items() if name.startswith(head)}
         return replace(self, parameters={**self.parameters, **moved})
 
@@ -203,7 +219,7 @@ def open_weights(
     if model and recorded and model != recorded:
         raise WeightsError(f"{path} holds {recorded}, but the model asked for is {model}; leave --model out")
     name = model or recorded
-    if any_model and name and name not in OUR_MODELS:
+    if any_model and name and not is_ours(name):
         if source.kind not in ("MindSpore", "safetensors"):
             raise WeightsError(f"{path} is of {source.kind}; of {name}, which is MindCV's, MindSpore's files are read")
         parameters = as_saved(source.named)
@@ -216,10 +232,13 @@ def open_weights(
 def _translated(source: Source, model_name: str) -> Weights:
     path = source.path
     model_name = model_name or _only_model(source)
-    if model_name not in OUR_MODELS:
-        raise WeightsError(f"{path}: {model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}")
     try:
-        parameters, dialect = translate(model_name, source.arrays, *source.frameworks, beside=source.named.beside)
+        check_ours(model_name)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    named = in_network(source.named, model_name)
+    try:
+        parameters, dialect = translate(model_name, named.arrays, *source.frameworks, beside=named.beside)
     except WeightsError as error:
         raise WeightsError(f"{path} does not fit {model_name}. {error}{_hints(source, model_name)}") from None
     recorded, default = source.record.get("network", {}), default_options(model_name)
@@ -231,8 +250,8 @@ def _translated(source: Source, model_name: str) -> Weights:
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default[name], bool):
             raise WeightsError(f"{path}: its record says {name}={value!r}; expected something like {default[name]!r}")
     used = set(key_map(model_name, dialect).values())
-    unused = [key for key in source.arrays if key not in used and key.rpartition(".")[2] not in UNSAID]
-    _say_left_out(source, [*(source.named.in_file[key] for key in unused), *source.named.left_out])
+    unused = [key for key in named.arrays if key not in used and key.rpartition(".")[2] not in UNSAID]
+    _say_left_out(source, [*(named.in_file[key] for key in unused), *named.left_out])
     return Weights(model_name, parameters, source, dialect)
 
 
@@ -288,10 +307,14 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
         WeightsError: names or shapes differ; the message lists them, or says that the network has other classes or
             channels, or that the classifier is missing, and what to do. The network is then unchanged.
     """
-    parameters = {p.name: p for p in net.get_parameters()}
+    # A backbone inside another network has its own names there.
+    named = net.parameters_and_names() if isinstance(net, Backbone) else ((p.name, p) for p in net.get_parameters())
+    parameters = dict(named)
     missing = [name for name in parameters if name not in weights]
     headless = getattr(net, "features_only", False) or getattr(net, "num_classes", None) == 0
-    head = [name for name in weights if headless and name.startswith(HEAD)]
+    optional = optional_prefix(getattr(net, "model_name", ""))
+    headless = headless or (optional == AUXILIARY and not net.has_auxiliary)
+    head = [name for name in weights if headless and name.startswith(optional)]
     others = [name for name in weights if name not in parameters and name not in head]
     numbers = [name for name in others if not weights[name].shape]
     unknown = [name for name in others if name not in numbers]
@@ -313,7 +336,8 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
     if numbers:
         log.warning("%s also has numbers that are no part of the network: %s", printable(source), few(numbers))
     if head:
-        log.warning("%s: its classifier is left out, for the network has none", printable(source))
+        what = "classifier" if optional == HEAD else "auxiliary head"
+        log.warning("%s: its %s is left out, for the network has none", printable(source), what)
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
 
@@ -329,15 +353,21 @@ def _other_network(
 
     An empty string when something else differs. `wrong`: name -> shape in the file, shape in the network.
     """
-    if model_name not in OUR_MODELS or unknown or not all(name.startswith(HEAD) for name in missing):
+    optional = optional_prefix(model_name)
+    if not is_ours(model_name) or unknown or not all(name.startswith(optional) for name in missing):
         return ""
-    head = [name for name in wrong if name.startswith(HEAD)]
+    head = [name for name in wrong if name.startswith(classifier_prefixes(model_name))]
     stem = [name for name in wrong if name == first_weight(model_name)]
     if len(head) + len(stem) < len(wrong) or (missing and head):
         return ""
     said = [f"{source} holds {model_name}'s weights."]
     new = f"mindska convert --model {model_name} --from {source} --to NEW.ckpt --num_classes"
-    if missing:
+    if missing and optional == AUXILIARY:
+        said.append(
+            "The auxiliary head is missing, which is for training only, and the network has one. Make the network with "
+            "auxiliary_head=False."
+        )
+    elif missing:
         said.append(
             f"The classifier is missing (it is a backbone), and the network has one. For features, make the network "
             f"with features_only=True. To train a classifier on this backbone, pass the file to `mindska train` as "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
+
+from ..segmentation.factory import split_name
 
 Rule = tuple[str, Union[str, Callable[[re.Match], str]]]
 
@@ -189,6 +191,28 @@ class Dialect:
         return name
 
 
+# Heads of segmenters: MMSegmentation's (semantic FPN, UPerNet), and ml-cvnets' (DeepLabv3).
+MMSEGMENTATION: tuple[Rule, ...] = (
+    (r"^(neck\.(?:lateral|fpn)_convs\.\d+)\.", r"\1.conv."),
+    # Enlargements stand between the convolutions.
+    (r"(\.scale_heads\.\d+)\.convs\.(\d+)\.", lambda match: f"{match[1]}.{2 * int(match[2])}."),
+    (r"\.psp\.convs\.(\d+)\.", r".psp_modules.\1.1."),
+    (r"\.norm\.", ".bn."),
+    *TORCH_NORM,
+)
+CVNETS: tuple[Rule, ...] = (
+    (r"^decode_head\.aspp\.4\.", "seg_head.aspp.aspp_layer.convs.4.aspp_pool.conv_1x1.block."),
+    (r"^decode_head\.aspp\.(\d)\.", r"seg_head.aspp.aspp_layer.convs.\1.block."),
+    (r"^decode_head\.project\.", "seg_head.aspp.aspp_layer.project.block."),
+    (r"^decode_head\.conv_seg\.", "seg_head.classifier.block.conv."),
+    (r"^auxiliary_head\.convs\.0\.", "seg_head.aux_head.0.block."),
+    (r"^auxiliary_head\.conv_seg\.", "seg_head.aux_head.2.block.conv."),
+    *TORCH_NORM,
+)
+HEADS = {"semantic_fpn": ("MMSegmentation", MMSEGMENTATION), "upernet": ("MMSegmentation", MMSEGMENTATION),
+         "deeplabv3": ("ml-cvnets", CVNETS)}  # fmt: skip
+BACKBONE = "backbone."
+
 # Of the dialects of a model and a framework, the first is the one that we write.
 DIALECTS = (
     Dialect("the authors of SkaNet", r"skanet_\w+", SKANET),
@@ -212,6 +236,38 @@ DIALECTS = (
 )
 
 
+@dataclass(frozen=True)
+class SegmenterDialect(Dialect):
+    """How files name the weights of a segmenter; `rules` are of its heads.
+
+    Args:
+        of_backbone: how they name the backbone's.
+        prefix: what stands before these: "backbone." or nothing.
+    """
+
+    of_backbone: Optional[Dialect] = None
+    prefix: str = BACKBONE
+
+    def key(self, name: str) -> str:
+        if self.of_backbone and name.startswith(BACKBONE):
+            return self.prefix + self.of_backbone.key(name.removeprefix(BACKBONE))
+        return super().key(name)
+
+
+def _segmenters_dialects(method: str, backbone: str, framework: str) -> list[Dialect]:
+    who, rules = HEADS[method]
+    inner = sorted(dialects(backbone, framework), key=lambda dialect: dialect.name != "mmsegmentation")
+    prefixes = (BACKBONE, "") if method == "deeplabv3" else (BACKBONE,)
+    return [
+        SegmenterDialect(f"{who}, {dialect.name}", "", rules, framework, of_backbone=dialect, prefix=prefix)
+        for prefix in prefixes
+        for dialect in inner
+    ]
+
+
 def dialects(model_name: str, framework: str) -> list[Dialect]:
     """The ways in which files of `framework` name the weights of a model."""
+    parts = split_name(model_name)
+    if parts and framework != "mindspore":
+        return _segmenters_dialects(*parts, framework) if framework == "torch" else []
     return [d for d in DIALECTS if d.framework == framework and re.fullmatch(d.models, model_name)]

@@ -88,6 +88,16 @@ class Named:
     beside: frozenset[str] = frozenset()
     left_out: Sequence[str] = ()
 
+    def whole(self) -> Named:
+        """The same for a network that has a backbone, whose names begin with "backbone." again."""
+        names = {name: name if name in self.beside or not self.beside else f"backbone.{name}" for name in self.arrays}
+        return Named(
+            {names[name]: value for name, value in self.arrays.items()},
+            {names[name]: key for name, key in self.in_file.items()},
+            frozenset(),
+            self.left_out,
+        )
+
 
 @dataclass(frozen=True)
 class Choice:

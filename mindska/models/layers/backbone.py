@@ -52,6 +52,33 @@ def check_compiled(backbone: Backbone, inputs: Sequence[Any]) -> None:
         backbone.check_image_size(*shape[2:])
 
 
+def stage_strides(reductions: Sequence[int], output_stride: Optional[int]) -> list[tuple[int, int, int]]:
+    """(reduction, stride, dilation) of each stage where no feature may be coarser than `output_stride`.
+
+    A stage that would make it coarser has stride 1 and, in its strided convolutions, the dilation that makes up for the
+    strides removed before it; what follows in the stage is not dilated. This is what apple/ml-cvnets does to MobileViT;
+    for the networks here it is our reading, for no authors published dilated ones.
+
+    Args:
+        reductions: of the stages' outputs as the network is published. The first stage keeps its stride.
+        output_stride: None for the network as it is.
+
+    Raises:
+        SettingError: the output stride is none of the stages', or finer than the first.
+    """
+    if output_stride is not None and output_stride < reductions[-1] and output_stride not in reductions:
+        raise SettingError(f"output_stride is {output_stride!r}; expected one of {', '.join(map(str, reductions))}")
+    placed, dilation = [(reductions[0], reductions[0], 1)], 1
+    for before, after in zip(reductions, reductions[1:]):
+        stride = after // before
+        if output_stride is not None and after > output_stride:
+            placed.append((output_stride, 1, dilation))
+            dilation *= stride
+        else:
+            placed.append((after, stride, 1))
+    return placed
+
+
 class Backbone(nn.Cell):
     """A network that gives logits, pooled features or its stages' features.
 
@@ -65,6 +92,7 @@ class Backbone(nn.Cell):
         drop_rate: dropout before the classifier.
         drop_path_rate: of the last stochastic depth; only its range is checked here.
         features_only: return the features, and have no classifier.
+        output_stride: of the coarsest feature, for features only (see `stage_strides`, which `reductions` follow).
 
     Inputs:
         x (B, in_channels, H, W); noise (B, `noise_size`), optional: uniform numbers in [0, 1) that drive the stochastic
@@ -95,8 +123,11 @@ class Backbone(nn.Cell):
         drop_path_rate: float = 0.0,
         features_only: bool = False,
         global_pool: str = "avg",
+        output_stride: Optional[int] = None,
     ) -> None:
         super().__init__()
+        if output_stride is not None and not features_only:
+            raise SettingError("output_stride is for features: make the network with features_only=True")
         self.in_channels = in_channels
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not 0 <= rate < 1:

@@ -120,9 +120,9 @@ class LayerNorm2d(nn.LayerNorm):
 class PatchEmbed(nn.Cell):
     """Overlapping patch embedding: strided convolution and batch norm. (B, Cin, H, W) -> (B, C, H/s, W/s)"""
 
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int) -> None:
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
-        self.proj = conv(cin, cout, kernel, stride)
+        self.proj = conv(cin, cout, kernel, stride, dilation)
         self.norm = batch_norm(cout)
 
     def construct(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Callable, Optional
 import numpy as np
 from mindspore import Tensor, nn
 
-from .backbone import Backbone
+from .backbone import Backbone, stage_strides
 from .blocks import Block, LayerNorm2d, PatchEmbed, init_weights
 
 STRIDES = (4, 8, 16, 32)  # stride of each stage's output
@@ -30,7 +30,7 @@ class Stage(nn.Cell):
 
 
 class Pyramid(Backbone):
-    """Four stages, at strides 4, 8, 16 and 32.
+    """Four stages, at strides 4, 8, 16 and 32 (or less, by `output_stride`).
 
     Args:
         attention: makes the attention of block number `index` (0-based, over the whole network) with `dim` channels
@@ -51,18 +51,21 @@ class Pyramid(Backbone):
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
+        output_stride: Optional[int] = None,
         **kwargs,
     ) -> None:
         names = [f"stages.{i}" for i in range(len(dims))]
         columns = 2 * sum(depths)
-        super().__init__(
-            dims, STRIDES, names, columns, in_channels=in_channels, drop_path_rate=drop_path_rate, **kwargs
-        )
+        placed = stage_strides(STRIDES, output_stride)
+        self.reductions = tuple(reduction for reduction, _, _ in placed)
+        kwargs.update(in_channels=in_channels, drop_path_rate=drop_path_rate, output_stride=output_stride)
+        super().__init__(dims, self.reductions, names, columns, **kwargs)
         rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         stages, index, cin = [], 0, in_channels
         for stage, (dim, ratio, depth) in enumerate(zip(dims, mlp_ratios, depths)):
             blocks = [Block(dim, attention(dim, i, stage), ratio, rates[i]) for i in range(index, index + depth)]
-            patch_embed = PatchEmbed(cin, dim, kernel=3 if stage else 7, stride=2 if stage else 4)
+            _, stride, dilation = placed[stage]
+            patch_embed = PatchEmbed(cin, dim, kernel=3 if stage else 7, stride=stride, dilation=dilation)
             stages.append(Stage(patch_embed, blocks, dim, norm_eps))
             index, cin = index + depth, dim
         self.stages = nn.CellList(stages)
@@ -75,7 +78,7 @@ class Pyramid(Backbone):
         init_weights(self.classifier)
 
     def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
-        """The four stages' outputs, at strides 4, 8, 16 and 32."""
+        """The four stages' outputs, at the strides of `reductions`: 4, 8, 16 and 32."""
         features = []
         for i, stage in enumerate(self.stages):
             x = stage(x, None if noise is None else noise[:, self.stage_columns[i] : self.stage_columns[i + 1]])

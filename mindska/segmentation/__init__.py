@@ -1,0 +1,1 @@
+"""Semantic segmentation: networks on our backbones, and their data and figures."""

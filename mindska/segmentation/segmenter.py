@@ -1,0 +1,270 @@
+"""What every segmenter is: a backbone, a head that gives logits, perhaps an auxiliary head, and the loss.
+
+Parts have MMSegmentation's names: `backbone`, `neck`, `decode_head`, `auxiliary_head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.common.initializer import HeNormal, Normal, initializer
+from mindspore.ops import constexpr
+
+from ..errors import SettingError
+from ..models.layers.backbone import Backbone
+from ..models.layers.blocks import Dropout, conv
+from ..models.layers.precision import Float32Cell
+from ..models.layers.resize import Bilinear, bilinear
+from ..models.sknet import ConvNorm
+
+Maps = Sequence[Tensor]
+IGNORED = 255  # the label of pixels that count in no loss and no figure
+BN_MOMENTUM = 0.9  # of batch norms in heads: the share of the old value
+
+
+def conv_norm(cin: int, cout: int, kernel: int = 1, dilation: int = 1) -> ConvNorm:
+    """Convolution without bias that keeps the size, batch norm (PyTorch's epsilon and momentum), ReLU."""
+    return ConvNorm(cin, cout, BN_MOMENTUM, kernel=kernel, dilation=dilation)
+
+
+class Dropout2d(nn.Cell):
+    """Dropout of whole channels of (B, C, H, W); `noise` (B, C) decides as in `DropPath`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = float(rate)
+        self.channels = Dropout(rate)
+
+    def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        b, c = x.shape[0], x.shape[1]
+        return x * self.channels(ops.ones((b, c), x.dtype), noise).reshape(b, c, 1, 1)
+
+
+class FCNHead(nn.Cell):
+    """A 3x3 convolution, dropout and the classifier on one feature: (B, C, H, W) -> (B, classes, H, W)
+
+    Source: Long et al., 2015, as MMSegmentation's and ml-cvnets' auxiliary heads have it.
+    """
+
+    def __init__(self, cin: int, channels: int, num_classes: int, drop_rate: float) -> None:
+        super().__init__()
+        self.channels = channels
+        self.convs = nn.CellList([conv_norm(cin, channels, 3)])
+        self.dropout = Dropout2d(drop_rate)
+        self.conv_seg = conv(channels, num_classes)
+
+    def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        return self.conv_seg(self.dropout(self.convs[0](x), noise))
+
+
+class PixelCrossEntropy(Float32Cell):
+    """Cross-entropy of logits (B, classes, h, w), made `size` large, with labels (B, H, W) int32; a scalar float32.
+
+    Labels of `IGNORED` do not count. The sum over the others is divided by the number of all pixels (MMSegmentation's
+    `avg_non_ignore=False`), or of the others when `over_valid` (PyTorch's mean; 0 where there are none). `size` may be
+    larger than the labels: what overhangs at the right and below, is cut off.
+    """
+
+    def __init__(self, align_corners: bool, over_valid: bool) -> None:
+        super().__init__()
+        self.align_corners, self.over_valid = align_corners, over_valid
+
+    def construct(self, logits: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+        b, h, w = labels.shape
+        logits = cropped(bilinear(logits.astype(mstype.float32), size, self.align_corners), h, w)
+        valid = labels != IGNORED
+        counted = valid.astype(mstype.float32)
+        index = ops.select(valid, labels, ops.zeros_like(labels)).expand_dims(1)  # (B, 1, H, W)
+        losses = -ops.gather_elements(ops.log_softmax(logits, 1), 1, index).squeeze(1)
+        total = ops.sum(losses * counted)
+        return total / ops.maximum(ops.sum(counted), 1.0) if self.over_valid else total / (b * h * w)
+
+
+def cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left part of (B, C, H, W)."""
+    return x if (x.shape[2], x.shape[3]) == (height, width) else x[:, :, :height, :width]
+
+
+def padded(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, H, W) with zeros at the right and below."""
+    b, c, h, w = x.shape
+    if h < height:  # joined on: the gradient of `ops.pad` is wrong (see `StemPool`)
+        x = ops.concat((x, ops.zeros((b, c, height - h, w), x.dtype)), axis=2)
+    return x if w >= width else ops.concat((x, ops.zeros((b, c, x.shape[2], width - w), x.dtype)), axis=3)
+
+
+def init_head(head: nn.Cell) -> None:
+    """MMSegmentation's initial values: convolutions He's normal by fan_out, the classifier normal(0, 0.01)."""
+    for name, cell in head.cells_and_names():
+        if isinstance(cell, nn.Conv2d):
+            last = name.rpartition(".")[2] == "conv_seg"
+            values = Normal(0.01) if last else HeNormal(mode="fan_out", nonlinearity="relu")
+            cell.weight.set_data(initializer(values, cell.weight.shape, cell.weight.dtype))
+
+
+@constexpr
+def check_inputs(images: tuple[int, ...], channels: int, noise: Optional[tuple[int, ...]], noise_size: int) -> None:
+    """SettingError where shapes are not (B, channels, H, W) and, if there is noise, (B, noise_size)."""
+    if len(images) != 4 or images[1] not in (channels, -1) or 0 in images:
+        raise SettingError(f"the network takes images (B, {channels}, H, W), at least one; found {images}")
+    if noise is not None and noise != (images[0], noise_size) and -1 not in (*images, *noise):
+        raise SettingError(f"the network takes noise {(images[0], noise_size)}; found {noise}")
+
+
+@constexpr
+def check_labels(images: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    """SettingError where labels are not (B, H, W) of the images."""
+    if labels != (images[0], *images[2:]) and -1 not in (*images, *labels):
+        raise SettingError(f"labels have the shape {labels}; images {images} take labels {(images[0], *images[2:])}")
+
+
+@constexpr
+def check_values(values: int, what: str) -> None:
+    """SettingError where a batch norm in training would have one value a channel, whose variance is none."""
+    if values == 1:
+        raise SettingError(
+            f"training with one image a batch: a batch norm has one value a channel ({what}), and no variance. Take at "
+            f"least two images (of each process), or larger ones where the map is of one pixel"
+        )
+
+
+class Segmenter(nn.Cell):
+    """A network that gives logits for each pixel.
+
+    Args:
+        backbone: a network of ours, made with `features_only`.
+        num_classes: of the logits.
+        align_corners: of every enlargement of logits.
+        over_valid: see `PixelCrossEntropy`.
+
+    A subclass sets `decode_head`, which has `channels` (those that its dropout drops), and may set `neck` and
+    `auxiliary_head`; then it calls `complete`.
+
+    Inputs:
+        images (B, in_channels, H, W), of any size: where the backbone needs more pixels, zeros are added at the right
+        and below, and the logits there cut off. noise (B, `noise_size`), optional: uniform numbers in [0, 1) that drive
+        the stochastic layers in training mode: the backbone's, then a column a channel of each head's dropout.
+
+    Returns:
+        Logits (B, num_classes, H, W).
+
+    Raises:
+        SettingError: the inputs have other shapes.
+    """
+
+    method = ""
+    published: tuple[str, ...] = ()  # backbones for which figures of this method are published
+    card: dict[str, Any] = {}  # classes, and what the published networks expect of an image
+    output_stride: Optional[int] = None  # by default; None for the backbone's own
+    auxiliary_weight = 0.4
+    has_auxiliary_head = False
+    pools_to_one = False  # whether a batch norm follows a pooling over the whole map
+    neck: nn.Cell
+    decode_head: nn.Cell
+    auxiliary_head: nn.Cell
+
+    def __init__(self, backbone: Backbone, num_classes: int, align_corners: bool, over_valid: bool) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
+            raise SettingError(f"num_classes is {num_classes!r}; expected a number of classes")
+        self.backbone, self.num_classes = backbone, num_classes
+        self.model_name = f"{self.method}_{backbone.model_name}"
+        self.in_channels = backbone.in_channels
+        # The stages' features, from the finest to the coarsest: a stem's is left out.
+        self.levels = [i for i, info in enumerate(backbone.feature_info) if info["name"].startswith("stages.")]
+        self.feature_channels = [backbone.feature_info[i]["chs"] for i in self.levels]
+        self.reductions = [backbone.feature_info[i]["reduction"] for i in self.levels]
+        # Arguments of `create_segmenter` that no parameter's shape shows: checkpoints record them. The epsilon of a
+        # dense backbone may differ from the classifier's whose weights it starts from: it is the segmenter's.
+        self.options: dict[str, Any] = {**backbone.options, "output_stride": self.reductions[-1]}
+        backbone.options.pop("norm_eps", None)
+        self.resize = Bilinear(align_corners)
+        self.criterion = PixelCrossEntropy(align_corners, over_valid)
+
+    def complete(self) -> None:
+        """What follows from the heads: initial values, and how much noise they take."""
+        if "neck" not in self._cells:
+            self.neck = nn.Identity()
+        self.has_auxiliary = "auxiliary_head" in self._cells
+        heads = [self.decode_head, *([self.auxiliary_head] if self.has_auxiliary else [])]
+        for head in heads:
+            init_head(head)
+        self.noise_columns = np.cumsum([0, self.backbone.num_drop_paths, *(head.channels for head in heads)]).tolist()
+        self.noise_size = self.noise_columns[-1]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay: all of one dimension (asked for by MindCV's optimisers)."""
+        return {p.name for p in self.trainable_params() if p.ndim <= 1}
+
+    def why_too_small(self, height: int, width: int) -> str:
+        """Empty: no image is too small, for small ones are padded."""
+        return ""
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Nothing: images of any size are taken."""
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """What images of height x width pixels are padded to: their own size unless the backbone needs more."""
+        if not self.backbone.why_too_small(height, width):
+            return height, width
+        smallest = next(side for side in range(1, 1025) if not self.backbone.why_too_small(side, side))
+        return max(height, smallest), max(width, smallest)
+
+    def features(self, images: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
+        """The features of the backbone's stages for padded images, from the finest to the coarsest."""
+        columns = None if noise is None else noise[:, : self.noise_columns[1]]
+        features = self.backbone.forward_stages(images, columns)
+        return [features[i] for i in self.levels]
+
+    def decode(self, features: list[Tensor], noise: Optional[Tensor] = None) -> Tensor:
+        """Logits (B, num_classes, h, w) at the head's stride."""
+        columns = None if noise is None else noise[:, self.noise_columns[1] : self.noise_columns[2]]
+        return self.decode_head(self.neck(features), columns)
+
+    def auxiliary(self, features: list[Tensor], noise: Optional[Tensor] = None) -> Tensor:
+        """Logits (B, num_classes, h, w) of the auxiliary head, on the last feature but one."""
+        columns = None if noise is None else noise[:, self.noise_columns[2] :]
+        return self.auxiliary_head(features[-2], columns)
+
+    def prepared(self, images: Tensor, noise: Optional[Tensor]) -> Tensor:
+        """Checked and padded images."""
+        check_inputs(images.shape, self.in_channels, None if noise is None else noise.shape, self.noise_size)
+        height, width = self.padded_size(images.shape[2], images.shape[3])
+        return padded(images, height, width)
+
+    def head_logits(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        """Logits (B, num_classes, h, w) at the head's stride, of the padded images."""
+        return self.decode(self.features(self.prepared(images, noise), noise), noise)
+
+    def construct(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        x = self.prepared(images, noise)
+        logits = self.resize(self.decode(self.features(x, noise), noise), (x.shape[2], x.shape[3]))
+        return cropped(logits, images.shape[2], images.shape[3])
+
+    def losses(self, images: Tensor, labels: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        """What training minimises, a scalar float32: the loss of the logits, plus the weighted auxiliary one.
+
+        Args:
+            labels: (B, H, W) int32; `IGNORED` counts nothing. Where all are ignored it is 0, and so are the gradients.
+
+        Raises:
+            SettingError: the inputs have other shapes; in training, a batch norm would see one value only.
+        """
+        check_labels(images.shape, labels.shape)
+        x = self.prepared(images, noise)
+        size, features = (x.shape[2], x.shape[3]), self.features(x, noise)
+        if self.training:
+            last = features[-1]
+            if self.pools_to_one and self.decode_head.training:
+                check_values(last.shape[0], "the map is pooled to one pixel")
+            check_values(last.shape[0] * last.shape[2] * last.shape[3], "the last map has one pixel")
+        total = self.criterion(self.decode(features, noise), labels, size)
+        if not self.has_auxiliary:
+            return total
+        return total + self.auxiliary_weight * self.criterion(self.auxiliary(features, noise), labels, size)

@@ -1,0 +1,88 @@
+"""Semantic FPN: Kirillov et al., Panoptic Feature Pyramid Networks, 2019, as MMSegmentation builds it.
+
+The authors of VAN and of LSKA publish it on their backbones. A test holds it to MMSegmentation's figures on LSKA's.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from mindspore import Tensor, nn
+
+from ..models.layers.backbone import Backbone
+from ..models.layers.blocks import conv
+from ..models.layers.fpn import FPN
+from ..models.layers.resize import Bilinear
+from .segmenter import Dropout2d, Maps, Segmenter, conv_norm
+
+ADE20K = dict(
+    num_classes=150,
+    input_size=(3, 512, 512),
+    crop_pct=1.0,
+    interpolation="bilinear",
+    mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
+    std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
+)
+
+
+class ScaleHead(nn.Cell):
+    """Max(1, `level`) 3x3 convolutions, each followed by an enlargement to twice the size unless `level` is 0.
+
+    (B, Cin, H, W) -> (B, C, H * 2^level, W * 2^level)
+    """
+
+    def __init__(self, cin: int, channels: int, level: int) -> None:
+        super().__init__()
+        self.enlarges = level > 0
+        self.convs = nn.CellList([conv_norm(channels if i else cin, channels, 3) for i in range(max(1, level))])
+        self.resize = Bilinear()
+
+    def construct(self, x: Tensor) -> Tensor:
+        for layer in self.convs:
+            x = layer(x)
+            if self.enlarges:
+                x = self.resize(x, (2 * x.shape[2], 2 * x.shape[3]))
+        return x
+
+
+class FPNHead(nn.Cell):
+    """The sum of all levels at the finest level's size, dropout and the classifier.
+
+    (B, C, H / 2^i, W / 2^i) each -> (B, classes, H, W)
+    """
+
+    def __init__(self, cin: int, channels: int, levels: int, num_classes: int, drop_rate: float) -> None:
+        super().__init__()
+        self.channels = channels
+        self.scale_heads = nn.CellList([ScaleHead(cin, channels, level) for level in range(levels)])
+        self.resize = Bilinear()
+        self.dropout = Dropout2d(drop_rate)
+        self.conv_seg = conv(channels, num_classes)
+
+    def construct(self, maps: Maps, noise: Optional[Tensor] = None) -> Tensor:
+        total = self.scale_heads[0](maps[0])
+        for i in range(1, len(self.scale_heads)):
+            # Twice as large each time; for sides that no power of 2 divides that is more than the finest level has.
+            total = total + self.resize(self.scale_heads[i](maps[i]), (total.shape[2], total.shape[3]))
+        return self.conv_seg(self.dropout(total, noise))
+
+
+class SemanticFPN(Segmenter):
+    """FPN of 256 channels, and FPNHead of 128. The other arguments, inputs and outputs are those of `Segmenter`.
+
+    Args:
+        drop_rate: of the head's channels before the classifier.
+    """
+
+    method = "semantic_fpn"
+    published = (
+        *("van_tiny_lska_k23", "van_small_lska_k23", "van_base_lska_k23"),  # LSKA's authors
+        *("van_tiny", "van_small", "van_base", "van_large"),  # VAN's, b0 to b3
+    )
+    card = ADE20K
+
+    def __init__(self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1) -> None:
+        super().__init__(backbone, num_classes, align_corners=False, over_valid=False)
+        self.neck = FPN(self.feature_channels, 256)
+        self.decode_head = FPNHead(256, 128, len(self.levels), num_classes, drop_rate)
+        self.complete()

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "kernels": {"distributed"},
     "acceleration": {"models", "kernels"},
     "folding": {"models", "acceleration"},
+    "segmentation": {"data"},
     "weights": {"models", "data", "kernels"},
     "reference": {"weights"},
     "compile_cache": {"distributed", "kernels"},

@@ -8,7 +8,7 @@ masks with several channels, lossy files (JPEG, WebP), floating-point numbers, f
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Union
@@ -201,7 +201,7 @@ def wrong_numbers(name: str, values: np.ndarray, counts: np.ndarray, num_classes
     )
 
 
-def is_binary(values: Sequence[int]) -> bool:
+def is_binary(values: Iterable[int]) -> bool:
     """Whether numbers are those of a picture in black and white: white alone, or with black."""
     return {int(value) for value in values} - {0} in ({255}, {LARGEST}, {254}, {128})
 

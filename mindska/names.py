@@ -20,15 +20,16 @@ OUR_MODELS = (
     "sknet26", "sknet29_16x32d", "sknet50", "sknet101",
     "sk_resnet18", "sk_resnet34", "sk_resnet50", "sk_resnext50_32x4d",
 )  # fmt: skip
-SEGMENTATION_METHODS = ("semantic_fpn", "upernet", "deeplabv3")
-# Any of our models may be a segmenter's backbone; MindCV's factory knows the pairs whose figures are published.
-OUR_SEGMENTERS = tuple(f"{method}_{backbone}" for method in SEGMENTATION_METHODS for backbone in OUR_MODELS)
-
 TASKS = ("classification", "segmentation", "detection")
 METHODS = dict(  # what is built on a backbone -> its task; such a network is called METHOD_BACKBONE
     semantic_fpn="segmentation", upernet="segmentation", deeplabv3="segmentation",
     retinanet="detection", mask_rcnn="detection", ssdlite="detection",
 )  # fmt: skip
+# Any of our models may be a backbone; MindCV's factory knows the pairs whose figures are published.
+OUR_SEGMENTERS, OUR_DETECTORS = (
+    tuple(f"{method}_{backbone}" for method, task in METHODS.items() if task == each for backbone in OUR_MODELS)
+    for each in TASKS[1:]
+)
 
 
 def method_and_backbone(name: str) -> tuple[str, str]:
@@ -60,21 +61,7 @@ def known_models() -> frozenset[str]:
     """The classifiers that MindCV's factory knows, or will know when it is loaded."""
     registry = sys.modules.get("mindcv.models.registry")
     registered = registry.list_models() if registry else ()  # a program may have registered its own
-    return frozenset((*OUR_MODELS, *_in_mindcvs_sources(), *registered)) - {*OUR_SEGMENTERS}
-
-
-def check_segmenter(name: str) -> None:
-    """Checks that a name is a segmenter's.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if name not in OUR_SEGMENTERS:
-        meant = nearest(name, OUR_SEGMENTERS, "{}", 3)
-        raise ConfigError(
-            f"model is {name!r}, which is no network for segmentation{meant or '.'} Expected one of "
-            f"{', '.join(SEGMENTATION_METHODS)}, an underscore, and a backbone of ours, as semantic_fpn_van_tiny"
-        )
+    return frozenset((*OUR_MODELS, *_in_mindcvs_sources(), *registered)) - {*OUR_SEGMENTERS, *OUR_DETECTORS}
 
 
 def check_model(name: str) -> None:

@@ -83,16 +83,16 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch, capsys):
 
 def test_models_are_known_without_loading_them():
     assert sorted(names.OUR_MODELS) == sorted(factory.OUR_MODELS)
-    assert list(segmentation.METHODS) == list(names.SEGMENTATION_METHODS)
+    assert list(segmentation.METHODS) == [name for name, task in names.METHODS.items() if task == "segmentation"]
     registered = {name for name in mindcv.list_models() if mindcv.is_model(name)}
     assert registered & set(names.OUR_SEGMENTERS) == set(segmentation.SEGMENTERS)
     theirs = registered - set(names.OUR_MODELS) - set(names.OUR_SEGMENTERS) - {"tiny", "tiny_bn"}
     assert names._in_mindcvs_sources() == theirs
     assert "tiny" in names.known_models()  # registered by this program
     assert not names.known_models() & set(names.OUR_SEGMENTERS)
-    names.check_segmenter("upernet_sk_resnet18")
-    with pytest.raises(config.ConfigError, match="no network for segmentation; did you mean semantic_fpn_van_tiny"):
-        names.check_segmenter("semantic_fpn_van_tin")
+    names.check_model("upernet_sk_resnet18")
+    with pytest.raises(config.ConfigError, match="semantic_fpn is there on our backbones.*did you mean van_tiny"):
+        names.check_model("semantic_fpn_van_tin")
 
 
 MISTAKES = [

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "kernels": {"distributed"},
     "acceleration": {"models", "kernels"},
     "folding": {"models", "acceleration"},
-    "segmentation": {"models"},
+    "segmentation": {"models", "data", "distributed", "compile_cache", "evaluation"},
     "weights": {"models", "data", "kernels", "segmentation"},
     "reference": {"weights", "segmentation"},
     "compile_cache": {"distributed", "kernels"},

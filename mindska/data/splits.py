@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,14 +33,20 @@ def split_by_ratio(dataset: ImageDataset, val_ratio: float, val_seed: int) -> tu
     held = np.zeros(len(dataset), bool)
     for indices in dataset.by_class():
         if len(indices):
-            count = min(max(1, int(val_ratio * len(indices) + 0.5)), len(indices) - 1)
-            keys = [_key(dataset.member(int(index))[0], val_seed) for index in indices]
-            held[indices[np.argsort(keys, kind="stable")[:count]]] = True
+            names = [dataset.member(int(index))[0] for index in indices]
+            held[indices[held_out(names, val_ratio, val_seed)]] = True
     said = f"{100 * val_ratio:g} % of {dataset.split}"
     val = Subset(dataset, np.flatnonzero(held), f"validation ({said})")
     train = Subset(dataset, np.flatnonzero(~held), f"training (all but {said})")
     train.held_out = val
     return train, val
+
+
+def held_out(names: Sequence[str], val_ratio: float, val_seed: int) -> np.ndarray:
+    """Which of at least two images, by their names, the validation part gets: their places, in no order."""
+    count = min(max(1, int(val_ratio * len(names) + 0.5)), len(names) - 1)
+    keys = [_key(name, val_seed) for name in names]
+    return np.argsort(keys, kind="stable")[:count]
 
 
 def _key(name: str, seed: int) -> bytes:

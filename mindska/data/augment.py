@@ -15,7 +15,6 @@ import re
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
-from mindcv.data.auto_augment import auto_augment_policy
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ..errors import SettingError
@@ -200,6 +199,8 @@ class AutoAugment:
             magnitude = options.get("m", TRIVIAL_MAX_MAGNITUDE)
             self.choices = [(Operation(each, 1.0, magnitude),) for each in TRIVIAL_OPERATIONS]
         else:
+            from mindcv.data.auto_augment import auto_augment_policy  # only now: it loads MindSpore
+
             self.choices = [
                 tuple(Operation(row.name, row.prob, row.magnitude) for row in rows)
                 for rows in auto_augment_policy(name)

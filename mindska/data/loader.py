@@ -13,16 +13,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 import numpy as np
-from mindspore.dataset import GeneratorDataset, config
 
 from ..distributed.cores import share_of_cores
 from ..errors import DataError
 from .datasets import Dataset
 from .mixing import Mixing
 from .transforms import EvalTransform, TrainTransform
+
+if TYPE_CHECKING:
+    from mindspore.dataset import GeneratorDataset
 
 log = logging.getLogger("mindska")
 
@@ -233,6 +235,8 @@ class TrainLoader:
 
     def as_dataset(self, start_step: int, steps: int) -> GeneratorDataset:
         """The same batches as a MindSpore dataset, for sinking to a device; columns image, label, noise."""
+        from mindspore.dataset import GeneratorDataset, config  # only now: other uses of this package need no MindSpore
+
         config.set_prefetch_size(2)  # of whole batches: MindSpore's 16 would take gigabytes
         return GeneratorDataset(_Stream(self, start_step, steps), ["image", "label", "noise"], shuffle=False)
 

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "distributed": set(),
     "models": set(),
     "data": {"distributed"},
+    "detection": {"data"},
     "kernels": {"distributed"},
     "acceleration": {"models", "kernels"},
     "folding": {"models", "acceleration"},

@@ -31,6 +31,7 @@ from .data.shards import find_shards
 from .distributed import World
 from .errors import ConfigError, SettingError, few, look_alike
 from .models.factory import own_preprocessing
+from .modes import pynative_mode
 from .training.finetune import freeze, frozen_parts, is_part
 from .training.record import early_messages
 from .training.step import StepOptions
@@ -374,20 +375,16 @@ def check_batch(config: Config, num_classes: int, pixels: Preprocessing, record:
     """
     if config.batch_size > 1 or config.freeze_backbone:
         return
-    mode, seen = ms.get_context("mode"), {}
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # only there cells have hooks
-    try:
-        with kernels.plain():
-            net = _create(config, num_classes, pixels.in_channels, record.get("network", {}), pretrained=False)
+    seen: dict[str, tuple[int, ...]] = {}
+    with pynative_mode(), kernels.plain():  # only there cells have hooks
+        net = _create(config, num_classes, pixels.in_channels, record.get("network", {}), pretrained=False)
         net.set_train(False)
         frozen = frozen_parts(config, [p.name for p in net.trainable_params()])
         for name, cell in net.cells_and_names():
             if isinstance(cell, (nn.BatchNorm1d, nn.BatchNorm2d)) and not is_part(name, frozen):
                 cell.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
         net(Tensor(np.zeros((1, pixels.in_channels, *pixels.image_size), np.float32)))
-    finally:
-        ms.set_context(mode=mode)
-        ms.set_seed(config.seed)  # the network to train gets its own initial values
+    ms.set_seed(config.seed)  # the network to train gets its own initial values
     single = [name for name, shape in seen.items() if np.prod(shape[2:]) == 1]
     if single:
         raise ConfigError(

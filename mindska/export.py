@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -18,6 +18,7 @@ from .acceleration import decelerated
 from .errors import ExportError, UserError, WeightsError
 from .exported import Exported, private_copy, read_exported
 from .files import replacing
+from .modes import graph_mode, pynative_mode
 from .verification import Agreement, compare
 from .weights.files import METADATA, read_bytes
 from .weights.record import EXPORTED, checked_record, read_record
@@ -283,26 +284,6 @@ def shape_text(input_shape: Sequence[Optional[int]]) -> str:
         name if side is None else side for side, name in zip(input_shape, ("batch", "channels", "height", "width"))
     )
     return f"({', '.join(map(str, words))})"
-
-
-def graph_mode() -> AbstractContextManager[None]:
-    """MindSpore's graph mode, for exports and for running what was exported."""
-    return _mode(ms.GRAPH_MODE)
-
-
-def pynative_mode() -> AbstractContextManager[None]:
-    """MindSpore's PyNative mode, which takes many shapes without compiling for each."""
-    return _mode(ms.PYNATIVE_MODE)
-
-
-@contextmanager
-def _mode(mode: int) -> Iterator[None]:
-    before = ms.get_context("mode")
-    ms.set_context(mode=mode)
-    try:
-        yield
-    finally:
-        ms.set_context(mode=before)
 
 
 def _as_list(outputs: Any) -> list[np.ndarray]:

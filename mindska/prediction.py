@@ -20,7 +20,8 @@ from .data.imagenet import readable_names
 from .data.images import read_image
 from .data.loader import default_workers, in_parallel
 from .errors import DataError, PredictionError, printable
-from .export import graph_mode, open_with_record
+from .export import open_with_record
+from .modes import graph_mode
 from .weights import open_weights
 
 Logits = Callable[[np.ndarray], np.ndarray]  # images (B, C, H, W) float32 -> (B, classes)

@@ -17,8 +17,9 @@ from .data.datasets import Dataset, image_files
 from .data.images import read_image
 from .errors import DataError, ExportError, few
 from .evaluation import EvalStep, Result, evaluate
-from .export import export, open_model, pynative_mode, record_path
+from .export import export, open_model, record_path
 from .files import replacing
+from .modes import pynative_mode
 from .weights.files import METADATA
 
 # What has weights, and the ReLU that goes with it. The rest stays in float32: softmax, norms, GELU, sums, and SkaNet's

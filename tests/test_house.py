@@ -7,13 +7,14 @@ import pytest
 from commands import ROOT
 
 PACKAGE = ROOT / "mindska"
-GROUND = {"errors", "files", "streams", "waiting"}  # which all may import
+GROUND = {"errors", "files", "modes", "streams", "waiting"}  # which all may import
 # Package or module -> what else of mindska it may import. docs/design.md has the same table.
 MAY_IMPORT = {
     "errors": set(),
     "streams": set(),
     "files": set(),
     "waiting": set(),
+    "modes": set(),
     "arguments": set(),
     "names": {"arguments"},
     "recipes": {"arguments"},

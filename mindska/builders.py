@@ -29,9 +29,9 @@ from .data.datasets import Dataset, check_known, chosen_classes
 from .data.folders import is_folder
 from .data.shards import find_shards
 from .distributed import World
-from .errors import ConfigError, SettingError, few, look_alike
-from .models.factory import own_preprocessing
+from .errors import ConfigError, SettingError, WeightsError, few, look_alike
 from .modes import pynative_mode
+from .segmentation.factory import create_segmenter, own_preprocessing
 from .training.finetune import freeze, frozen_parts, is_part
 from .training.record import early_messages
 from .training.step import StepOptions
@@ -129,12 +129,12 @@ def open_training_data(config: Config, validation: Optional[bool] = None) -> tup
         check_same_on_all_ranks(train)
         check_same_on_all_ranks(val)
         return train, val if validation else None
-    train = open_dataset(config.dataset, config.data_dir, config.train_split, **options)
+    train = open_dataset(config.dataset or "", config.data_dir, config.train_split, **options)
     check_same_on_all_ranks(train)
     if not validation:
         return train, None
     options.update(trained_on=train.class_names)
-    val = open_dataset(config.dataset, config.data_dir, config.val_split, **options)
+    val = open_dataset(config.dataset or "", config.data_dir, config.val_split, **options)
     check_same_on_all_ranks(val)
     check_same_classes(train, val)
     return train, val
@@ -168,7 +168,7 @@ def open_validation_data(config: Config, record: dict[str, Any]) -> Dataset:
                 "that were kept from it, listed in val_files.csv of its run",
                 held, settings.get("val_seed"),
             )  # fmt: skip
-        dataset = open_dataset(config.dataset, config.data_dir, config.val_split, **options)
+        dataset = open_dataset(config.dataset or "", config.data_dir, config.val_split, **options)
     check_same_on_all_ranks(dataset)
     if not config.classes:
         return dataset
@@ -194,7 +194,7 @@ def _split(config: Config, **options: Any) -> tuple[Dataset, Dataset]:
     elif here and is_folder(folder / Config.val_split):
         log.info("val_ratio %g: %s is not used", config.val_ratio, folder / Config.val_split)
     parts = split_by_ratio(
-        open_dataset(config.dataset, folder if str(config.data_dir) else "", split, **options),
+        open_dataset(config.dataset or "", folder if str(config.data_dir) else "", split, **options),
         config.val_ratio,
         config.val_seed,
     )
@@ -210,8 +210,27 @@ def loader_share(config: Config, world: World) -> dict[str, Any]:
 
 
 def configured_weights(config: Config) -> Optional[Weights]:
-    """The weights that the configuration names, if any."""
-    return open_weights(config.ckpt_path, config.model, config.use_ema, any_model=True) if config.ckpt_path else None
+    """The weights that the configuration names, if any: the model's, or those of its backbone.
+
+    Raises:
+        WeightsError: they are neither.
+    """
+    if not config.ckpt_path:
+        return None
+    method, backbone = names.method_and_backbone(config.model)
+    try:
+        return open_weights(config.ckpt_path, config.model, config.use_ema, any_model=True)
+    except WeightsError as error:
+        if not method:
+            raise
+        try:
+            weights = open_weights(config.ckpt_path, backbone, config.use_ema)
+        except WeightsError:
+            raise error from None
+    log.info(
+        "%s has weights of %s: the backbone starts from them, what is built on it anew", config.ckpt_path, backbone
+    )
+    return weights
 
 
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:
@@ -416,14 +435,15 @@ def build_network(
     """The network, with its initial weights, in the configured precision, and without gradients where it is frozen.
 
     Args:
-        weights: what to put in; the first convolution's are adapted to `in_channels`.
+        weights: what to put in, or into its backbone; the first convolution's are adapted to `in_channels`.
         record: of the weights or of the checkpoint from which a run resumes, with the options of its network; default:
             that of `weights`.
     """
     record = record or (weights.record if weights else {})
     net = _create(config, num_classes, in_channels, record.get("network", {}), config.pretrained and not record)
     if weights is not None:
-        weights.for_channels(in_channels).load_into(net)
+        own = weights.model == config.model
+        weights.for_channels(in_channels).load_into(net if own else net.backbone)
     log.info("%s", acceleration.summary(net))
     if freeze(config, net) and not (record or config.pretrained):
         log.warning("What is frozen has random weights, since the run begins without --ckpt_path")
@@ -441,8 +461,13 @@ def _create(config: Config, num_classes: int, in_channels: int, options: dict[st
         raise ConfigError("model is not set: name one, or take a recipe (`mindska recipes` lists them)")
     if config.model not in mindcv.list_models():
         names.check_model(config.model)
-    keywords = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
+    keywords: dict[str, Any] = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     keywords.update(non_default_options(config.model, options))
+    if names.task_of(config.model) == "segmentation":
+        given = {name: value for name, value in keywords.items() if value is not None}
+        if config.output_stride is not None:
+            given["output_stride"] = config.output_stride
+        return create_segmenter(config.model, num_classes=num_classes, in_channels=in_channels, **given)
     return mindcv.create_model(config.model, num_classes, pretrained, in_channels, **keywords)
 
 

@@ -28,6 +28,11 @@ from .files import check_writable, exists
 Numbers = tuple[float, ...]
 Words = tuple[str, ...]
 SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "polynomial_decay", "one_cycle", "constant")
+DATASETS = dict(  # by task; the first is the default, but for segmentation, where the folders tell
+    classification=("imagenet", "cifar10", "cifar100"),
+    segmentation=("ade20k", "voc", "folders"),
+    detection=("coco",),
+)
 SIGNED = ("mean", "std")  # they have their own checks, with the pixels
 
 
@@ -141,10 +146,12 @@ class Config:
         (), "train nothing of these parts (e.g. stem stages.0); their batch norms stay in evaluation", metavar="NAME"
     )
 
-    dataset: str = _option(
-        "imagenet",
-        "folders of images, or CIFAR in its binary format",
-        ("imagenet", "cifar10", "cifar100"),
+    dataset: Optional[str] = _option(
+        None,
+        "how the data is laid out. Classification: imagenet (folders of images; default), or CIFAR in its binary "
+        "format. Segmentation: ade20k, voc, folders (images/ and masks/); default: found by the folders. Detection: "
+        "coco (default)",
+        tuple(name for names in DATASETS.values() for name in names),
         heading="data",
     )
     data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", path=True, may_change=True)
@@ -242,6 +249,68 @@ class Config:
         "random: every image once an epoch; balanced: as many of each class, those of small classes several times",
         ("random", "balanced"),
     )
+
+    reduce_zero_label: Optional[bool] = _option(
+        None,
+        "0 in a mask is no class, and 1 the first; default: of ADE20K only",
+        heading="segmentation and detection",
+    )
+    output_stride: Optional[int] = _option(
+        None, "stride of the backbone's last map; default: the model's (8 of deeplabv3, else 32)", (8, 16, 32)
+    )
+    img_scale: Optional[tuple[int, ...]] = _option(
+        None,
+        "resize to at most this longer and shorter side, keeping the ratio; default: the checkpoint's, else 2048 512",
+        at_least=1,
+        at_most=8192,
+    )
+    ratio_range: Numbers = _option(
+        (0.5, 2.0), "training: img_scale times a random factor, from to", above=0, at_most=100
+    )
+    short_side: Optional[tuple[int, ...]] = _option(
+        None,
+        "training, in the place of img_scale: the shorter side gets so many pixels, from to, the longer at most "
+        "longest_side",
+        at_least=1,
+        at_most=8192,
+    )
+    longest_side: int = _option(1024, "see short_side", at_least=1, at_most=8192)
+    cat_max_ratio: float = _option(
+        0.75, "training: share of a crop that one class should stay below; 1: any crop will do", above=0, at_most=1
+    )
+    photometric: bool = _option(True, "training: random brightness, contrast, saturation, hue")
+    rotate: float = _option(0.0, "training: random rotation by at most so many degrees", at_most=180)
+    blur: float = _option(0.0, "training: probability of a Gaussian blur", at_most=1)
+    resize_library: Optional[str] = _option(
+        None,
+        "whose pixels a resized image has: OpenCV's (MMSegmentation) or Pillow's (ml-cvnets); default: the "
+        "checkpoint's, else opencv",
+        ("opencv", "pillow"),
+    )
+    val_resize: Optional[str] = _option(
+        None,
+        "evaluation: resize to img_scale (keep_ratio), to image_resize (fixed; the ratio is lost), or not (none); "
+        "default: the checkpoint's, else keep_ratio",
+        ("keep_ratio", "fixed", "none"),
+    )
+    size_divisor: Optional[int] = _option(
+        None,
+        "evaluation: then resize to sides that this divides (VAN: 32); default: the checkpoint's, else 1",
+        at_least=1,
+        at_most=1024,
+    )
+    slide_stride: Optional[tuple[int, ...]] = _option(
+        None,
+        "evaluation: see images through a sliding window of image_resize, with this step (one number, or height "
+        "width); default: whole",
+        at_least=1,
+        at_most=8192,
+        may_change=True,
+    )
+    scales: Numbers = _option(
+        (1.0,), "validate: mean over these scales of an image", above=0, at_most=100, may_change=True
+    )
+    flip: bool = _option(False, "validate: mean over images and mirror images", may_change=True)
 
     epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation", at_least=1)
     max_steps: int = _option(
@@ -381,6 +450,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.task is None:
             object.__setattr__(self, "task", names.task_of(self.model))
+        if self.dataset is None and self.task != "segmentation":
+            object.__setattr__(self, "dataset", DATASETS[self.task or ""][0])
         if not self.ckpt_save_dir:
             object.__setattr__(self, "ckpt_save_dir", f"output/{self.model}" if self.model else "output")
         for entry in dataclasses.fields(self):
@@ -422,6 +493,15 @@ class Config:
             raise ConfigError(
                 f"val_ratio is {self.val_ratio} and val_split is {self.val_split!r}; expected one of the two: "
                 f"val_ratio takes the validation images from the training images"
+            )
+        if self.dataset and self.dataset not in DATASETS[self.task or ""]:
+            raise ConfigError(
+                f"dataset is {self.dataset!r}, but the task is {self.task}; expected one of "
+                f"{', '.join(DATASETS[self.task or ''])}"
+            )
+        if self.model and self.task != names.task_of(self.model):
+            raise ConfigError(
+                f"task is {self.task}, but {self.model} is made for {names.task_of(self.model)}; leave task out"
             )
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")

@@ -76,7 +76,13 @@ class ConfigError(SettingError):
 
 
 class DataError(UserError, ValueError):
-    """Data that is missing or unreadable; the message names the path and what was expected."""
+    """Data that is missing or unreadable; the message names the path and what was expected.
+
+    Attributes:
+        replaceable: another image can take the place of this one, where some may be unreadable.
+    """
+
+    replaceable = True
 
 
 class WeightsError(UserError, ValueError):

@@ -213,7 +213,7 @@ def loader_rate(recipe_file: Path, photo: tuple[int, int], rounds: int) -> float
             noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(photo, Image.Resampling.BICUBIC)
             noise.save(place / f"{i}.jpg", quality=90)
         loader = TrainLoader(
-            open_dataset(config.dataset, folder, "train"),
+            open_dataset(config.dataset or "", folder, "train"),
             TrainTransform(builders.build_preprocessing(config), builders.build_augmentation(config)),
             32,
             num_classes=4,

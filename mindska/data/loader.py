@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Callable, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class SampleTransform(Protocol):
     columns: tuple[str, ...]
     preprocessing: Preprocessing
 
-    def sample(self, dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def sample(self, dataset: Any, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """The arrays of a sample of image `index`, each of the same shape for all; all that is random comes from `rng`.
 
         Raises:
@@ -215,6 +215,8 @@ class TrainLoader:
                 rng = np.random.default_rng([self.seed, SAMPLE, epoch, position])
                 return (*self.transform.sample(self.dataset, index, rng), noise)
             except DataError as error:
+                if not error.replaceable:
+                    raise
                 self.damaged.note(self.dataset.describe(index), error)
             others = others or np.random.default_rng([self.seed, REPLACEMENT, epoch, position])
             index = int(others.integers(len(self.dataset)))

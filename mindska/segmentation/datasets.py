@@ -202,14 +202,25 @@ class SegmentationDataset(ImageFiles):
         except DataError:
             return ""
         try:
-            with open_image(self.paths[index]) as image:
-                size = image.height, image.width
-                # Pillow turns TIFF files by their tag itself.
-                if self.exif_orientation or image.format == "TIFF":
-                    size = size[::-1] if image.getexif().get(ORIENTATION, 1) in range(5, 9) else size
+            size = self._image_size(index)
         except DataError:
             return ""
         return "" if size == mask else self._sizes_differ(index, size, mask)
+
+    def _image_size(self, index: int) -> tuple[int, int]:
+        with open_image(self.paths[index]) as image:
+            # Pillow turns TIFF files by their tag itself.
+            turns = self.exif_orientation or image.format == "TIFF"
+            turned = turns and image.getexif().get(ORIENTATION, 1) in range(5, 9)
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every image, by the beginnings of the files.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        return in_threads(self._image_size, range(len(self)))
 
     def _numbers(self, index: int) -> Union[list[int], str]:
         """The different numbers in a mask's file, or what is wrong with it."""

@@ -1,4 +1,4 @@
-"""From images to label maps by a network, and mean IoU over a validation set: every image exactly once, at its own size.
+"""From images to label maps, and mean IoU over a validation set: every image exactly once, at its own size.
 
 Images have many sizes, and a graph is compiled for one. So those of the commonest sizes are evaluated in graph mode, in
 batches, and the others one by one in PyNative mode. Which these are follows from the data set alone: figures do not
@@ -33,9 +33,8 @@ from .transforms import (
     Size,
     add_probabilities,
     label_map,
-    resize_logits,
-    sliding_windows,
     slide,
+    sliding_windows,
 )
 
 MEAN_IOU = Metric(
@@ -275,8 +274,3 @@ class SegmentationEvaluator:
             pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.float32)]) if missing else pixels
         for image, found in zip(images, self.runner(pixels)):
             yield label_map(found, image.size, self.align_corners)
-
-
-__all__ = [
-    "MEAN_IOU", "Inference", "Runner", "SegmentationEvaluator", "SegmentationScore", "predict", "resize_logits",
-]  # fmt: skip

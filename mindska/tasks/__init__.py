@@ -7,10 +7,11 @@ from ..config import Config
 from ..distributed import World
 from .base import Task
 from .classification import Classification
+from .segmentation import Segmentation
 
-__all__ = ["Classification", "Task", "create_task"]
+__all__ = ["Classification", "Segmentation", "Task", "create_task"]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def create_task(config: Config, world: World) -> Task:

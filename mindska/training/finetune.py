@@ -12,12 +12,15 @@ from mindspore import Parameter, nn
 
 from ..config import Config
 from ..errors import ConfigError, few
+from ..names import method_and_backbone
 from ..weights.convert import classifier_prefixes
 
 log = logging.getLogger("mindska")
 
-BLOCK = re.compile(r"stages\.(\d+)\.(?:blocks\.)?(\d+)\.")  # of SkaNet and VAN, of SKNet, of many of MindCV's networks
-STAGE = re.compile(r"stages\.(\d+)\.")
+BLOCK = re.compile(
+    r"(?:backbone\.)?stages\.(\d+)\.(?:blocks\.)?(\d+)\."
+)  # of SkaNet and VAN, of SKNet, of many of MindCV's networks
+STAGE = re.compile(r"(?:backbone\.)?stages\.(\d+)\.")
 
 
 def is_part(name: str, prefixes: Iterable[str]) -> bool:
@@ -31,13 +34,21 @@ def parts(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(match[0] for match in found if match))
 
 
+def head_prefixes(model: str, parameters: Iterable[str]) -> tuple[str, ...]:
+    """How the names of the parameters begin that are no backbone's: the classifier's, or all that is built on a
+    backbone."""
+    if not method_and_backbone(model)[0]:
+        return classifier_prefixes(model)
+    return tuple(dict.fromkeys(f"{name.partition('.')[0]}." for name in parameters if not is_part(name, ["backbone"])))
+
+
 def frozen_parts(config: Config, names: Sequence[str]) -> list[str]:
     """What the configuration says not to train; names: of the network's parameters.
 
     Raises:
         ConfigError: the network has no such part, or no other one.
     """
-    head = classifier_prefixes(config.model)
+    head = head_prefixes(config.model, names)
     frozen = [prefix.rstrip(".") for prefix in config.freeze]
     for prefix in frozen:
         if not any(is_part(name, [prefix]) for name in names):
@@ -113,7 +124,7 @@ def layer_numbers(names: Sequence[str], head: tuple[str, ...]) -> Optional[dict[
         elif stage:
             own = [i for i, (number, _) in enumerate(blocks, start=1) if number == int(stage[1])]
             before = (own or [1])[0] if int(stage[1]) else 0
-            numbers[name] = own[-1] if own and re.match(r"stages\.\d+\.norm\.", name) else before
+            numbers[name] = own[-1] if own and re.match(r"(?:backbone\.)?stages\.\d+\.norm\.", name) else before
         else:
             numbers[name] = last if name.startswith(head) or re.match(r"(head|norm|fc|classifier)\b", name) else 0
     return numbers
@@ -129,7 +140,7 @@ def learning_rate_factors(config: Config, network: nn.Cell) -> dict[str, float]:
         ConfigError: the network has no stages of blocks, or it is not known which is its classifier.
     """
     names = [p.name for p in network.trainable_params()]
-    head, factors = classifier_prefixes(config.model), dict.fromkeys(names, 1.0)
+    head, factors = head_prefixes(config.model, names), dict.fromkeys(names, 1.0)
     if config.layer_decay is not None:
         numbers = layer_numbers([p.name for p in network.get_parameters()], head)
         if numbers is None:

@@ -46,7 +46,15 @@ from .wrappers import ELSEWHERE, SLOT, as_saved
 log = logging.getLogger("mindska")
 
 UNSAID = ("num_batches_tracked", "n_averaged", "steps")  # counters of PyTorch's and MMEngine's, in most of their files
-KEPT = ("class_names", "epoch", "metric", "top1")  # of a file's record, in the record of a file made from it
+KEPT = (
+    "class_names",
+    "epoch",
+    "metric",
+    "top1",
+    "miou",
+    "ap",
+    "evaluation",
+)  # of a file's record, in the record of a file made from it
 
 
 @dataclass(frozen=True)

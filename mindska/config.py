@@ -423,9 +423,13 @@ class Config:
     result_csv: str = _option(
         "", "validate: write a row of results for each checkpoint to this file", path=True, may_change=True
     )
+    class_csv: str = _option(
+        "", "validate: write a row of figures for each class to this file (CSV)", path=True, may_change=True
+    )
     details: str = _option(
         "",
-        "validate: write every image's path, label and most probable classes to this file (CSV)",
+        "validate: write every image's path, label and most probable classes to this file (CSV); of segmentation, its "
+        "path and figures",
         path=True,
         may_change=True,
     )
@@ -759,7 +763,7 @@ def check_results(config: Config) -> None:
         ConfigError: a file that is of one checkpoint is asked for several.
         WriteError: one cannot be written.
     """
-    for name in ("result_json", "result_csv", "details"):
+    for name in ("result_json", "result_csv", "class_csv", "details"):
         path = getattr(config, name)
         if path and config.more_ckpt_paths and name != "result_csv":
             raise ConfigError(

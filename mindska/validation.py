@@ -415,6 +415,9 @@ def _report(
     said += ", mean with mirror images" if config.tta == FLIP else ""
     if more:
         said += "; ReaL: top-1 {real_top1:.2f} %, top-5 {real_top5:.2f} % over {real_images} images".format(**more)
+    if config.class_csv:
+        header = ("index", "name", "support", "accuracy", "precision", "recall")
+        write_table(Path(config.class_csv), header, ([row[name] for name in header] for row in classes))
     if config.details:
         write_details(Path(config.details), outcomes, dataset)
     if config.result_json:

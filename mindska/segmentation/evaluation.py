@@ -7,6 +7,7 @@ depend on the number of ranks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from ..data.loader import in_parallel
 from ..distributed import all_reduce_sum
 from ..errors import DataError, SettingError
 from ..evaluation import Metric
-from ..modes import graph_mode, pynative_mode
+from ..modes import pynative_mode
 from ..streams import unfailing_stderr
 from .datasets import SegmentationDataset
 from .metrics import ConfusionMatrix, summary
@@ -79,7 +80,7 @@ class Inference:
 
 
 class Runner:
-    """A network as a function of images; those of some sizes run in graph mode, all others in PyNative mode.
+    """A network as a function of images; in graph mode, those of other sizes than some run in PyNative mode.
 
     Args:
         sizes: (height, width) of the inputs that are compiled. options: for the cache of graphs, see `compile_cached`.
@@ -90,14 +91,12 @@ class Runner:
         self.compiled: set[tuple[int, ...]] = set()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        if images.shape[2:] not in self.sizes:
-            with pynative_mode():
-                return self.network(Tensor(images)).astype(ms.float32).asnumpy()
-        with graph_mode():
-            if images.shape not in self.compiled:
-                compile_cached(self.network, Tensor(images), options=self.options, what="the network for evaluation")
-                self.compiled.add(images.shape)
-            return self.network(Tensor(images)).astype(ms.float32).asnumpy()
+        tensor, listed = Tensor(images), images.shape[2:] in self.sizes
+        if listed and images.shape not in self.compiled:
+            compile_cached(self.network, tensor, options=self.options, what="the network for evaluation")
+            self.compiled.add(images.shape)
+        with contextlib.nullcontext() if listed else pynative_mode():
+            return self.network(tensor).astype(ms.float32).asnumpy()
 
 
 def predict(
@@ -147,14 +146,18 @@ class SegmentationEvaluator:
     """An `Evaluator` of segmenters.
 
     Args:
-        network: gives logits (B, classes, h, w) of images (B, C, h, w).
+        network: gives logits (B, classes, h, w) of images (B, C, h, w); None: `runner` does.
         batch_size: images of one size that the network sees at once.
         rank, world_size: this rank takes every world_size-th image of each size.
+
+    Attributes:
+        runner: a `Runner` or what is like one; it is made of the network at the first use.
+        each: called with every image's number, label map and mask.
     """
 
     def __init__(
         self,
-        network: nn.Cell,
+        network: Optional[nn.Cell],
         dataset: SegmentationDataset,
         transform: SegmentationEvalTransform,
         num_classes: int,
@@ -170,7 +173,8 @@ class SegmentationEvaluator:
         self.batch_size, self.inference, self.align_corners = batch_size, inference, align_corners
         self.rank, self.world_size, self.workers = rank, world_size, num_workers
         self._sizes: Optional[list[Size]] = None
-        self.runner: Optional[Runner] = None
+        self.runner: Any = None
+        self.each: Optional[Callable[[int, np.ndarray, np.ndarray], None]] = None
 
     def identity(self) -> dict[str, Any]:
         """What a score is of: which images, prepared how."""
@@ -201,8 +205,8 @@ class SegmentationEvaluator:
         for index, size in enumerate(self.sizes() if compiled else [(0, 0)] * len(self.dataset)):
             by_size.setdefault(size if size in compiled else None, []).append(index)
         groups = []
-        for size, indices in by_size.items():
-            ours, step = indices[self.rank :: self.world_size], 1 if size is None else self.batch_size
+        for group, indices in by_size.items():
+            ours, step = indices[self.rank :: self.world_size], 1 if group is None else self.batch_size
             groups += [ours[i : i + step] for i in range(0, len(ours), step)]
         return groups
 
@@ -215,6 +219,7 @@ class SegmentationEvaluator:
             DataError: an image or a mask cannot be read.
         """
         if self.runner is None:
+            assert self.network is not None
             self.runner = Runner(self.network, self.graph_sizes(), options)
         counted = [ConfusionMatrix(self.num_classes) for _ in weights]
         order, inside = list(range(len(weights))), None
@@ -222,13 +227,15 @@ class SegmentationEvaluator:
         shown = tqdm(total=len(self.dataset) // self.world_size, unit="image", file=unfailing_stderr(),
                      disable=None if progress else True)  # fmt: skip
         try:
-            for images, masks in self._batches():
+            for indices, images, masks in self._batches():
                 for kind in order:
                     if kind != inside:
                         weights[kind]()
                         inside = kind
-                    for found, mask in zip(self._label_maps(images), masks):
+                    for index, found, mask in zip(indices, self._label_maps(images), masks):
                         counted[kind].update(found, mask)
+                        if self.each:
+                            self.each(index, found, mask)
                 order.reverse()  # the last weights are in the network: they come first in the next batch
                 shown.update(len(masks))
         except DataError as raised:
@@ -246,20 +253,22 @@ class SegmentationEvaluator:
             scores.append(SegmentationScore(matrix.figures()))
         return scores
 
-    def _batches(self) -> Iterator[tuple[list[Any], list[np.ndarray]]]:
-        """Images (an `EvaluationImage`, or as it was read where it is seen several times) and masks of each group."""
+    def _batches(self) -> Iterator[tuple[Sequence[int], list[Any], list[np.ndarray]]]:
+        """Numbers, images (an `EvaluationImage`, or as it was read where it is seen several times) and masks of each
+        group."""
 
         def load(index: int) -> tuple[Any, np.ndarray]:
             image, mask = self.dataset.load(index)
             return (self.transform(image) if self.inference.single else np.asarray(image)), mask
 
-        def collate(_: Sequence[int], samples: list[tuple[Any, np.ndarray]]) -> tuple[list[Any], list[np.ndarray]]:
-            return [image for image, _ in samples], [mask for _, mask in samples]
+        def collate(
+            indices: Sequence[int], samples: list[tuple[Any, np.ndarray]]
+        ) -> tuple[Sequence[int], list[Any], list[np.ndarray]]:
+            return indices, [image for image, _ in samples], [mask for _, mask in samples]
 
         return in_parallel(load, self.groups(), collate, self.workers)
 
     def _label_maps(self, images: list[Any]) -> Iterator[np.ndarray]:
-        assert self.runner is not None
         if not self.inference.single:
             for image in images:
                 yield predict(self.runner, image, self.transform, self.inference, self.align_corners)

@@ -3,13 +3,21 @@
 The trainer, the commands and the records know none of them by name.
 """
 
+from pathlib import Path
+
+from .. import validation
 from ..config import Config
 from ..distributed import World
+from ..export import read_model_record
+from ..names import task_of
+from ..prediction import is_exported
+from ..weights.source import open_source
 from .base import Task
 from .classification import Classification
 from .segmentation import Segmentation
+from .segmentation import validate as validate_segmentation
 
-__all__ = ["Classification", "Segmentation", "Task", "create_task"]
+__all__ = ["Classification", "Segmentation", "Task", "create_task", "task_of_file", "validate"]
 
 TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
@@ -17,3 +25,23 @@ TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation"
 def create_task(config: Config, world: World) -> Task:
     """The task that the configuration names, or that its model is for."""
     return TASKS[config.task or ""](config, world)
+
+
+def task_of_file(path: str, model: str = "") -> str:
+    """The task of the model that a file of weights or an exported model names; `model`: of a file that names none.
+
+    Raises:
+        UserError: the file is missing or is none of these.
+    """
+    record = read_model_record(Path(path)) if is_exported(path) else open_source(path).record
+    return str(record.get("task") or task_of(record.get("model") or model))
+
+
+def validate(config: Config, world: World) -> None:
+    """Evaluates the checkpoints that the configuration names, which are of one task; every rank must call it.
+
+    Raises:
+        UserError: a checkpoint or the data cannot be used.
+    """
+    task = config.task if config.model else task_of_file(config.ckpt_path)
+    dict(classification=validation.validate, segmentation=validate_segmentation)[task or ""](config, world)

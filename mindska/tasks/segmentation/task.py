@@ -7,20 +7,20 @@ from typing import Any, Optional
 
 from mindspore import nn
 
-from .. import builders
-from ..config import Config
-from ..data import Preprocessing, TrainLoader, check_same_on_all_ranks
-from ..errors import ConfigError, DataError
-from ..segmentation.datasets import SegmentationDataset, open_training_and_validation
-from ..segmentation.evaluation import MEAN_IOU, Inference, SegmentationEvaluator
-from ..segmentation.transforms import (
+from ... import builders
+from ...config import Config
+from ...data import Preprocessing, TrainLoader, check_same_on_all_ranks
+from ...errors import ConfigError, DataError
+from ...segmentation.datasets import SegmentationDataset, open_training_and_validation
+from ...segmentation.evaluation import MEAN_IOU, Inference, SegmentationEvaluator
+from ...segmentation.transforms import (
     EvaluationSize,
     SegmentationAugmentation,
     SegmentationEvalTransform,
     SegmentationTrainTransform,
 )
-from ..weights import Weights
-from .base import Task
+from ...weights import Weights
+from ..base import Task
 
 IMG_SCALE = (2048, 512)  # MMSegmentation's for ADE20K
 
@@ -38,7 +38,8 @@ def evaluation_size(config: Config, recorded: dict[str, Any], pixels: Preprocess
     Args:
         recorded: the field "evaluation" of a checkpoint's record; {} where it has none.
     """
-    known = EvaluationSize(**{name: tuple(v) if isinstance(v, list) else v for name, v in recorded.items()})
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in recorded.items()}
+    known = EvaluationSize(**given)
     changes: dict[str, Any] = {}
     how = config.val_resize or ("keep_ratio" if config.img_scale else None)
     if how == "keep_ratio":
@@ -55,7 +56,7 @@ def evaluation_size(config: Config, recorded: dict[str, Any], pixels: Preprocess
 
 def inference(config: Config, pixels: Preprocessing) -> Inference:
     """How label maps are found, as configured."""
-    stride = config.slide_stride and pair(config.slide_stride)
+    stride = pair(config.slide_stride) if config.slide_stride else None
     return Inference(config.scales, config.flip, pixels.image_size if stride else None, stride)
 
 
@@ -64,7 +65,7 @@ def augmentation(config: Config) -> SegmentationAugmentation:
     return SegmentationAugmentation(
         scale=pair(config.img_scale or IMG_SCALE),
         ratio_range=config.ratio_range,  # type: ignore[arg-type]
-        short_side=config.short_side and pair(config.short_side),
+        short_side=pair(config.short_side) if config.short_side else None,
         longest=config.longest_side,
         cat_max_ratio=config.cat_max_ratio,
         hflip=config.hflip,

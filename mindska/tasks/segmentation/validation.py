@@ -136,7 +136,7 @@ def _report(segmenter: Segmenter, dataset: SegmentationDataset, world: World, sc
         text = json.dumps({**score.figures, **facts, "class_names": names}, indent=2)
         with replacing(Path(config.result_json)) as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
-    line = f"{class_table(score.figures, names)}\n{config.ckpt_path}: {score}"
+    line = f"{config.ckpt_path}:\n{class_table(score.figures, names)}"
     refused = print_result(line)
     if refused and not (config.result_json or config.result_csv):
         raise WriteError(f"standard output cannot be written ({refused}); the result is\n{line}")

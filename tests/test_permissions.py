@@ -133,6 +133,7 @@ COMMANDS = [
     ("scripts/benchmark --loader --rounds 1 --json readonly/a.json", "readonly/a.json"),
     ("scripts/benchmark --loader --rounds 1 --json closed/a.json", "closed/a.json"),
     ("scripts/prepare_digits readonly/digits", "readonly/digits"),
+    ("scripts/prepare_digit_scenes readonly/scenes", "readonly/scenes"),
 ]
 
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "count": Command("print parameters and multiply-accumulates of the models", lists=True),
     "benchmark": Command("measure speed and memory on this machine"),
     "prepare_digits": Command("write scikit-learn's handwritten digits as folders of images"),
+    "prepare_digit_scenes": Command("write scenes of these digits, for segmentation and detection"),
 }
 
 

@@ -62,9 +62,9 @@ def write_contact_sheet(path: Path, pictures: Iterable[Optional[Picture]], title
     sheet = Image.new(
         "RGB", (GAP + columns * width, top + math.ceil(len(cells) / columns) * height + (not cells)), BACKGROUND
     )
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw, font = ImageDraw.Draw(sheet), default_font()
     if title:
-        draw.text((GAP, GAP), _fitting(title, font, sheet.width - 2 * GAP), TEXT, font)
+        draw.text((GAP, GAP), fitting(title, font, sheet.width - 2 * GAP), TEXT, font)
     for number, picture in enumerate(cells):
         left, upper = GAP + number % columns * width, top + number // columns * height
         if picture is None:
@@ -80,7 +80,7 @@ def write_contact_sheet(path: Path, pictures: Iterable[Optional[Picture]], title
                 (left + (SIDE - picture.image.width) // 2, upper + (SIDE - picture.image.height) // 2),
             )
         for i, line in enumerate(picture.lines):
-            draw.text((left, upper + SIDE + LINE * i), _fitting(line, font, SIDE), FAINT if i else TEXT, font)
+            draw.text((left, upper + SIDE + LINE * i), fitting(line, font, SIDE), FAINT if i else TEXT, font)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
     return sum(picture is not None for picture in cells)
@@ -102,14 +102,15 @@ def _small(picture: Picture) -> Picture:
     return Picture(image, picture.lines)
 
 
-def _font() -> Font:
+def default_font(size: int = 12) -> Font:
+    """Pillow's own font, of so many pixels where it has sizes."""
     try:
-        return ImageFont.load_default(size=12)
+        return ImageFont.load_default(size=size)
     except (TypeError, OSError):  # before Pillow 10.1, or without FreeType
         return ImageFont.load_default()
 
 
-def _fitting(text: str, font: Font, width: int) -> str:
+def fitting(text: str, font: Font, width: int) -> str:
     """A text that is no wider than so many pixels; what is left out is in its middle."""
     text = printable(text)[:500]
     if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow's first font has Latin letters only

@@ -51,11 +51,31 @@ class Detections:
         factors = np.asarray([*scale_factor, *scale_factor], np.float32)
         return replace(self, boxes=clip_boxes(self.boxes / factors, original_size))
 
+    def mirrored(self, width: int) -> Detections:
+        """Those of the mirrored image, in this one, which has so many columns."""
+        x1, y1, x2, y2 = self.boxes.T
+        boxes = np.stack([width - x2, y1, width - x1, y2], 1)
+        return replace(self, boxes=boxes, masks=None if self.masks is None else self.masks[..., ::-1])
+
 
 def no_detections(mask_size: Optional[Size] = None) -> Detections:
     """Those of an image in which nothing was found."""
     masks = None if mask_size is None else np.zeros((0, *mask_size), bool)
     return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), masks)
+
+
+def merged(views: Sequence[Detections], nms_threshold: float = 0.5, max_detections: int = 100) -> Detections:
+    """The detections of several views of an image (mirrored, of other sizes) in the same pixels, as those of one.
+
+    All are put together and suppressed as in one view, as MMDetection does it.
+    """
+    boxes, scores, labels = (
+        np.concatenate([getattr(view, name) for view in views]) for name in ("boxes", "scores", "labels")
+    )
+    best = nms_per_class(boxes, scores, labels, nms_threshold, max_detections)
+    all_masks = [view.masks for view in views if view.masks is not None]
+    masks = np.concatenate(all_masks)[best] if len(all_masks) == len(views) else None
+    return Detections(boxes[best], scores[best], labels[best], masks)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ MAY_IMPORT = {
         "config", "distributed", "data", "weights", "compile_cache", "evaluation", "prediction", "builders",
     },
     "demo": {"data", "prediction"},
+    "comparison": {"config", "training"},
     "builders": {
         "models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training", "names",
     },

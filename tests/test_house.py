@@ -16,9 +16,10 @@ MAY_IMPORT = {
     "waiting": set(),
     "arguments": set(),
     "names": {"arguments"},
+    "device_support": set(),
     "recipes": {"arguments"},
     "mindcv_recipes": set(),
-    "config": {"arguments", "names", "recipes", "mindcv_recipes"},
+    "config": {"arguments", "names", "recipes", "mindcv_recipes", "device_support"},
     "distributed": set(),
     "models": set(),
     "data": {"distributed"},
@@ -29,7 +30,10 @@ MAY_IMPORT = {
     "reference": {"weights"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"compile_cache"},
-    "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},
+    "summary": {"models", "acceleration"},
+    "training": {
+        "models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation", "summary",
+    },
     "exported": {"weights"},
     "verification": {"models", "exported"},
     "onnx_graph": {"models", "acceleration"},
@@ -43,9 +47,11 @@ MAY_IMPORT = {
     "comparison": {"config", "training"},
     "builders": {
         "models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training", "names",
+        "device_support",
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
+        "summary",
     },
 }  # fmt: skip
 

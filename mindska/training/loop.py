@@ -29,6 +29,7 @@ from . import resume
 from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest, end_before_the_first_step
 from .messages import TimeLeft, say_end, say_start
+from .plateau import Plateau
 from .record import SCORES, RunRecord, read_rows
 from .state import Progress, check_finite, checkpoint_parameters, restore, weight_parameters
 from .step import TrainStep
@@ -81,6 +82,7 @@ class Trainer:
         self.better: dict[str, Any] = {}  # which weights scored higher after the last step, where that is known
         self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
         self.progress = Progress()
+        self.plateau = Plateau(config, rates, step.optimizer) if config.scheduler == "plateau" else None
         self.pending: list[tuple[Tensor, Tensor]] = []  # outputs of steps that may still be running on the device
         self.on_cpu = ms.get_context("device_target") == "CPU"
         # Reading a result makes the host wait for a device, but costs nothing on CPU.
@@ -238,6 +240,8 @@ class Trainer:
     def _adopt_checkpoint(self, state: resume.State, validation: Optional[dict[str, Any]]) -> None:
         """Takes over what a checkpoint says of its run."""
         began, self.progress = state.record["config"], state.progress
+        if self.plateau:
+            self.plateau.restore(self.progress.plateau)
         resume.say_initial_weights(began, self.config)
         self.record["run_id"] = state.record.get("run_id")
         self.better = {name: state.record[name] for name in ("weights", "top1", "validation") if name in state.record}
@@ -395,6 +399,9 @@ class Trainer:
         self.better = dict(weights=kind, top1=results[kind].top1, validation=self.progress.validation)
         best_before = self.progress.best
         self.progress.scores[self.progress.step] = results[kind].top1
+        if self.plateau:
+            self.plateau.note(results[kind].top1, int(self.step.optimizer.global_step.asnumpy().item()))
+            self.progress.plateau = self.plateau.state
         said, columns = str(results[kind]), dict(zip(SCORES, vars(results[kind]).values()))
         if len(results) > 1:
             (other,) = set(results) - {kind}

@@ -28,13 +28,15 @@ from .data.base import relabelled
 from .data.datasets import Dataset, check_known, chosen_classes
 from .data.folders import is_folder
 from .data.shards import find_shards
-from .distributed import World
+from .device_support import check_device
+from .distributed import World, world
 from .errors import ConfigError, SettingError, WeightsError, few, look_alike
 from .modes import pynative_mode
 from .segmentation.factory import create_segmenter, own_preprocessing
 from .training.finetune import freeze, frozen_parts, is_part
 from .training.record import early_messages
 from .training.step import StepOptions
+from .training.sync_bn import synchronise
 from .weights import Weights, non_default_options, open_weights
 
 log = logging.getLogger("mindska")
@@ -57,6 +59,7 @@ def set_up(config: Config, world: World) -> None:
             f"distribute is {config.distribute}, but the number of processes is {world.size}; start with mpirun or "
             f"msrun for several, without for one"
         )
+    check_device(config, ms.get_context("device_target"))
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(config.seed)
     set_up_log(world.rank == 0)
@@ -445,6 +448,8 @@ def build_network(
         own = weights.model == config.model
         weights.for_channels(in_channels).load_into(net if own else net.backbone)
     log.info("%s", acceleration.summary(net))
+    if config.sync_bn:
+        synchronise(net, world().size)
     if freeze(config, net) and not (record or config.pretrained):
         log.warning("What is frozen has random weights, since the run begins without --ckpt_path")
     return _in_precision(net, config)

@@ -22,12 +22,13 @@ import yaml
 
 from . import mindcv_recipes, names, recipes
 from .arguments import Parser, nearest
+from .device_support import check_device
 from .errors import ConfigError
 from .files import check_writable, exists
 
 Numbers = tuple[float, ...]
 Words = tuple[str, ...]
-SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "polynomial_decay", "one_cycle", "constant")
+SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "polynomial_decay", "one_cycle", "constant", "plateau")
 DATASETS = dict(  # by task; the first is the default, but for segmentation, where the folders tell
     classification=("imagenet", "cifar10", "cifar100"),
     segmentation=("ade20k", "voc", "folders"),
@@ -316,11 +317,11 @@ class Config:
     max_steps: int = _option(
         0, "updates in all; the schedule then counts in updates, and epoch_size has no effect; 0: epoch_size counts"
     )
-    opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion", "rmsprop"))
+    opt: str = _option("adamw", "optimiser", ("adamw", "adam", "sgd", "momentum", "lion", "rmsprop", "lamb", "lars"))
     lr: float = _option(1e-3, "highest learning rate", above=0)
-    beta1: float = _option(0.9, "first decay of adamw, adam and lion", below=1)
-    beta2: float = _option(0.999, "second decay of adamw, adam and lion", below=1)
-    momentum: float = _option(0.9, "momentum of sgd, momentum and rmsprop", below=1)
+    beta1: float = _option(0.9, "first decay of adamw, adam, lion and lamb", below=1)
+    beta2: float = _option(0.999, "second decay of adamw, adam, lion and lamb", below=1)
+    momentum: float = _option(0.9, "momentum of sgd, momentum, rmsprop and lars", below=1)
     use_nesterov: bool = _option(False, "Nesterov's momentum, with sgd and momentum")
     weight_decay: float = _option(0.05, "weight decay")
     weight_decay_filter: str = _option(
@@ -329,7 +330,9 @@ class Config:
         ("norm_and_bias", "disable"),
     )
     scheduler: str = _option("cosine_decay", "learning-rate schedule", SCHEDULERS)
-    min_lr: float = _option(1e-6, "lowest learning rate of cosine_decay and polynomial_decay, and of the cooldown")
+    min_lr: float = _option(
+        1e-6, "lowest learning rate of cosine_decay, polynomial_decay and plateau, and of the cooldown"
+    )
     warmup_epochs: int = _option(5, "epochs of linear warm-up")
     warmup_steps: int = _option(
         0,
@@ -377,6 +380,11 @@ class Config:
         (), "weight of each class in the loss: balanced (inverse to its images), or one number a class", metavar="X"
     )
     early_stopping: int = _option(0, "end after so many evaluations without a better top-1; 0: never", may_change=True)
+    patience: int = _option(10, "plateau: evaluations without a better top-1 that the learning rate waits out")
+    factor: float = _option(
+        0.1, "plateau: what the learning rate is multiplied with after that", at_least=1e-6, below=1
+    )
+    sync_bn: bool = _option(False, "batch norms take the statistics of all processes' images (GPU and Ascend)")
 
     amp_level: str = _option(
         "O0", "mixed precision, as in mindspore.amp", ("O0", "O2", "O3", "auto"), heading="precision"
@@ -484,7 +492,7 @@ class Config:
             raise ConfigError(
                 f"warmup_lr is {self.warmup_lr}, above lr ({self.lr}); expected a learning rate to rise from (no ratio)"
             )
-        if self.scheduler in ("cosine_decay", "polynomial_decay") and self.min_lr > self.lr:
+        if self.scheduler in ("cosine_decay", "polynomial_decay", "plateau") and self.min_lr > self.lr:
             raise ConfigError(
                 f"min_lr is {self.min_lr}, above lr ({self.lr}); expected a learning rate to fall to (no ratio)"
             )
@@ -535,6 +543,10 @@ class Config:
             raise ConfigError("class_weights balanced and sampler balanced do the same twice; choose one of them")
         if self.early_stopping and not self.val_while_train:
             raise ConfigError("early_stopping needs evaluations, but val_while_train is false; leave one of them out")
+        if self.scheduler == "plateau" and not self.val_while_train:
+            raise ConfigError("plateau needs evaluations, but val_while_train is false; choose another scheduler")
+        if self.device_target != "auto":  # else the device is known later
+            check_device(self, self.device_target)
 
 
 TYPES: dict[str, Any] = typing.get_type_hints(Config)

@@ -71,6 +71,7 @@ FOLDED = (
     "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm", "SK unit",
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
+QUICK = [("pynative", "cells", TRAINING), ("pynative", "folded", INFERENCE)]
 
 
 class SideBySide(nn.Cell):
@@ -153,8 +154,14 @@ def results(kind: str, change, state: str) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("kind, state", STATES)
-@pytest.mark.parametrize("mode", ["pynative", pytest.param("graph", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode, kind, state",
+    [
+        pytest.param(mode, *state, marks=() if (mode, *state) in QUICK else pytest.mark.slow)
+        for mode in ("pynative", "graph")
+        for state in STATES
+    ],
+)
 def test_every_form_computes_what_its_plain_cell_does(mode, kind, state):
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
     ours, plain = results(kind, accelerate, state), results(kind, decelerate, state)
@@ -181,7 +188,7 @@ def test_every_form_has_a_case():
     assert met == set(FORMS)
 
 
-@pytest.mark.parametrize("level", ["O2", "O3"])
+@pytest.mark.parametrize("level", [pytest.param("O2", marks=pytest.mark.slow), "O3"])
 def test_half_precision_goes_by_the_plain_equations(level):
     """To the bit, but for norms, which O2 leaves in float32: a rounding of their results to float16.
 

@@ -42,7 +42,8 @@ def run(tmp_path, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize("kernels", ["auto", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+@pytest.mark.slow
 def test_the_second_start_takes_the_graph_of_the_first(run, tmp_path, kernels):
     """Of an accelerated network and of a plain one, whose cells print objects with their addresses."""
     first, kept = run(MINDSKA_KERNELS=kernels)

@@ -35,7 +35,7 @@ def test_every_command_is_in_the_table():
     modules = {path.stem for path in (ROOT / "mindska" / "commands").glob("*.py")} - {"__init__"}
     assert modules == set(commands.COMMANDS)
     called = {name: re.search(r'run\("(\w+)"\)', text)[1] for name, text in SCRIPTS.items()}
-    assert set(called.values()) | {"train", "validate", "recipes"} == modules
+    assert set(called.values()) | {"train", "validate", "recipes", "compare"} == modules
 
 
 def test_help_and_words_that_are_no_command(capsys):

@@ -249,6 +249,7 @@ def test_a_round_trip_is_bit_exact(convert, reference, tmp_path, middle):
     torch_skanet.create(MODEL).load_state_dict(back)  # PyTorch starts its counters itself
 
 
+@pytest.mark.slow
 def test_the_head_is_dropped_only_when_asked(convert, reference, tmp_path):
     torch.save(reference.state_dict(), tmp_path / "a.pth")
     printed = convert("--from", tmp_path / "a.pth", "--to", tmp_path / "a.ckpt", "--num_classes", 7)

@@ -54,8 +54,8 @@ def test_the_same_function(name):
     assert len(set(names)) == len(names) and not any("layer_scale" in name for name in names)
 
 
-@pytest.mark.parametrize("folded_plain", [True, False])
-@pytest.mark.parametrize("name", ["skanet_nano", "van_tiny_lska_k7", "sknet26"])
+@pytest.mark.parametrize("folded_plain", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["skanet_nano", pytest.param("van_tiny_lska_k7", marks=pytest.mark.slow), "sknet26"])
 def test_with_plain_operators(name, folded_plain):
     """As exports are folded; and a network of plain operators that is folded where others can be had."""
     with kernels.plain():

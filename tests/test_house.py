@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "modes": set(),
     "arguments": set(),
     "names": {"arguments"},
+    "device_support": set(),
     "recipes": {"arguments"},
     "mindcv_recipes": set(),
-    "config": {"arguments", "names", "recipes", "mindcv_recipes"},
+    "config": {"arguments", "names", "recipes", "mindcv_recipes", "device_support"},
     "distributed": set(),
     "models": set(),
     "data": {"distributed"},
@@ -32,7 +33,11 @@ MAY_IMPORT = {
     "reference": {"weights", "segmentation"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"data", "distributed", "compile_cache"},
-    "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},
+    "summary": {"models", "acceleration"},
+    "training": {
+        "models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation", "summary",
+        "names",
+    },
     "exported": {"weights"},
     "verification": {"models", "exported"},
     "onnx_graph": {"models", "acceleration"},
@@ -43,12 +48,18 @@ MAY_IMPORT = {
         "config", "distributed", "data", "weights", "compile_cache", "evaluation", "prediction", "builders",
     },
     "demo": {"data", "prediction"},
+    "comparison": {"config", "training"},
     "builders": {
         "models", "data", "kernels", "acceleration", "weights", "config", "distributed", "training", "names",
+        "device_support", "segmentation",
     },
-    "tasks": {"config", "distributed", "data", "weights", "evaluation", "builders"},
+    "tasks": {
+        "config", "names", "distributed", "data", "weights", "evaluation", "builders", "segmentation", "validation",
+        "export", "prediction",
+    },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
+        "summary",
     },
 }  # fmt: skip
 

@@ -377,10 +377,10 @@ def test_what_a_strided_convolution_saw_before_does_not_come_back():
 @pytest.mark.parametrize(
     "first, asked, share, threads",
     [
-        ("mindspore", "", 0, 0),
+        pytest.param("mindspore", "", 0, 0, marks=pytest.mark.slow),
         ("mindska", "", 0, 0),
         ("mindspore", "1,4", 0, 1),
-        ("mindspore", "64", 0, 0),
+        pytest.param("mindspore", "64", 0, 0, marks=pytest.mark.slow),
         ("mindspore", "", 1, 1),
     ],
 )
@@ -535,11 +535,11 @@ def test_max_relative_of_nan():
     assert np.isnan(out[0, 6, 2, 2]) and np.isnan(out[0, 7, 2, 2]) and np.isfinite(out[0, 6]).sum() == 35
 
 
-SLOW_NETWORKS = (("van_tiny_lska_k11", 64), ("van_tiny", 65), ("sknet26", 64))
+SLOW_NETWORKS = (("skanet_nano", 64), ("van_tiny_lska_k11", 64), ("van_tiny", 65), ("sknet26", 64))
 
 
 @pytest.mark.parametrize(
-    "name, size", [("skanet_nano", 64), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_NETWORKS]]
+    "name, size", [("skanet_nano", 33), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_NETWORKS]]
 )
 def test_networks_give_the_same_with_and_without(name, size):
     x, outputs, all_gradients = Tensor(random(2, 3, size, size)), [], []
@@ -554,7 +554,9 @@ def test_networks_give_the_same_with_and_without(name, size):
         assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs) + 1e-6
 
 
-@pytest.mark.parametrize("name", ["skanet_nano", "van_tiny_lska_k7", "sknet26"])
+@pytest.mark.parametrize(
+    "name", ["skanet_nano", *(pytest.param(n, marks=pytest.mark.slow) for n in ("van_tiny_lska_k7", "sknet26"))]
+)
 def test_batch_norms_may_be_in_training_alone(name):
     """So users take new statistics for old weights.
 
@@ -877,6 +879,7 @@ def test_a_library_is_built_once_by_many_at_a_time(fresh, tmp_path):
     assert sorted(built) == ["gelu.cc", "threads.cc"]
 
 
+@pytest.mark.slow
 def test_another_source_is_another_library(fresh, monkeypatch, tmp_path):
     first = build.library("gelu")
     for path in (build.FOLDER / "gelu.cc", build.FOLDER / "threads.cc", *build.FOLDER.glob("*.h")):

@@ -182,8 +182,11 @@ class Searches(nn.Cell):
         return queries, keys, self.graph.search(queries, keys), self.graph(x)
 
 
+SLOW_LEVELS = [pytest.param(level, marks=pytest.mark.slow) for level in ("O3", "auto")]
+
+
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
-@pytest.mark.parametrize("level", ["O2", "O3", "auto"])
+@pytest.mark.parametrize("level", ["O2", *SLOW_LEVELS])
 def test_neighbour_search_stays_in_float32_under_mixed_precision(level, mode):
     """Features whose distances differ by less than half precision resolves are still told apart."""
     ms.set_context(mode=mode)
@@ -196,7 +199,7 @@ def test_neighbour_search_stays_in_float32_under_mixed_precision(level, mode):
     np.testing.assert_array_equal(found.asnumpy(), NearestNodes(4, 1)(*exact).asnumpy())
 
 
-@pytest.mark.parametrize("level", ["O2", "O3", "auto"])
+@pytest.mark.parametrize("level", ["O2", *SLOW_LEVELS])
 def test_whole_network_under_mixed_precision(level):
     net = nano()
     exact = net(images(2, 3, 64, 64)).asnumpy()

@@ -63,6 +63,7 @@ def test_too_small_is_an_error_that_says_the_smallest_size(mode, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_smallest_sizes():
     for name, side in (("sknet26", 3), ("sk_resnet18", 1), ("sknet29_16x32d", 1)):
         net = mindcv.create_model(name, num_classes=2).set_train(False)

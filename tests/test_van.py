@@ -108,6 +108,7 @@ def test_weights_of_another_kernel_are_refused_and_both_are_named(tmp_path):
         mindcv.create_model("van_tiny_lska_k7", checkpoint_path=str(tmp_path / "a.ckpt"))
 
 
+@pytest.mark.slow
 def test_mmsegmentations_weights_need_their_epsilon(tmp_path):
     import torch
 

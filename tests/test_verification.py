@@ -80,7 +80,13 @@ def test_a_swapped_neighbour_is_no_fault(nets):
 
 
 @pytest.mark.fault("swapped-neighbours")
-@pytest.mark.parametrize("wrong", ["outputs", "one image", "neighbours", "shapes", "not finite"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("outputs", "one image", "not finite")),
+        "neighbours", "shapes",
+    ],
+)  # fmt: skip
 def test_what_is_wrong_is_found_among_swaps(nets, wrong):
     net, expected, coarse = nets
     message = "outputs differ from the network's by"

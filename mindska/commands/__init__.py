@@ -38,6 +38,7 @@ COMMANDS = {
     "average": Command("average the weights of several checkpoints"),
     "clean": Command("reduce a training checkpoint to its weights and record"),
     "check_data": Command("look through a data set before it is trained on"),
+    "compare": Command("compare runs: curves, figures and settings that differ", lists=True),
     "lr_find": Command("try which learning rate a recipe should have"),
     "recipes": Command("list the recipes that --config finds by name", lists=True),
     "count": Command("print parameters and multiply-accumulates of the models", lists=True),

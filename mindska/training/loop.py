@@ -30,6 +30,7 @@ from .folder import RunFolder
 from .interrupt import EXIT_CODE, StopRequest, end_before_the_first_step
 from .messages import TimeLeft, say_end, say_start
 from .optim import total_updates
+from .plateau import Plateau
 from .record import CROSS_ENTROPY, RunRecord, read_rows
 from .state import Progress, check_finite, checkpoint_parameters, restore, weight_parameters
 from .step import TrainStep
@@ -74,6 +75,7 @@ class Trainer:
         self.better: dict[str, Any] = {}  # which weights scored higher after the last step, where that is known
         self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
         self.progress = Progress()
+        self.plateau = Plateau(config, rates, step.optimizer) if config.scheduler == "plateau" else None
         self.pending: list[tuple[Tensor, Tensor]] = []  # outputs of steps that may still be running on the device
         self.on_cpu = ms.get_context("device_target") == "CPU"
         # Reading a result makes the host wait for a device, but costs nothing on CPU.
@@ -236,6 +238,8 @@ class Trainer:
     def _adopt_checkpoint(self, state: resume.State, validation: Optional[dict[str, Any]]) -> None:
         """Takes over what a checkpoint says of its run."""
         began, self.progress = state.record["config"], state.progress
+        if self.plateau:
+            self.plateau.restore(self.progress.plateau)
         resume.say_initial_weights(began, self.config)
         self.record["run_id"] = state.record.get("run_id")
         self.better = {
@@ -401,6 +405,9 @@ class Trainer:
         self.better = {"weights": kind, self.metric.score: score, "validation": self.progress.validation}
         best_before = self.progress.best
         self.progress.scores[self.progress.step] = score
+        if self.plateau:
+            self.plateau.note(score, int(self.step.optimizer.global_step.asnumpy().item()))
+            self.progress.plateau = self.plateau.state
         said, columns = str(results[kind]), dict(scores[kind])
         if len(results) > 1:
             (other,) = set(results) - {kind}

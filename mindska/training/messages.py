@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 import mindspore as ms
+from mindspore import nn
 
-from .. import kernels
+from .. import kernels, summary
 from ..config import Config
-from ..data import TrainLoader
+from ..data import Preprocessing, TrainLoader
 from ..distributed import World
 from ..evaluation import Evaluator, Metric
 from .folder import RunFolder
@@ -41,7 +42,10 @@ def say_start(
     values = sum(p.size for p in network.trainable_params())
     target, pixels = ms.get_context("device_target"), loader.transform.preprocessing
     size = "x".join(map(str, (pixels.in_channels, *pixels.image_size)))
-    log.info("model      %s: %s parameters, %s pixels, %d classes", config.model, f"{values:,}", size, num_classes)
+    macs = _macs(network, pixels) if world.rank == 0 and target == "CPU" else ""
+    log.info(
+        "model      %s: %s parameters%s, %s pixels, %d classes", config.model, f"{values:,}", macs, size, num_classes
+    )
     log.info(
         "device     %s: %d %s x %d threads, %s mode, %s, %s operators",
         target, world.size, "process" if world.size == 1 else "processes", world.threads, config.mode,
@@ -58,6 +62,16 @@ def say_start(
         f"{config.max_steps} updates" if config.max_steps else f"{config.epoch_size} epochs",
     )  # fmt: skip
     log.info("written to %s", Path(config.ckpt_save_dir).absolute())
+
+
+def _macs(network: nn.Cell, pixels: Preprocessing) -> str:
+    """Multiply-accumulates of an image in words; empty where the network cannot be interpreted."""
+    try:
+        rows = summary.layers(network, pixels.in_channels, *pixels.image_size)
+    except Exception as error:  # it is only shown
+        log.debug("The multiply-accumulates are not counted: %s", error)
+        return ""
+    return f", {sum(row.macs + row.distances for row in rows) / 1e6:,.1f} M MACs an image"
 
 
 def say_end(folder: RunFolder, progress: Progress, steps_per_epoch: int, metric: Metric) -> None:

@@ -181,7 +181,7 @@ def parameter_groups(config: Config, network: nn.Cell, rates: list[float]) -> li
 def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.Optimizer:
     """The optimiser, MindCV's or MindSpore's, with the network's own list of parameters that carry no weight decay.
 
-    LAMB and LARS are left out: MindSpore's run on Ascend only (LAMB on GPU too), where nobody could compare them here.
+    LAMB and LARS are MindSpore's, on the devices that have them (`device_support`): nobody could compare them here.
     """
     groups = parameter_groups(config, network, rates)
     betas = dict(beta1=config.beta1, beta2=config.beta2)
@@ -197,6 +197,10 @@ def build_optimizer(config: Config, network: nn.Cell, rates: list[float]) -> nn.
         config.opt == "sgd" or config.use_nesterov
     ):  # nn.Momentum's use_nesterov is not PyTorch's on CPU; else they agree
         return nn.SGD(groups, rates, nesterov=config.use_nesterov, **momentum)
+    if config.opt == "lamb":
+        return nn.Lamb(groups, rates, **betas)
+    if config.opt == "lars":  # of parameters with weight decay only, as in its paper
+        return nn.LARS(nn.Momentum(groups, rates, **momentum), lars_filter=lambda p: p.ndim > 1)
     if config.opt == "rmsprop":
         return nn.RMSProp(groups, rates, **momentum)
     return nn.Momentum(groups, rates, **momentum)

@@ -66,6 +66,7 @@ class Progress:
         step: finished batches; losses, norms: those since the last row of metrics.csv.
         scores: top-1 (percent) of evaluated steps, of the better of averaged and raw weights.
         validation: which images, prepared how, the scores are of (`None`: an earlier version did not say).
+        plateau: the state of the schedule of that name.
         best: the (first) step with the highest score.
     """
 
@@ -74,6 +75,7 @@ class Progress:
     norms: list[float] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
     validation: Optional[dict[str, Any]] = None
+    plateau: Optional[dict[str, Any]] = None
 
     @property
     def best(self) -> Optional[int]:
@@ -92,6 +94,7 @@ class Progress:
             norms=[_number(value) for value in self.norms],
             scores={str(step): score for step, score in self.scores.items()},
             validation=self.validation,
+            **({"plateau": self.plateau} if self.plateau else {}),
         )
 
     @classmethod
@@ -106,6 +109,7 @@ class Progress:
             [float(value) for value in values["norms"]],
             {int(step): float(score) for step, score in dict(values["scores"]).items()},
             validation,
+            values.get("plateau"),
         )
 
 

@@ -207,7 +207,14 @@ def best_of(out):
 
 
 @pytest.mark.fault("best-vanished")
-@pytest.mark.parametrize("when", ["during the run", "before the next start", "with the checkpoints of all scores"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param("during the run", marks=pytest.mark.slow),
+        "before the next start",
+        pytest.param("with the checkpoints of all scores", marks=pytest.mark.slow),
+    ],
+)
 def test_best_weights_that_vanished_are_written_again(images, tmp_path, monkeypatch, caplog, when):
     """From the checkpoint of their step, the same to the bit."""
     scores = iter([50.0, 70.0, 60.0])  # in the order of the epochs: the second is best

@@ -82,6 +82,7 @@ def test_an_overflow_halves_the_scale_and_advances_nothing():
 
 
 @pytest.mark.fault("overflow")
+@pytest.mark.slow
 def test_the_scale_doubles_after_its_window_and_does_not_change_the_update():
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(1)

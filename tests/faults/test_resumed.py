@@ -261,7 +261,16 @@ def begun_again(images, out, meanwhile):
 
 @pytest.mark.fault("other-run")
 @pytest.mark.parametrize(
-    "how", ["removed", "begun again", "other settings", "no settings", "damaged settings", "no lock", "no locks at all"]
+    "how",
+    [
+        "removed",
+        pytest.param("begun again", marks=pytest.mark.slow),
+        "other settings",
+        "no settings",
+        "damaged settings",
+        "no lock",
+        "no locks at all",
+    ],
 )
 def test_a_living_run_notices_that_the_folder_is_no_longer_its_own(images, tmp_path, how, monkeypatch):
     out = tmp_path / "run"

@@ -65,9 +65,8 @@ def test_no_room_for_a_checkpoint(images, tmp_path):
 
 
 @pytest.mark.fault("signals")
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_a_step(images, tmp_path, number):
     out = tmp_path / "run"
     process = start_training(images, out, **LONG)

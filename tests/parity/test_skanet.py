@@ -19,7 +19,11 @@ NOISE = 5e-6
 SWAP = 1e-3  # what a swapped neighbour may do at the authors' layer scales ("ls005")
 
 
-@pytest.mark.parametrize("case", figures.CASES)
+# Batches of two at 256 pixels take seconds.
+CASES = [pytest.param(case, marks=pytest.mark.slow if case.endswith("_b2") else ()) for case in figures.CASES]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_stages_and_logits(case):
     taps, _ = figures.port_case(case)
     agree = figures.different_neighbours(case) == 0

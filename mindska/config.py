@@ -326,8 +326,9 @@ class Config:
     weight_decay: float = _option(0.05, "weight decay")
     weight_decay_filter: str = _option(
         "norm_and_bias",
-        "norm_and_bias: none on biases and other 1-D parameters; disable: on all",
-        ("norm_and_bias", "disable"),
+        "norm_and_bias: none on biases and other 1-D parameters; norm: none on a backbone's norms (as MMSegmentation's "
+        "recipes by name); disable: on all",
+        ("norm_and_bias", "norm", "disable"),
     )
     scheduler: str = _option("cosine_decay", "learning-rate schedule", SCHEDULERS)
     min_lr: float = _option(

@@ -18,7 +18,7 @@ from mindspore import Tensor, nn
 
 from .data.images import read_image
 from .errors import RunError, UserError, printable
-from .prediction import Predictor, as_dict
+from .prediction import Predictor
 
 HOST = "127.0.0.1"
 MOST_BYTES = 32 << 20  # of an upload
@@ -52,7 +52,7 @@ def answers(predictor: Predictor, topk: int = 5) -> Answer:
             path = Path(folder) / "image"
             path.write_bytes(content)
             (prediction,) = predictor([str(path)], topk)
-            found = as_dict(prediction)
+            found = prediction.as_dict()
             found.pop("path")
             if "error" in found:
                 return {"error": printable(found["error"].replace(str(path), "the image"))}

@@ -40,6 +40,27 @@ class Prediction:
     classes: Sequence[tuple[int, str, float]] = ()
     error: Optional[str] = None
 
+    HEADER = ("path", "rank", "index", "name", "probability", "error")
+
+    def lines(self) -> list[str]:
+        """As text: the path, and a line a class."""
+        if self.error:
+            return [f"error: {self.error}"]
+        return [self.path, *(f"  {100 * p:6.2f} %  {name} ({i})" for i, name, p in self.classes)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        if self.error:
+            return {"path": self.path, "error": self.error}
+        return {"path": self.path, "classes": [dict(index=i, name=name, probability=p) for i, name, p in self.classes]}
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Rows of `HEADER`: one a class."""
+        if self.error:
+            return [(self.path, "", "", "", "", self.error)]
+        ranked = enumerate(self.classes, start=1)
+        return [(self.path, rank, index, name, f"{p:.6f}", "") for rank, (index, name, p) in ranked]
+
 
 class Predictor:
     """A network with its pixels and its class names.
@@ -260,11 +281,3 @@ def find_images(places: Iterable[Union[str, Path]]) -> list[str]:
     if not found:
         raise PredictionError(f"No image in {', '.join(map(str, places))}")
     return found
-
-
-def as_dict(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as JSON has it."""
-    if prediction.error:
-        return {"path": prediction.path, "error": prediction.error}
-    classes = [dict(index=i, name=name, probability=p) for i, name, p in prediction.classes]
-    return {"path": prediction.path, "classes": classes}

@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT, script
 from mindspore import Tensor, nn
 
-from mindska import kernels, prediction, training
+from mindska import kernels, prediction, tasks, training
 from mindska.errors import PredictionError, SettingError
 from mindska.kernels import build
 from mindska.models.factory import own_preprocessing
@@ -259,6 +259,7 @@ def test_predictions_and_their_progress_do_not_mix(images, monkeypatch, terminal
         return (Prediction(path, [(0, "cat", 1.0)]) for path in paths)
 
     monkeypatch.setattr(prediction, "open_predictor", lambda *_, **__: predictor)
+    monkeypatch.setattr(tasks, "task_of_file", lambda *_: "classification")
     out, err = io.StringIO(), io.StringIO()
     for stream in (out, err):
         stream.isatty = lambda: terminal

@@ -3,7 +3,9 @@
 The trainer, the commands and the records know none of them by name.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import validation
 from ..config import Config
@@ -14,10 +16,12 @@ from ..prediction import is_exported
 from ..weights.source import open_source
 from .base import Task
 from .classification import Classification
+from .classification import predict_images as predict_classes
 from .segmentation import Segmentation
+from .segmentation import predict_images as predict_segmentation
 from .segmentation import validate as validate_segmentation
 
-__all__ = ["Classification", "Segmentation", "Task", "create_task", "task_of_file", "validate"]
+__all__ = ["Classification", "Segmentation", "Task", "create_task", "predict_images", "task_of_file", "validate"]
 
 TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
@@ -45,3 +49,13 @@ def validate(config: Config, world: World) -> None:
     """
     task = config.task if config.model else task_of_file(config.ckpt_path)
     dict(classification=validation.validate, segmentation=validate_segmentation)[task or ""](config, world)
+
+
+def predict_images(options: Any, paths: Sequence[str]) -> Iterator[Any]:
+    """What `mindska predict` finds in image files, in their order; options: of the command.
+
+    Raises:
+        UserError: the model cannot be used, or nothing can be written.
+    """
+    task = task_of_file(str(options.ckpt_path), options.model)
+    return dict(classification=predict_classes, segmentation=predict_segmentation)[task](options, paths)

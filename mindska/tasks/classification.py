@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from mindspore import nn
 
-from .. import builders
+from .. import builders, prediction
 from ..data import EvalLoader, EvalTransform, TrainLoader, TrainTransform
+from ..data.contact_sheet import check_sheet
+from ..errors import printable
 from ..evaluation import ACCURACY, ClassificationEvaluator
 from ..weights import Weights
 from .base import Task
+
+
+def predict_images(options: Any, paths: Sequence[str]) -> Iterator[prediction.Prediction]:
+    """What `mindska predict` does with a classifier; options: of the command."""
+    if options.contact_sheet:
+        check_sheet(options.contact_sheet)
+    # One image or whole batches: every other number would be a compilation of its own.
+    batch_size = options.batch_size if len(paths) > 1 else 1
+    turns = options.exif_orientation
+    predictor = prediction.open_predictor(
+        options.ckpt_path, options.model, options.use_ema, batch_size, exif_orientation=turns
+    )
+    sheet = prediction.ContactSheet(turns)
+    for found in predictor(paths, options.topk):
+        if options.contact_sheet:
+            sheet.add(found)
+        yield found
+    if options.contact_sheet:
+        print(f"{printable(options.contact_sheet)}: {sheet.write(options.contact_sheet)}", file=sys.stderr)
 
 
 class Classification(Task):

@@ -162,17 +162,31 @@ def _rates_of_epochs(config: Config, updates: int) -> list[float]:
     return rates
 
 
+def _by_decay(parameters: list[Parameter], weight_decay: float, how: str, without: set[str]) -> list[dict[str, Any]]:
+    """MindCV's groups; or, "by name", only what `without` names has no weight decay."""
+    if how != "by name":
+        return init_group_params(parameters, weight_decay, how, without)
+    decays = [p for p in parameters if p.name not in without]
+    rest = [p for p in parameters if p.name in without]
+    groups = [dict(params=decays, weight_decay=weight_decay), dict(params=rest, weight_decay=0.0)]
+    return [*groups, dict(order_params=parameters)]
+
+
 def parameter_groups(config: Config, network: nn.Cell, rates: list[float]) -> list[dict[str, Any]]:
     """The trained parameters by weight decay, and by the factor of their learning rate where that is not 1 for all."""
     parameters = network.trainable_params()
     unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
     options = (config.weight_decay, config.weight_decay_filter, unfiltered)
+    if config.weight_decay_filter == "norm":
+        # MMSegmentation's {"norm": decay_mult 0}: the batch norms of its heads are called bn there, and decay.
+        kept = {p.name for p in parameters if p.name.startswith("backbone.") and ".norm" in p.name}
+        options = (config.weight_decay, "by name", kept)
     factors = learning_rate_factors(config, network)
     if set(factors.values()) == {1.0}:
-        return [group for group in init_group_params(parameters, *options) if group.get("params") != []]
+        return [group for group in _by_decay(parameters, *options) if group.get("params") != []]
     groups: list[dict[str, Any]] = []
     for factor in sorted(set(factors.values())):
-        own = init_group_params([p for p in parameters if factors[p.name] == factor], *options)
+        own = _by_decay([p for p in parameters if factors[p.name] == factor], *options)
         table = [rate * factor for rate in rates]
         groups += [dict(group, lr=table) for group in own if group.get("params")]
     return [*groups, {"order_params": parameters}]

@@ -47,6 +47,16 @@ ADE20K_PLACES, VOC_PLACES = ("ADEChallengeData2016", "ade/ADEChallengeData2016")
 ADE20K_SPLITS = {"train": "training", "val": "validation"}
 
 
+Faults = Optional[list[str]]
+
+
+def _fault(message: str, faults: Faults) -> None:
+    """Notes what is wrong where there is a list for it, else ends with it."""
+    if faults is None:
+        raise DataError(message)
+    faults.append(message)
+
+
 class SegmentationDataset(ImageFiles):
     """Images with a mask each.
 
@@ -56,6 +66,7 @@ class SegmentationDataset(ImageFiles):
         class_names: in the order of their numbers.
         reduce_zero_label: 0 in a mask is no class, and 1 the first.
         exif_orientation: turn images as their EXIF tag says (never masks).
+        faults: where there is a list, missing files are named in it, and their images left out.
 
     Raises:
         DataError: files are missing, an image comes twice, or there are too many classes.
@@ -70,6 +81,7 @@ class SegmentationDataset(ImageFiles):
         class_names: Sequence[str],
         reduce_zero_label: bool = False,
         exif_orientation: bool = False,
+        faults: Faults = None,
     ) -> None:
         self.root, self.split = Path(root), split
         self.paths, self.mask_paths, self.class_names = list(paths), list(masks), list(class_names)
@@ -79,14 +91,18 @@ class SegmentationDataset(ImageFiles):
             raise DataError(f"{split} in {root} has no image")
         if twice := [path for path, count in Counter(self.paths).items() if count > 1]:
             raise DataError(f"{split} names {len(twice):,} images twice{formatted_list('Images', twice)}")
-        self.labels = np.zeros(len(self.paths), np.int32)  # images have no class of their own
-        self.sizes, self.mask_sizes = in_threads(_bytes, self.paths), in_threads(_bytes, self.mask_paths)
-        for what, files, sizes in (("images", self.paths, self.sizes), ("masks", self.mask_paths, self.mask_sizes)):
-            if missing := [file for file, size in zip(files, sizes) if size < 0]:
-                raise DataError(
+        for what, files in (("images", self.paths), ("masks", self.mask_paths)):
+            missing = {i for i, size in enumerate(in_threads(_bytes, files)) if size < 0}
+            if missing:
+                _fault(
                     f"{split} in {root}: {len(missing):,} of {len(files):,} {what} are missing"
-                    f"{formatted_list('No file at', missing)}"
+                    f"{formatted_list('No file at', [files[i] for i in sorted(missing)])}",
+                    faults,
                 )
+                kept = [i for i in range(len(self.paths)) if i not in missing]
+                self.paths, self.mask_paths = ([each[i] for i in kept] for each in (self.paths, self.mask_paths))
+        self.sizes, self.mask_sizes = in_threads(_bytes, self.paths), in_threads(_bytes, self.mask_paths)
+        self.labels = np.zeros(len(self.paths), np.int32)  # images have no class of their own
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -147,10 +163,11 @@ class SegmentationDataset(ImageFiles):
         """
         image, mask = self.load_image(index), self.load_mask(index)
         if image.size != mask.shape[::-1]:
-            raise MaskError(self._sizes_differ(index, (image.height, image.width), mask.shape))
+            raise MaskError(self.sizes_differ(index, (image.height, image.width), mask.shape))
         return image, mask
 
-    def _sizes_differ(self, index: int, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    def sizes_differ(self, index: int, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+        """What to say of an image and its mask with different (height, width)."""
         turned = image == mask[::-1]
         hint = "a mask is never resized or turned: one that is of this image has its size"
         if turned:
@@ -209,7 +226,7 @@ class SegmentationDataset(ImageFiles):
                     size = size[::-1] if image.getexif().get(ORIENTATION, 1) in range(5, 9) else size
         except DataError:
             return ""
-        return "" if size == mask else self._sizes_differ(index, size, mask)
+        return "" if size == mask else self.sizes_differ(index, size, mask)
 
     def _numbers(self, index: int) -> Union[list[int], str]:
         """The different numbers in a mask's file, or what is wrong with it."""
@@ -243,11 +260,13 @@ def _bytes(path: str) -> int:
 # ----------------------------------------------------------------------------------------- pairs
 
 
-def pair_by_stem(images: Sequence[str], masks: Sequence[str], folders: tuple[str, str]) -> tuple[list[str], list[str]]:
+def pair_by_stem(
+    images: Sequence[str], masks: Sequence[str], folders: tuple[str, str], faults: Faults = None
+) -> tuple[list[str], list[str]]:
     """The images in their order and the mask of each: both have the same path below their folders, but for the ending.
 
     Args:
-        folders: in which the images and the masks are.
+        folders: in which the images and the masks are. faults: as of `SegmentationDataset`.
 
     Raises:
         DataError: two files of one folder have the same stem, or images have no mask.
@@ -268,15 +287,17 @@ def pair_by_stem(images: Sequence[str], masks: Sequence[str], folders: tuple[str
     if missing:
         some = next(iter(masks), "")
         hint = f"; the first mask there is {Path(some).name}" if len(missing) == len(by_stem) and some else ""
-        raise DataError(
+        _fault(
             f"{len(missing):,} of {len(images):,} images in {folders[0]} have no mask in {folders[1]}, which holds "
             f"{len(masks):,}; expected masks of the same names with another ending (a.jpg: a.png){hint}"
-            f"{formatted_list('Images without a mask', missing)}"
+            f"{formatted_list('Images without a mask', missing)}",
+            faults,
         )
     alone = [path for stem, path in masks_by_stem.items() if stem not in by_stem]
     if alone:
         log.warning("%d masks in %s have no image and are not used: %s", len(alone), folders[1], few(alone, 3))
-    return list(by_stem.values()), [masks_by_stem[stem] for stem in by_stem]
+    both = [stem for stem in by_stem if stem in masks_by_stem]
+    return [by_stem[stem] for stem in both], [masks_by_stem[stem] for stem in both]
 
 
 def _stem(path: str, folder: str) -> str:
@@ -293,8 +314,8 @@ def _folder_pair(
             raise DataError(f"No folder {folder}" + (f"; {folder.parent} has: {there or 'no folder'}" if there else ""))
     found, found_masks = find_images(str(images)), find_images(str(masks))
     found.report_links()
-    pairs = pair_by_stem(found.paths, found_masks.paths, (str(images), str(masks)))
-    if not pairs[0]:
+    pairs = pair_by_stem(found.paths, found_masks.paths, (str(images), str(masks)), options.get("faults"))
+    if not found.paths:
         endings = ", ".join(sorted(EXTENSIONS))
         raise DataError(f"{images} has no image ({endings}){found.passed_over_text()}")
     dataset = SegmentationDataset(root, split, *pairs, class_names, **options)
@@ -333,7 +354,7 @@ def _from_list(
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    images, masks, faults = [], [], []
+    images, masks, wrong = [], [], []
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     by_stem: dict[Path, dict[str, str]] = {}
 
@@ -375,14 +396,15 @@ def _from_list(
             else:
                 raise DataError(f"{line[:80]!r} is no name, and not an image and its mask (a tab may stand between)")
         except DataError as error:
-            faults.append(f"line {number}: {error}")
+            wrong.append(f"line {number}: {error}")
             continue
         images.append(image)
         masks.append(mask)
-    if faults or not lines:
-        raise DataError(
-            f"{file}: {len(faults):,} of {len(lines):,} lines are wrong; expected the name of an image a line, or an "
-            f"image and its mask relative to {layout.root}{formatted_list('Lines', faults)}"
+    if wrong or not lines:
+        _fault(
+            f"{file}: {len(wrong):,} of {len(lines):,} lines are wrong; expected the name of an image a line, or an "
+            f"image and its mask relative to {layout.root}{formatted_list('Lines', wrong)}",
+            options.get("faults"),
         )
     split = file.stem if file.parent in layout.lists else str(file)
     return SegmentationDataset(layout.root, split, images, masks, class_names, **options)
@@ -480,6 +502,7 @@ def open_segmentation_dataset(
     reduce_zero_label: Optional[bool] = None,
     exif_orientation: bool = False,
     allow_outside_data_dir: bool = False,
+    faults: Faults = None,
 ) -> SegmentationDataset:
     """A split of images with masks: "ade20k", "voc" or "folders"; empty: whichever `data_dir` looks like.
 
@@ -492,6 +515,7 @@ def open_segmentation_dataset(
             published data set.
         reduce_zero_label: 0 in a mask is no class, and 1 the first; default: of ADE20K only.
         allow_outside_data_dir: a list may name files elsewhere.
+        faults: where there is a list, images without a mask are named in it and left out.
 
     Raises:
         DataError: a folder, list or file is missing or is not what it should be.
@@ -505,7 +529,7 @@ def open_segmentation_dataset(
         raise DataError(f"No data folder at {data_dir.absolute()}")
     name = name or find_layout(data_dir)
     zero = name == "ade20k" if reduce_zero_label is None else reduce_zero_label
-    options = dict(reduce_zero_label=zero, exif_orientation=exif_orientation)
+    options = dict(reduce_zero_label=zero, exif_orientation=exif_orientation, faults=faults)
     dataset = LAYOUTS[name](data_dir, split, class_map, allow_outside_data_dir, **options)
     log.info("%s", dataset)
     return dataset

@@ -257,6 +257,11 @@ def _check_classes(report: MaskReport, name: str, split: MaskedSplit) -> None:
     if len(split.pixels) - len(empty) == 1 and name == "train":
         report.faults.append(f"{name}: all labelled pixels are of one class ({most}): there is nothing to learn")
         return
+    if split.ignored > labelled:
+        report.warnings.append(
+            f"{name}: {100 * split.ignored / (split.ignored + labelled):.1f} % of the pixels are ignored: is {IGNORE} "
+            f"or, with reduce_zero_label, 0 a class in these masks?"
+        )
     if split.pixels[most] >= DOMINANT * labelled:
         report.warnings.append(
             f"{name}: {most} has {100 * split.pixels[most] / labelled:.1f} % of the labelled pixels: look at the IoU "

@@ -14,6 +14,7 @@ folders names the classes, one a line, in the order of their numbers; ADE20K and
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import os
@@ -186,18 +187,26 @@ class SegmentationDataset(ImageFiles):
     def check(self, sample: int = SAMPLE) -> None:
         """Looks at the beginning of every file, and at the pixels of some masks, evenly from the first to the last.
 
-        Files that cannot be read are left to the reading, which may be told to bear some.
+        Single files that cannot be read are left to the reading, which may be told to bear some.
 
         Raises:
+            DataError: none of the first images, or less than half of the masks, can be read.
             MaskError: masks are none, have another size than their images, or numbers that are none of a class; or all
                 that were looked at are black and white while there are two classes.
         """
-        faults = [fault for fault in in_threads(self._header_fault, range(len(self))) if fault]
-        self._refuse(faults, len(self), "masks")
+        self.check_headers()
+        looked = in_threads(self._header_fault, range(len(self)))
+        unreadable = [str(error) for error in looked if isinstance(error, DataError)]
+        if 2 * len(unreadable) > len(self):
+            raise DataError(
+                f"{self.split}: {len(unreadable):,} of {len(self):,} masks cannot be read; are they image files?"
+                f"{formatted_list('Masks', unreadable)}"
+            )
+        self._refuse([fault for fault in looked if isinstance(fault, str) and fault], len(self), "masks")
         some = np.unique(np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int))
-        looked = in_threads(self._numbers, [int(index) for index in some])
-        self._refuse([found for found in looked if isinstance(found, str)], len(some), "masks looked at")
-        values = [value for found in looked if not isinstance(found, str) for value in found]
+        numbers = in_threads(self._numbers, [int(index) for index in some])
+        self._refuse([found for found in numbers if isinstance(found, str)], len(some), "masks looked at")
+        values = [value for found in numbers if not isinstance(found, str) for value in found]
         self.check_binary(values, self.mask_paths[int(some[0])])
 
     def check_binary(self, values: Sequence[int], path: str) -> None:
@@ -210,14 +219,14 @@ class SegmentationDataset(ImageFiles):
                 f"by {white}: Image.open(FILE).point(lambda v: v // {white}).save(FILE)"
             )
 
-    def _header_fault(self, index: int) -> str:
-        """What is wrong with image and mask, by the beginnings of the files."""
+    def _header_fault(self, index: int) -> Union[str, DataError]:
+        """What is wrong with image and mask, by the beginnings of the files; an error: the mask cannot be read."""
         try:
             mask = mask_size(self.mask_paths[index])
         except MaskError as error:
             return str(error)
-        except DataError:
-            return ""
+        except DataError as error:
+            return error
         try:
             with open_image(self.paths[index]) as image:
                 size = image.height, image.width
@@ -301,8 +310,12 @@ def pair_by_stem(
 
 
 def _stem(path: str, folder: str) -> str:
-    below = os.path.relpath(path, folder)
-    return unicodedata.normalize("NFC", os.path.splitext(below)[0])  # noqa: PTH122
+    return _name_key(os.path.splitext(os.path.relpath(path, folder))[0])  # noqa: PTH122
+
+
+def _name_key(name: str) -> str:
+    """What a name has in common with others that look the same, in any locale."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 def _folder_pair(
@@ -351,7 +364,8 @@ def _from_list(
 ) -> SegmentationDataset:
     """The images that a text file names: one a line, or an image and its mask."""
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        # As the system has file names, whatever the locale.
+        text = os.fsdecode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     images, masks, wrong = [], [], []
@@ -363,7 +377,7 @@ def _from_list(
         if folder not in by_stem:
             files = find_images(str(folder)).paths if is_folder(folder) else []
             by_stem[folder] = {_stem(path, str(folder)): path for path in reversed(files)}
-        return by_stem[folder].get(unicodedata.normalize("NFC", stem), "")
+        return by_stem[folder].get(_name_key(stem), "")
 
     inside = os.path.normpath(layout.root.absolute())
 

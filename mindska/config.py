@@ -142,8 +142,8 @@ class Config:
 
     dataset: str = _option(
         "imagenet",
-        "folders of images, or CIFAR in its binary format; for segmentation: ade20k, voc, or folders (images/, masks/)",
-        ("imagenet", "cifar10", "cifar100", "ade20k", "voc", "folders"),
+        "folders of images, or CIFAR in its binary format",
+        ("imagenet", "cifar10", "cifar100"),
         heading="data",
     )
     data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", path=True, may_change=True)
@@ -177,9 +177,6 @@ class Config:
     )
     allow_outside_data_dir: bool = _option(
         False, "a list of images (CSV) may name files outside of data_dir", may_change=True
-    )
-    reduce_zero_label: Optional[bool] = _option(
-        None, "of segmentation: 0 in a mask is no class, and 1 is the first; default: in ade20k only"
     )
     batch_size: int = _option(128, "images per device and step", at_least=1)
     num_parallel_workers: Optional[int] = _option(

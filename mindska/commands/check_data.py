@@ -7,8 +7,8 @@ It counts the images of every class, reads all of them, and names those that can
 validation, in two classes, or in one class twice (by content), and those of odd sizes and kinds. The exit status is 1
 when training would fail.
 
-With --task segmentation it reads all masks as well, and tells the pixels of every class, images without a mask, masks of
-another size or kind, and numbers that are none of a class; the sheet shows masks over their images.
+With --task segmentation it reads all masks as well, and tells the pixels of every class, images without a mask, masks
+of another size or kind, and numbers that are none of a class; the sheet shows masks over their images.
 
 Besides the options below it takes those of `mindska train` that are about data: --config FILE, --data_dir,
 --train_split, --val_split, --val_ratio, --classes, --dataset, --batch_size, --max_damaged and so on.
@@ -22,7 +22,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 from mindska.arguments import Parser
 from mindska.config import Config, check_given, parse_args
@@ -92,7 +92,7 @@ def _look_at_masks(config: Config, options: Namespace) -> NoReturn:
 
     names = ("data_dir", "train_split", "val_split", "val_ratio", "val_seed", "class_map", "reduce_zero_label",
              "exif_orientation", "allow_outside_data_dir")  # fmt: skip
-    chosen = {name: getattr(config, name, None) for name in names}
+    chosen: dict[str, Any] = {name: getattr(config, name, None) for name in names}
     dataset = "" if config.dataset in (None, "imagenet") else config.dataset  # found by the folders
     sets, faults = open_for_check(dataset, validation=config.val_while_train, **chosen)
     batch_known = config.model or config.batch_size != Config.batch_size

@@ -345,10 +345,14 @@ def test_missing_masks_and_two_of_a_name_are_refused(tmp_path, caplog):
 
 
 def test_class_names_are_utf_8_in_any_locale(tmp_path):
-    write_folders(tmp_path, names="\ufeffnoël\n樹\nбуква\n# no class\nwater\n")
+    for name in ("é", unicodedata.normalize("NFD", "ö")):
+        write_pair(tmp_path, f"images/{name}.png", f"masks/{unicodedata.normalize('NFC', name)}.png")
+    (tmp_path / "classes.txt").write_text("\ufeffnoël\n樹\nбуква\n# no class\nwater\n", encoding="utf-8")
+    (tmp_path / "train.txt").write_text("\ufeffé\nö\n", encoding="utf-8")
     code = (
         "import sys; from mindska.segmentation.datasets import open_segmentation_dataset as o;"
-        "print(ascii(o('', sys.argv[1], 'train').class_names), 'mindspore' in sys.modules)"
+        "d = o('', sys.argv[1], 'train'); d.load(0), d.load(1);"
+        "print(ascii(d.class_names), 'mindspore' in sys.modules)"
     )
     environment = dict(os.environ, PYTHONUTF8="0", LC_ALL="C")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment)
@@ -394,6 +398,14 @@ def test_the_kind_of_every_mask_and_the_numbers_of_some_are_looked_at_before_tra
     index = [Path(path).stem for path in dataset.paths].index("61")
     with pytest.raises(MaskError, match="61.png holds 4"):
         dataset.load(index)
+    # Where most cannot be read, nothing is begun.
+    kept = {path: path.read_bytes() for path in (root / "masks" / "train").iterdir()}
+    for path in list(kept)[:60]:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="60 of 100 masks cannot be read"):
+        open_segmentation_dataset("", root, "train").check()
+    for path, content in kept.items():
+        path.write_bytes(content)
     # A damaged file is left to the loader, which may bear it.
     (root / "masks" / "train" / "61.png").write_bytes(b"no image")
     dataset = open_segmentation_dataset("", root, "train")

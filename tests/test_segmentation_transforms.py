@@ -84,6 +84,10 @@ def test_a_file_a_pillow_image_and_an_rgb_array_give_the_same(tmp_path):
     assert (transform(pixels[..., ::-1].copy()).pixels != some[0]).any()
     for kind in ("RGBA", "L", "CMYK", "P", "1"):
         assert transform(Image.fromarray(pixels).convert(kind)).pixels.shape == some[0].shape
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)  # Pillow's convert would cut it at 255
+    np.testing.assert_array_equal(transform(deep).pixels, transform(Image.fromarray(pixels[..., 0])).pixels)
+    with pytest.raises(SettingError, match="an image of kind F: .* which number is white"):
+        transform(Image.fromarray(pixels[..., 0].astype(np.float32)))
     for wrong in (pixels[..., 0], pixels.astype(np.float32), pixels.transpose(2, 0, 1)):
         with pytest.raises(SettingError, match=r"expected \(height, width, 3\), uint8, in the order RGB"):
             rgb_array(wrong)
@@ -212,6 +216,13 @@ def test_a_crop_with_too_much_of_one_class_is_drawn_again():
         rng, drawn = np.random.default_rng(0), np.random.default_rng(0)
         expected = [tuple(int(drawn.integers(101)) for _ in range(2)) for _ in range(11)][-1]
         assert transform.draw_crop(hopeless, rng) == expected
+    # The share is of the labelled pixels: half and half beside much that is ignored will do, nine to one will not.
+    for parts, redrawn in (((1, 1), False), ((9, 1), True)):
+        labels = np.full((200, 200), 255, np.int32)
+        labels[:, ::10] = np.repeat([0, 1], parts)[np.arange(200) % sum(parts)][:, None]
+        first = np.random.default_rng(0)
+        drawn = tuple(int(first.integers(101)) for _ in range(2))
+        assert (transform.draw_crop(labels, np.random.default_rng(0)) != drawn) == redrawn
     image, labels = transform(picture(1, 200, 200), nothing, np.random.default_rng(0))
     assert (labels == 255).all() and np.isfinite(image).all()  # a sample may have no label at all
 

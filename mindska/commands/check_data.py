@@ -7,6 +7,9 @@ It counts the images of every class, reads all of them, and names those that can
 validation, in two classes, or in one class twice (by content), and those of odd sizes and kinds. The exit status is 1
 when training would fail.
 
+With --task segmentation it reads all masks as well, and tells the pixels of every class, images without a mask, masks
+of another size or kind, and numbers that are none of a class; the sheet shows masks over their images.
+
 Besides the options below it takes those of `mindska train` that are about data: --config FILE, --data_dir,
 --train_split, --val_split, --val_ratio, --classes, --dataset, --batch_size, --max_damaged and so on.
 """
@@ -16,12 +19,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, NoReturn, Optional
 
 from mindska.arguments import Parser
-from mindska.config import check_given, parse_args
+from mindska.config import Config, check_given, parse_args
 from mindska.errors import DataError, clear_errors, printable
 from mindska.files import check_writable, replacing, user_path
 
@@ -31,6 +35,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--contact_sheet", type=user_path, metavar="FILE", help="write pictures of every class (PNG)")
     parser.add_argument("--world_size", type=int, default=1, metavar="N", help="ranks of the run to come (default: 1)")
+    parser.add_argument(
+        "--task", choices=("classification", "segmentation"), default="classification", help="the data's"
+    )
     options, others = parser.parse_known_args(arguments)
     config = parse_args(others, description=__doc__)
     with clear_errors():
@@ -48,6 +55,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         if options.contact_sheet:
             check_sheet(options.contact_sheet)
         builders.set_up_log()
+        if options.task == "segmentation":
+            _look_at_masks(config, options)
         sets, faults = {}, []
         # Where the two do not fit together, the training images are looked through alone.
         for attempt in (config, dataclasses.replace(config, val_while_train=False)):
@@ -74,4 +83,32 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             with replacing(options.json) as temporary:
                 temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
         print(report)
+    sys.exit(1 if report.faults else 0)
+
+
+def _look_at_masks(config: Config, options: Namespace) -> NoReturn:
+    """Looks through images with masks; the exit status says whether training would fail."""
+    from mindska.segmentation.check import check_masks, open_for_check, write_sheet
+
+    names = ("data_dir", "train_split", "val_split", "val_ratio", "val_seed", "class_map", "reduce_zero_label",
+             "exif_orientation", "allow_outside_data_dir")  # fmt: skip
+    chosen: dict[str, Any] = {name: getattr(config, name, None) for name in names}
+    dataset = "" if config.dataset in (None, "imagenet") else config.dataset  # found by the folders
+    sets, faults = open_for_check(dataset, validation=config.val_while_train, **chosen)
+    batch_known = config.model or config.batch_size != Config.batch_size
+    report = check_masks(
+        sets,
+        config.max_damaged,
+        config.val_skip_damaged,
+        config.batch_size * options.world_size if batch_known else 1,
+        config.num_parallel_workers,
+        faults,
+    )
+    if options.contact_sheet and sets:
+        count = write_sheet(options.contact_sheet, sets["train"])
+        print(printable(f"{options.contact_sheet}: {count} pictures"))
+    if options.json:
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    print(report)
     sys.exit(1 if report.faults else 0)

@@ -142,8 +142,8 @@ def check(
     report = Report(list(faults))
     splits = {name: look_through(dataset, num_workers) for name, dataset in sets.items()}
     for name, split in splits.items():
-        report.facts["splits"][name] = _facts(split)
-        _check_readable(report, name, split, max_damaged if name == "train" else float(skip_damaged))
+        report.facts["splits"][name] = split_facts(split)
+        check_readable(report, name, split, max_damaged if name == "train" else float(skip_damaged))
         _check_counts(report, name, split, global_batch if name == "train" else 0)
         unusual = {mode: count for mode, count in split.modes.items() if mode not in USUAL_MODES}
         if unusual:
@@ -152,12 +152,13 @@ def check(
                 + few(f"{count:,} {mode}" for mode, count in unusual.items())
             )
         if split.odd:
-            report.warnings.append(f"{name}: {len(split.odd):,} images of odd sizes: {_few_items(split.odd)}")
-    _check_duplicates(report, sets, splits)
+            report.warnings.append(f"{name}: {len(split.odd):,} images of odd sizes: {few_items(split.odd)}")
+    check_duplicates(report, sets, splits)
     return report
 
 
-def _facts(split: Split) -> dict[str, Any]:
+def split_facts(split: Split) -> dict[str, Any]:
+    """What JSON says of a set."""
     size: dict[str, list[int]] = {}
     if split.sizes:
         by_area = sorted(split.sizes, key=lambda size: (size[0] * size[1], size))
@@ -170,11 +171,13 @@ def _facts(split: Split) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _few_items(items: dict[str, str]) -> str:
+def few_items(items: dict[str, str]) -> str:
+    """Some images and what is said of each."""
     return few((f"{name} ({what})" for name, what in items.items()), 5)
 
 
-def _check_readable(report: Report, name: str, split: Split, allowed: float) -> None:
+def check_readable(report: Report, name: str, split: Split, allowed: float) -> None:
+    """Notes the images that cannot be read: a fault where they are more than the share that is allowed."""
     if not split.unreadable:
         return
     said = f"{name}: {len(split.unreadable):,} of {split.images:,} images cannot be read: " + few(
@@ -209,7 +212,7 @@ def _check_counts(report: Report, name: str, split: Split, global_batch: int) ->
         report.warnings.append(f"{name}: {len(rare):,} classes have fewer than {FEW} images: {few(rare)}")
 
 
-def _check_duplicates(report: Report, sets: dict[str, ImageDataset], splits: dict[str, Split]) -> None:
+def check_duplicates(report: Report, sets: dict[str, ImageDataset], splits: dict[str, Split]) -> None:
     """Images with the same content: within a set, in two classes, and in both sets."""
     found: dict[str, Any] = dict(within={}, between=[])
     for name, split in splits.items():

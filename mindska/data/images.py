@@ -77,10 +77,7 @@ def read_image(
                     f"(PIL.Image.MAX_IMAGE_PIXELS)"
                 )
         image.load()
-        result = _in_8_bits(image)
-        if result.mode in PREMULTIPLIED:
-            result = result.convert(PREMULTIPLIED[result.mode])
-        result = result.convert("RGB")
+        result = as_rgb(image)
         if exif_orientation:
             result.info.pop("exif", None)  # of the file's tags, take those that are left after loading
             result.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
@@ -127,6 +124,18 @@ def _reason(error: Exception) -> str:
         return error.strerror
     expected = (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError)
     return str(error) if isinstance(error, expected) and str(error) else f"{type(error).__name__}: {error}"
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any kind as RGB; this module says how.
+
+    Raises:
+        ValueError: it does not say which number is white.
+    """
+    result = _in_8_bits(image)
+    if result.mode in PREMULTIPLIED:
+        result = result.convert(PREMULTIPLIED[result.mode])
+    return result.convert("RGB")
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ folders names the classes, one a line, in the order of their numbers; ADE20K and
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import os
@@ -47,6 +48,16 @@ ADE20K_PLACES, VOC_PLACES = ("ADEChallengeData2016", "ade/ADEChallengeData2016")
 ADE20K_SPLITS = {"train": "training", "val": "validation"}
 
 
+Faults = Optional[list[str]]
+
+
+def _fault(message: str, faults: Faults) -> None:
+    """Notes what is wrong where there is a list for it, else ends with it."""
+    if faults is None:
+        raise DataError(message)
+    faults.append(message)
+
+
 class SegmentationDataset(ImageFiles):
     """Images with a mask each.
 
@@ -56,6 +67,7 @@ class SegmentationDataset(ImageFiles):
         class_names: in the order of their numbers.
         reduce_zero_label: 0 in a mask is no class, and 1 the first.
         exif_orientation: turn images as their EXIF tag says (never masks).
+        faults: where there is a list, missing files are named in it, and their images left out.
 
     Raises:
         DataError: files are missing, an image comes twice, or there are too many classes.
@@ -70,6 +82,7 @@ class SegmentationDataset(ImageFiles):
         class_names: Sequence[str],
         reduce_zero_label: bool = False,
         exif_orientation: bool = False,
+        faults: Faults = None,
     ) -> None:
         self.root, self.split = Path(root), split
         self.paths, self.mask_paths, self.class_names = list(paths), list(masks), list(class_names)
@@ -79,14 +92,18 @@ class SegmentationDataset(ImageFiles):
             raise DataError(f"{split} in {root} has no image")
         if twice := [path for path, count in Counter(self.paths).items() if count > 1]:
             raise DataError(f"{split} names {len(twice):,} images twice{formatted_list('Images', twice)}")
-        self.labels = np.zeros(len(self.paths), np.int32)  # images have no class of their own
-        self.sizes, self.mask_sizes = in_threads(_bytes, self.paths), in_threads(_bytes, self.mask_paths)
-        for what, files, sizes in (("images", self.paths, self.sizes), ("masks", self.mask_paths, self.mask_sizes)):
-            if missing := [file for file, size in zip(files, sizes) if size < 0]:
-                raise DataError(
+        for what, files in (("images", self.paths), ("masks", self.mask_paths)):
+            missing = {i for i, size in enumerate(in_threads(_bytes, files)) if size < 0}
+            if missing:
+                _fault(
                     f"{split} in {root}: {len(missing):,} of {len(files):,} {what} are missing"
-                    f"{formatted_list('No file at', missing)}"
+                    f"{formatted_list('No file at', [files[i] for i in sorted(missing)])}",
+                    faults,
                 )
+                kept = [i for i in range(len(self.paths)) if i not in missing]
+                self.paths, self.mask_paths = ([each[i] for i in kept] for each in (self.paths, self.mask_paths))
+        self.sizes, self.mask_sizes = in_threads(_bytes, self.paths), in_threads(_bytes, self.mask_paths)
+        self.labels = np.zeros(len(self.paths), np.int32)  # images have no class of their own
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -147,10 +164,11 @@ class SegmentationDataset(ImageFiles):
         """
         image, mask = self.load_image(index), self.load_mask(index)
         if image.size != mask.shape[::-1]:
-            raise MaskError(self._sizes_differ(index, (image.height, image.width), mask.shape))
+            raise MaskError(self.sizes_differ(index, (image.height, image.width), mask.shape))
         return image, mask
 
-    def _sizes_differ(self, index: int, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    def sizes_differ(self, index: int, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+        """What to say of an image and its mask with different (height, width)."""
         turned = image == mask[::-1]
         hint = "a mask is never resized or turned: one that is of this image has its size"
         if turned:
@@ -169,18 +187,26 @@ class SegmentationDataset(ImageFiles):
     def check(self, sample: int = SAMPLE) -> None:
         """Looks at the beginning of every file, and at the pixels of some masks, evenly from the first to the last.
 
-        Files that cannot be read are left to the reading, which may be told to bear some.
+        Single files that cannot be read are left to the reading, which may be told to bear some.
 
         Raises:
+            DataError: none of the first images, or less than half of the masks, can be read.
             MaskError: masks are none, have another size than their images, or numbers that are none of a class; or all
                 that were looked at are black and white while there are two classes.
         """
-        faults = [fault for fault in in_threads(self._header_fault, range(len(self))) if fault]
-        self._refuse(faults, len(self), "masks")
+        self.check_headers()
+        looked = in_threads(self._header_fault, range(len(self)))
+        unreadable = [str(error) for error in looked if isinstance(error, DataError)]
+        if 2 * len(unreadable) > len(self):
+            raise DataError(
+                f"{self.split}: {len(unreadable):,} of {len(self):,} masks cannot be read; are they image files?"
+                f"{formatted_list('Masks', unreadable)}"
+            )
+        self._refuse([fault for fault in looked if isinstance(fault, str) and fault], len(self), "masks")
         some = np.unique(np.linspace(0, len(self) - 1, min(sample, len(self))).astype(int))
-        looked = in_threads(self._numbers, [int(index) for index in some])
-        self._refuse([found for found in looked if isinstance(found, str)], len(some), "masks looked at")
-        values = [value for found in looked if not isinstance(found, str) for value in found]
+        numbers = in_threads(self._numbers, [int(index) for index in some])
+        self._refuse([found for found in numbers if isinstance(found, str)], len(some), "masks looked at")
+        values = [value for found in numbers if not isinstance(found, str) for value in found]
         self.check_binary(values, self.mask_paths[int(some[0])])
 
     def check_binary(self, values: Sequence[int], path: str) -> None:
@@ -193,19 +219,19 @@ class SegmentationDataset(ImageFiles):
                 f"by {white}: Image.open(FILE).point(lambda v: v // {white}).save(FILE)"
             )
 
-    def _header_fault(self, index: int) -> str:
-        """What is wrong with image and mask, by the beginnings of the files."""
+    def _header_fault(self, index: int) -> Union[str, DataError]:
+        """What is wrong with image and mask, by the beginnings of the files; an error: the mask cannot be read."""
         try:
             mask = mask_size(self.mask_paths[index])
         except MaskError as error:
             return str(error)
-        except DataError:
-            return ""
+        except DataError as error:
+            return error
         try:
             size = self._image_size(index)
         except DataError:
             return ""
-        return "" if size == mask else self._sizes_differ(index, size, mask)
+        return "" if size == mask else self.sizes_differ(index, size, mask)
 
     def _image_size(self, index: int) -> tuple[int, int]:
         with open_image(self.paths[index]) as image:
@@ -254,11 +280,13 @@ def _bytes(path: str) -> int:
 # ----------------------------------------------------------------------------------------- pairs
 
 
-def pair_by_stem(images: Sequence[str], masks: Sequence[str], folders: tuple[str, str]) -> tuple[list[str], list[str]]:
+def pair_by_stem(
+    images: Sequence[str], masks: Sequence[str], folders: tuple[str, str], faults: Faults = None
+) -> tuple[list[str], list[str]]:
     """The images in their order and the mask of each: both have the same path below their folders, but for the ending.
 
     Args:
-        folders: in which the images and the masks are.
+        folders: in which the images and the masks are. faults: as of `SegmentationDataset`.
 
     Raises:
         DataError: two files of one folder have the same stem, or images have no mask.
@@ -279,20 +307,26 @@ def pair_by_stem(images: Sequence[str], masks: Sequence[str], folders: tuple[str
     if missing:
         some = next(iter(masks), "")
         hint = f"; the first mask there is {Path(some).name}" if len(missing) == len(by_stem) and some else ""
-        raise DataError(
+        _fault(
             f"{len(missing):,} of {len(images):,} images in {folders[0]} have no mask in {folders[1]}, which holds "
             f"{len(masks):,}; expected masks of the same names with another ending (a.jpg: a.png){hint}"
-            f"{formatted_list('Images without a mask', missing)}"
+            f"{formatted_list('Images without a mask', missing)}",
+            faults,
         )
     alone = [path for stem, path in masks_by_stem.items() if stem not in by_stem]
     if alone:
         log.warning("%d masks in %s have no image and are not used: %s", len(alone), folders[1], few(alone, 3))
-    return list(by_stem.values()), [masks_by_stem[stem] for stem in by_stem]
+    both = [stem for stem in by_stem if stem in masks_by_stem]
+    return [by_stem[stem] for stem in both], [masks_by_stem[stem] for stem in both]
 
 
 def _stem(path: str, folder: str) -> str:
-    below = os.path.relpath(path, folder)
-    return unicodedata.normalize("NFC", os.path.splitext(below)[0])  # noqa: PTH122
+    return _name_key(os.path.splitext(os.path.relpath(path, folder))[0])  # noqa: PTH122
+
+
+def _name_key(name: str) -> str:
+    """What a name has in common with others that look the same, in any locale."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 def _folder_pair(
@@ -304,8 +338,8 @@ def _folder_pair(
             raise DataError(f"No folder {folder}" + (f"; {folder.parent} has: {there or 'no folder'}" if there else ""))
     found, found_masks = find_images(str(images)), find_images(str(masks))
     found.report_links()
-    pairs = pair_by_stem(found.paths, found_masks.paths, (str(images), str(masks)))
-    if not pairs[0]:
+    pairs = pair_by_stem(found.paths, found_masks.paths, (str(images), str(masks)), options.get("faults"))
+    if not found.paths:
         endings = ", ".join(sorted(EXTENSIONS))
         raise DataError(f"{images} has no image ({endings}){found.passed_over_text()}")
     dataset = SegmentationDataset(root, split, *pairs, class_names, **options)
@@ -341,10 +375,11 @@ def _from_list(
 ) -> SegmentationDataset:
     """The images that a text file names: one a line, or an image and its mask."""
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        # As the system has file names, whatever the locale.
+        text = os.fsdecode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    images, masks, faults = [], [], []
+    images, masks, wrong = [], [], []
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     by_stem: dict[Path, dict[str, str]] = {}
 
@@ -353,7 +388,7 @@ def _from_list(
         if folder not in by_stem:
             files = find_images(str(folder)).paths if is_folder(folder) else []
             by_stem[folder] = {_stem(path, str(folder)): path for path in reversed(files)}
-        return by_stem[folder].get(unicodedata.normalize("NFC", stem), "")
+        return by_stem[folder].get(_name_key(stem), "")
 
     inside = os.path.normpath(layout.root.absolute())
 
@@ -386,14 +421,15 @@ def _from_list(
             else:
                 raise DataError(f"{line[:80]!r} is no name, and not an image and its mask (a tab may stand between)")
         except DataError as error:
-            faults.append(f"line {number}: {error}")
+            wrong.append(f"line {number}: {error}")
             continue
         images.append(image)
         masks.append(mask)
-    if faults or not lines:
-        raise DataError(
-            f"{file}: {len(faults):,} of {len(lines):,} lines are wrong; expected the name of an image a line, or an "
-            f"image and its mask relative to {layout.root}{formatted_list('Lines', faults)}"
+    if wrong or not lines:
+        _fault(
+            f"{file}: {len(wrong):,} of {len(lines):,} lines are wrong; expected the name of an image a line, or an "
+            f"image and its mask relative to {layout.root}{formatted_list('Lines', wrong)}",
+            options.get("faults"),
         )
     split = file.stem if file.parent in layout.lists else str(file)
     return SegmentationDataset(layout.root, split, images, masks, class_names, **options)
@@ -491,6 +527,7 @@ def open_segmentation_dataset(
     reduce_zero_label: Optional[bool] = None,
     exif_orientation: bool = False,
     allow_outside_data_dir: bool = False,
+    faults: Faults = None,
 ) -> SegmentationDataset:
     """A split of images with masks: "ade20k", "voc" or "folders"; empty: whichever `data_dir` looks like.
 
@@ -503,6 +540,7 @@ def open_segmentation_dataset(
             published data set.
         reduce_zero_label: 0 in a mask is no class, and 1 the first; default: of ADE20K only.
         allow_outside_data_dir: a list may name files elsewhere.
+        faults: where there is a list, images without a mask are named in it and left out.
 
     Raises:
         DataError: a folder, list or file is missing or is not what it should be.
@@ -516,7 +554,7 @@ def open_segmentation_dataset(
         raise DataError(f"No data folder at {data_dir.absolute()}")
     name = name or find_layout(data_dir)
     zero = name == "ade20k" if reduce_zero_label is None else reduce_zero_label
-    options = dict(reduce_zero_label=zero, exif_orientation=exif_orientation)
+    options = dict(reduce_zero_label=zero, exif_orientation=exif_orientation, faults=faults)
     dataset = LAYOUTS[name](data_dir, split, class_map, allow_outside_data_dir, **options)
     log.info("%s", dataset)
     return dataset

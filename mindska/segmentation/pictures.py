@@ -173,7 +173,7 @@ def write_overlay_sheet(
     class_names: Sequence[str],
     title: str = "",
 ) -> int:
-    """Writes a contact sheet (PNG): in each row an image and its label maps over it; returns how many pictures it has.
+    """Writes a contact sheet (PNG): each image with its label maps over it at its right; returns how many pictures.
 
     Args:
         rows: (name, image, what a label map is called -> the label map), all with as many label maps.
@@ -191,7 +191,8 @@ def write_overlay_sheet(
                 picture = overlay(image, labels, class_names, legend=False)
                 yield Picture(picture, [what, most_classes(labels, class_names)])
 
-    return write_contact_sheet(path, pictures(), title, 1 + max((len(maps) for _, _, maps in rows), default=0))
+    each = 1 + max((len(maps) for _, _, maps in rows), default=0)
+    return write_contact_sheet(path, pictures(), title, each * max(1, round((len(rows) / each) ** 0.5)))
 
 
 def most_classes(labels: np.ndarray, class_names: Sequence[str], limit: int = 3) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from ..data import dense
 from ..data.dense import IMAGENET_MEAN, IMAGENET_STD, Size
-from ..data.images import read_image
+from ..data.images import as_rgb, read_image
 from ..data.transforms import FILTERS, Preprocessing
 from ..errors import SettingError
 from .datasets import SegmentationDataset
@@ -299,12 +299,15 @@ def rgb_array(image: AnyImage) -> np.ndarray:
     """(H, W, 3) uint8 in the order RGB, of a file, of a Pillow image of any kind, or of such an array.
 
     Raises:
-        DataError: the file cannot be read. SettingError: it is another array.
+        DataError: the file cannot be read. SettingError: it is another array, or an image without a known white.
     """
     if isinstance(image, (str, Path)):
         image = read_image(image)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        try:
+            return np.asarray(as_rgb(image))
+        except ValueError as error:
+            raise SettingError(f"an image of kind {image.mode}: {error}") from error
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise SettingError(
             f"an image as an array of shape {image.shape} and {image.dtype}; expected (height, width, 3), uint8, in "

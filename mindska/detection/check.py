@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.check import BATCH, NAMED, USUAL_MODES, Report
-from ..data.contact_sheet import Picture, write_contact_sheet
+from ..data.contact_sheet import SIDE, Picture, write_contact_sheet
 from ..data.loader import default_workers, in_parallel
 from ..errors import DataError, few, printable
 from ..streams import unfailing_stderr
@@ -279,8 +279,9 @@ def write_sheet(path: Path, dataset: CocoDataset, count: int = 24) -> int:
         name = dataset.member(index)[0].rpartition("/")[2]
         try:
             drawn = draw_detections(
-                dataset.load(index), truth_as_detections(dataset, index), dataset.class_names, show_scores=False
-            )
+                dataset.load(index), truth_as_detections(dataset, index), dataset.class_names, show_scores=False,
+                viewed_at=SIDE,
+            )  # fmt: skip
         except DataError:
             return Picture(None, [f"unreadable: {name}"])
         return Picture(drawn, [name, f"{len(dataset.objects(index).labels)} objects"])

@@ -44,6 +44,7 @@ def draw_detections(
     class_names: Sequence[str],
     score_threshold: float = SCORE,
     show_scores: bool = True,
+    viewed_at: int = 0,
 ) -> Image.Image:
     """A picture of an image with what was found in it.
 
@@ -52,6 +53,7 @@ def draw_detections(
         detections: in the image's pixels; those below `score_threshold` are not drawn.
         class_names: by the detections' labels; a label without a name is drawn as its number.
         show_scores: write the score, in per cent, after the name.
+        viewed_at: pixels of the longer side at which the picture will be looked at, when it is made smaller.
 
     Raises:
         SettingError: the masks are of another size than the image.
@@ -69,7 +71,11 @@ def draw_detections(
     drawn = np.flatnonzero(detections.scores >= score_threshold)
     drawn = drawn[np.argsort(-detections.scores[drawn], kind="stable")]
     side = math.sqrt(picture.width * picture.height)
-    line, font = max(2, round(side / 350)), _font(min(48, max(14, round(side / 50))))
+    line, letters = max(2, round(side / 350)), min(48, max(14, round(side / 50)))
+    if viewed_at:
+        smaller = max(1.0, max(picture.size) / viewed_at)
+        line, letters = round(1.2 * smaller), round(11 * smaller)
+    font = _font(letters)
     if masks is not None:
         for i in drawn[::-1]:
             picture = _with_mask(picture, masks[i], class_colour(int(detections.labels[i])), line)

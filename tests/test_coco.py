@@ -113,9 +113,25 @@ def test_cocos_layout(tmp_path):
     with pytest.raises(DataError, match=r"no annotation file .*instances_val2017.json; there are .*mine.json"):
         open_coco(tmp_path, "val")
     for given in ("annotations/mine.json", str(tmp_path / "annotations" / "mine.json")):
-        assert len(open_coco(tmp_path, "val", given, "train2017")) == 2
+        dataset = open_coco(tmp_path, given, "train2017", said="val")
+        assert len(dataset) == 2 and dataset.split == "val"
     with pytest.raises(DataError, match="no folder .*nowhere"):
-        open_coco(tmp_path, "val", given, "nowhere")
+        open_coco(tmp_path, given, "nowhere")
+
+
+@pytest.mark.parametrize(
+    "file, images",
+    [("train/_annotations.coco.json", "train"), ("train.json", "train"), ("annotations/instances_mine.json", "mine"),
+     ("labels/a.json", "images"), ("a.json", ".")],
+)  # fmt: skip
+def test_other_layouts(tmp_path, file, images):
+    (tmp_path / images).mkdir(exist_ok=True)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    write(tmp_path / images, content()).rename(tmp_path / file)
+    assert open_coco(tmp_path, file).root == tmp_path / images
+    (tmp_path / images / "1.png").unlink()
+    with pytest.raises(DataError, match=r"There is no folder|not on disk"):
+        open_coco(tmp_path, file)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ import pytest
 
 from mindska import commands
 from mindska.config import Config, to_dict
-from mindska.training.record import COLUMNS
+from mindska.evaluation import ACCURACY
+from mindska.training.record import columns_of
 
 
 def make_run(folder, scores, **settings):
     """A run's record as training writes it: two rows an epoch, the second one with an evaluation."""
     folder.mkdir(parents=True)
     with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns_of(ACCURACY))
         writer.writeheader()
         for epoch, score in enumerate(scores, start=1):
             common = dict(time=0, loss=2 / epoch, lr=0.1, images_per_s=9)

@@ -54,8 +54,8 @@ MAY_IMPORT = {
         "device_support", "segmentation",
     },
     "tasks": {
-        "config", "names", "distributed", "data", "weights", "evaluation", "builders", "segmentation", "validation",
-        "export", "prediction",
+        "config", "names", "distributed", "data", "weights", "evaluation", "builders", "segmentation", "detection",
+        "validation", "export", "prediction",
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",

@@ -10,23 +10,23 @@ when training would fail.
 With --task segmentation it reads all masks as well, and tells the pixels of every class, images without a mask, masks
 of another size or kind, and numbers that are none of a class; the sheet shows masks over their images.
 
+With --task detection it reads data in COCO's format: DATA/annotations/instances_train2017.json with DATA/train2017/, or
+the files that --train_split and --val_split name; the sheet shows the objects drawn on their images.
+
 Besides the options below it takes those of `mindska train` that are about data: --config FILE, --data_dir,
 --train_split, --val_split, --val_ratio, --classes, --dataset, --batch_size, --max_damaged and so on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Optional
 
 from mindska.arguments import Parser
-from mindska.config import Config, check_given, parse_args
-from mindska.errors import DataError, clear_errors, printable
+from mindska.config import check_given, parse_args
+from mindska.errors import clear_errors, printable
 from mindska.files import check_writable, replacing, user_path
 
 
@@ -35,80 +35,34 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--contact_sheet", type=user_path, metavar="FILE", help="write pictures of every class (PNG)")
     parser.add_argument("--world_size", type=int, default=1, metavar="N", help="ranks of the run to come (default: 1)")
-    parser.add_argument(
-        "--task", choices=("classification", "segmentation"), default="classification", help="the data's"
-    )
+    detection = parser.add_argument_group("of --task detection")
+    detection.add_argument("--train_images", metavar="FOLDER", help="images of training (default: as COCO's layout)")
+    detection.add_argument("--val_images", metavar="FOLDER", help="images of validation")
+    detection.add_argument("--masks", action="store_true", help="look at the masks as well")
+    detection.add_argument("--skip_missing", action="store_true", help="images that are not on disk are no fault")
+    detection.add_argument("--max_boxes", type=int, default=100, metavar="N", help="objects of an image (default: 100)")
     options, others = parser.parse_known_args(arguments)
     config = parse_args(others, description=__doc__)
     with clear_errors():
         check_given(config, "data_dir")
-        outputs: list[Path] = [path for path in (options.json, options.contact_sheet) if path]
-        for path in outputs:
-            check_writable(path)
+        for path in (options.json, options.contact_sheet):
+            if path:
+                check_writable(path)
 
     # Only now, since they load MindSpore, which takes seconds.
     from mindska import builders
-    from mindska.data.check import Report, check, write_sheet
     from mindska.data.contact_sheet import check_sheet
+    from mindska.tasks.checking import check_data
 
     with clear_errors():
         if options.contact_sheet:
             check_sheet(options.contact_sheet)
         builders.set_up_log()
-        if options.task == "segmentation":
-            _look_at_masks(config, options)
-        sets, faults = {}, []
-        # Where the two do not fit together, the training images are looked through alone.
-        for attempt in (config, dataclasses.replace(config, val_while_train=False)):
-            try:
-                train, val = builders.open_training_data(attempt)
-                sets = {"train": train, **({"val": val} if val is not None else {})}
-                break
-            except DataError as error:
-                faults.append(str(error))
-        report = Report(list(dict.fromkeys(faults)))
-        if sets:
-            report = check(
-                sets,
-                config.max_damaged,
-                config.val_skip_damaged,
-                config.batch_size * options.world_size if "--batch_size" in others or config.model else 1,
-                config.num_parallel_workers,
-                faults,
-            )
-            if options.contact_sheet:
-                count = write_sheet(options.contact_sheet, train)
-                print(printable(f"{options.contact_sheet}: {count} pictures"))
+        found = check_data(config, options)
+        if options.contact_sheet and found.write_sheet:
+            print(printable(f"{options.contact_sheet}: {found.write_sheet(options.contact_sheet)} pictures"))
         if options.json:
             with replacing(options.json) as temporary:
-                temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-        print(report)
-    sys.exit(1 if report.faults else 0)
-
-
-def _look_at_masks(config: Config, options: Namespace) -> NoReturn:
-    """Looks through images with masks; the exit status says whether training would fail."""
-    from mindska.segmentation.check import check_masks, open_for_check, write_sheet
-
-    names = ("data_dir", "train_split", "val_split", "val_ratio", "val_seed", "class_map", "reduce_zero_label",
-             "exif_orientation", "allow_outside_data_dir")  # fmt: skip
-    chosen: dict[str, Any] = {name: getattr(config, name, None) for name in names}
-    dataset = "" if config.dataset in (None, "imagenet") else config.dataset  # found by the folders
-    sets, faults = open_for_check(dataset, validation=config.val_while_train, **chosen)
-    batch_known = config.model or config.batch_size != Config.batch_size
-    report = check_masks(
-        sets,
-        config.max_damaged,
-        config.val_skip_damaged,
-        config.batch_size * options.world_size if batch_known else 1,
-        config.num_parallel_workers,
-        faults,
-    )
-    if options.contact_sheet and sets:
-        count = write_sheet(options.contact_sheet, sets["train"])
-        print(printable(f"{options.contact_sheet}: {count} pictures"))
-    if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    print(report)
-    sys.exit(1 if report.faults else 0)
+                temporary.write_text(json.dumps(found.report.to_json(), indent=1) + "\n", encoding="utf-8")
+        print(found.text)
+    sys.exit(1 if found.report.faults else 0)

@@ -33,7 +33,7 @@ from PIL import Image
 from ..data.base import ImageFiles, in_threads
 from ..data.images import ORIENTATION, DecodeSize, open_image
 from ..errors import DataError, few, printable
-from .coco_file import Category, CocoFile, Id, labels_among, optional_path, read_coco
+from .coco_file import Category, CocoFile, Id, below, labels_among, read_coco
 from .rle import SegmentationError, decode, polygons_of, to_rle
 
 log = logging.getLogger("mindska")
@@ -61,7 +61,7 @@ class CocoDataset(ImageFiles):
     """A data set in COCO's format.
 
     Args:
-        annotation_file, image_folder: where they are.
+        annotation_file, image_folder: where they are; or the file as it was read, which is then the data set's.
         categories: of training, for validation; default: those of the file.
         masks: whether objects need masks: those without are left out.
         skip_missing: leave out images that are not on disk, instead of an error.
@@ -80,7 +80,7 @@ class CocoDataset(ImageFiles):
 
     def __init__(
         self,
-        annotation_file: Union[str, Path],
+        annotation_file: Union[str, Path, CocoFile],
         image_folder: Union[str, Path],
         *,
         categories: Optional[Sequence[Category]] = None,
@@ -89,9 +89,9 @@ class CocoDataset(ImageFiles):
         exif_orientation: bool = False,
         split: str = "train",
     ) -> None:
-        self.annotation_file, self.root, self.split = Path(annotation_file), Path(image_folder), split
+        file = annotation_file if isinstance(annotation_file, CocoFile) else read_coco(Path(annotation_file))
+        self.annotation_file, self.root, self.split = file.path, Path(image_folder), split
         self.exif_orientation, self.with_masks = exif_orientation, masks
-        file = read_coco(self.annotation_file)
         self.categories, self.category_ids, file.labels = self._classes(file, categories)
         self.class_names = [category.name for category in self.categories]
         self.image_ids: list[Id] = file.image_ids
@@ -335,28 +335,47 @@ class CocoDataset(ImageFiles):
 
 
 def open_coco(
-    data_dir: Union[str, Path],
-    split: str,
-    annotation_file: Optional[str] = None,
-    image_folder: Optional[str] = None,
-    **options: Any,
+    data_dir: Union[str, Path], split: str, image_folder: Optional[str] = None, said: str = "", **options: Any
 ) -> CocoDataset:
-    """The "train" or "val" part of a data set in COCO's layout.
+    """A part of a data set in COCO's layout, or of one in COCO's format.
 
     Args:
-        annotation_file, image_folder: elsewhere than in COCO's layout; paths as they are, or below `data_dir`.
+        split: "train" or "val", for <data_dir>/annotations/instances_<split>2017.json; or a file of annotations that
+            ends with .json, as it is or below `data_dir`.
+        image_folder: where the images lie, as it is or below `data_dir`; default: <split>2017, or the folder that is
+            called as the annotation file is, or the file's own folder, or `data_dir`: the first that has them.
+        said: what the set is called in messages; default: the split.
         options: of `CocoDataset`.
 
     Raises:
         DataError: as of `CocoDataset`.
     """
     folder = Path(data_dir)
-    path = optional_path(folder, f"annotations/instances_{split}2017.json", annotation_file)
+    if split.lower().endswith(".json"):
+        path = below(folder, split)
+    else:
+        names = [f"instances_{split}2017.json", f"instances_{split}.json"]
+        path = next((p for p in (folder / "annotations" / name for name in names) if p.is_file()), None) or (
+            folder / "annotations" / names[0]
+        )
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
         there = f"; there are {few(near)}" if near else ""
         raise DataError(f"There is no annotation file {path.absolute()}{there}")
-    return CocoDataset(path, optional_path(folder, f"{split}2017", image_folder), split=split, **options)
+    file = read_coco(path)
+    images = below(folder, image_folder) if image_folder else _image_folder(folder, file)
+    return CocoDataset(file, images, split=said or split, **options)
+
+
+def _image_folder(folder: Path, file: CocoFile) -> Path:
+    """The first folder that has the first image of an annotation file; else the one that should have."""
+    path, first = file.path, file.file_names[:1]
+    name = path.stem[len("instances_") :] if path.stem.startswith("instances_") else path.stem
+    candidates = [folder / name, path.parent / name, path.parent, folder / "images", folder]
+    for candidate in candidates:
+        if candidate.is_dir() and all(_locate(str(candidate), name)[1] >= 0 for name in first):
+            return candidate
+    return candidates[0]
 
 
 def _locate(folder: str, name: str) -> tuple[str, int]:

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 
 from ..errors import DataError, few, printable
+from ..files import user_path
 from .rle import SegmentationError, check_segmentation
 
 Id = Union[int, str]
@@ -301,9 +302,7 @@ def labels_among(own: Sequence[Category], others: Sequence[Category], used: set[
     return table
 
 
-def optional_path(folder: Path, default: str, given: Optional[str]) -> Path:
-    """`given` where there is one, as it is or below the folder; else `default` below the folder."""
-    if not given:
-        return folder / default
-    path = Path(given).expanduser()
-    return path if path.is_absolute() or not (folder / path).exists() else folder / path
+def below(folder: Path, given: str) -> Path:
+    """A path as it is, or below the folder where there is one."""
+    path = user_path(given)
+    return folder / path if not path.is_absolute() and ((folder / path).exists() or not path.exists()) else path

@@ -6,7 +6,7 @@ from typing import Optional
 
 import numpy as np
 
-BLOCK = 256  # boxes that are compared with all others at once
+BLOCK = 256  # boxes that are compared at once
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
@@ -38,37 +38,6 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, limit: Opti
     return order[_stays(boxes[order], iou_threshold, limit)]
 
 
-def _stays(boxes: np.ndarray, iou_threshold: float, limit: Optional[int]) -> np.ndarray:
-    """`nms` of boxes that are sorted: the positions of those that stay."""
-    threshold, areas = boxes.dtype.type(iou_threshold), box_areas(boxes)
-    alive, stays, count = np.ones(len(boxes), bool), [], 0
-    for start in range(0, len(boxes), BLOCK):
-        block = start + np.flatnonzero(alive[start : start + BLOCK])
-        overlaps = _overlap(boxes, areas, block, block, threshold)
-        kept = np.ones(len(block), bool)
-        for i in range(len(block)):
-            if kept[i]:
-                kept[i + 1 :] &= ~overlaps[i, i + 1 :]
-        block = block[kept]
-        stays.append(block)
-        count += len(block)
-        if limit is not None and count >= limit:
-            break
-        later = start + BLOCK + np.flatnonzero(alive[start + BLOCK :])
-        if len(later):
-            alive[later[_overlap(boxes, areas, block, later, threshold).any(0)]] = False
-    return np.concatenate(stays)[:limit] if stays else np.zeros(0, np.int64)
-
-
-def _overlap(
-    boxes: np.ndarray, areas: np.ndarray, ones: np.ndarray, others: np.ndarray, threshold: np.floating
-) -> np.ndarray:
-    shared = intersections(boxes[ones], boxes[others])
-    union = areas[ones][:, None] + areas[others][None] - shared
-    with np.errstate(divide="ignore", invalid="ignore"):  # two boxes without area do not overlap
-        return shared / union > threshold
-
-
 def nms_per_class(
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -82,11 +51,45 @@ def nms_per_class(
         limit: of all classes together.
     """
     order = np.argsort(-scores, kind="stable")
+    if limit is not None:  # the best are enough, and they are soon there
+        return order[_stays(boxes[order], iou_threshold, limit, classes[order])]
     if not len(order):
         return order
     grouped = order[np.argsort(classes[order], kind="stable")]
     ends = np.flatnonzero(np.diff(classes[grouped])) + 1
     stays = np.zeros(len(boxes), bool)
     for group in np.split(grouped, ends):
-        stays[group[_stays(boxes[group], iou_threshold, limit)] if len(group) > 1 else group] = True
-    return order[stays[order]][:limit]
+        stays[group[_stays(boxes[group], iou_threshold, limit)]] = True
+    return order[stays[order]]
+
+
+def _stays(
+    boxes: np.ndarray, iou_threshold: float, limit: Optional[int], classes: Optional[np.ndarray] = None
+) -> np.ndarray:
+    """`nms` of boxes that are sorted: the positions of those that stay.
+
+    Boxes come in blocks: each block is compared with those that stay so far, and then with itself.
+    """
+    threshold, areas = boxes.dtype.type(iou_threshold), box_areas(boxes)
+
+    def overlap(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+        shared = intersections(boxes[ones], boxes[others])
+        union = areas[ones][:, None] + areas[others][None]
+        union -= shared
+        with np.errstate(divide="ignore", invalid="ignore"):  # two boxes without area do not overlap
+            above = np.divide(shared, union, out=shared) > threshold
+        return above if classes is None else above & (classes[ones][:, None] == classes[others][None])
+
+    stays = np.zeros(0, np.int64)
+    for start in range(0, len(boxes), BLOCK):
+        block = np.arange(start, min(start + BLOCK, len(boxes)))
+        if len(stays):
+            block = block[~overlap(stays, block).any(0)]
+        within, kept = overlap(block, block), np.ones(len(block), bool)
+        for i in np.flatnonzero(np.triu(within, 1).any(1)):
+            if kept[i]:
+                kept[i + 1 :] &= ~within[i, i + 1 :]
+        stays = np.concatenate([stays, block[kept]])
+        if limit is not None and len(stays) >= limit:
+            break
+    return stays[:limit]

@@ -176,7 +176,7 @@ def parameter_groups(config: Config, network: nn.Cell, rates: list[float]) -> li
     """The trained parameters by weight decay, and by the factor of their learning rate where that is not 1 for all."""
     parameters = network.trainable_params()
     unfiltered = network.no_weight_decay() if hasattr(network, "no_weight_decay") else {}
-    options = (config.weight_decay, config.weight_decay_filter, unfiltered)
+    options: tuple[float, str, set[str]] = (config.weight_decay, config.weight_decay_filter, set(unfiltered))
     if config.weight_decay_filter == "norm":
         # MMSegmentation's {"norm": decay_mult 0}: the batch norms of its heads are called bn there, and decay.
         kept = {p.name for p in parameters if p.name.startswith("backbone.") and ".norm" in p.name}

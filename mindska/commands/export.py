@@ -27,11 +27,8 @@ FORMATS = ("mindir", "onnx")
 
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    add_model(
-        parser,
-        (*OUR_MODELS, *OUR_SEGMENTERS),
-        "model of mindska; default: the one that the file names, or the only one that it fits",
-    )
+    what = "model of mindska; default: the one that the file names, or the only one that it fits"
+    add_model(parser, (*OUR_MODELS, *OUR_SEGMENTERS), what)
     parser.add_argument(
         "--ckpt_path", required=True, type=user_path, metavar="FILE", help="weights of any kind that is read"
     )

@@ -76,7 +76,13 @@ class ConfigError(SettingError):
 
 
 class DataError(UserError, ValueError):
-    """Data that is missing or unreadable; the message names the path and what was expected."""
+    """Data that is missing or unreadable; the message names the path and what was expected.
+
+    Attributes:
+        replaceable: whether a run may take another image in its place (`max_damaged`).
+    """
+
+    replaceable = True
 
 
 class WeightsError(UserError, ValueError):

@@ -33,6 +33,8 @@ class MaskError(DataError):
     """A mask that does not say which class its pixels have: no other image can take its place, the data is to be
     mended."""
 
+    replaceable = False
+
 
 def mask_size(path: Union[str, Path]) -> tuple[int, int]:
     """(height, width) of a mask, by the beginning of the file.

@@ -79,7 +79,7 @@ class DataError(UserError, ValueError):
     """Data that is missing or unreadable; the message names the path and what was expected.
 
     Attributes:
-        replaceable: another image can take the place of this one, where some may be unreadable.
+        replaceable: whether a run may take another image in its place (`max_damaged`).
     """
 
     replaceable = True

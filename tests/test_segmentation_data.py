@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mindska.data.images import read_image
+from mindska.data.loader import Damaged
 from mindska.errors import DataError
 from mindska.segmentation import datasets
 from mindska.segmentation.class_names import ADE20K, PASCAL_VOC
@@ -489,3 +490,21 @@ def test_a_split_by_ratio_depends_on_names_alone(tmp_path):
     with pytest.raises(DataError, match="one image only"):
         split_segmentation_by_ratio(whole.subset([0], "one"), 0.3, 0)
     assert datasets.find_layout(tmp_path) == "folders"
+
+
+def test_a_wrong_mask_ends_a_run_and_a_damaged_file_is_replaced(tmp_path):
+    root = write_folders(tmp_path)
+    Image.fromarray(NUMBERS + np.uint8(2)).save(root / "masks" / "train" / "0.png")
+    (root / "masks" / "train" / "1.png").write_bytes(b"damaged")
+    dataset = open_segmentation_dataset("", root, "train")
+    damaged = Damaged("replaced by another image", 2, 3)
+    errors = []
+    for index in range(2):
+        with pytest.raises(DataError) as raised:
+            dataset.load(index)
+        errors.append(raised.value)
+    damaged.note("1", errors[1])
+    assert list(damaged.reasons) == ["1"]
+    with pytest.raises(MaskError, match="0.png holds 4"):
+        damaged.note("0", errors[0])
+    assert list(damaged.reasons) == ["1"]

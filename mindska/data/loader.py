@@ -96,7 +96,9 @@ class Damaged:
         self.lock = threading.Lock()
 
     def note(self, path: str, error: DataError) -> None:
-        """Counts an image; DataError when there are more than are allowed."""
+        """Counts an image; DataError when there are more than are allowed, or none can take its place."""
+        if not error.replaceable:
+            raise error
         with self.lock:
             if path in self.reasons:
                 return

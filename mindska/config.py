@@ -462,7 +462,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.task is None:
-            object.__setattr__(self, "task", names.task_of(self.model))
+            of_data = next((task for task, known in DATASETS.items() if self.dataset in known), "classification")
+            object.__setattr__(self, "task", names.task_of(self.model) if self.model else of_data)
         if self.dataset is None and self.task != "segmentation":
             object.__setattr__(self, "dataset", DATASETS[self.task or ""][0])
         if not self.ckpt_save_dir:
@@ -558,6 +559,8 @@ VALIDATION = frozenset((
     "val_skip_damaged", "image_resize", "crop_pct", "interpolation", "mean", "std", "amp_level", "result_json",
     "train_split", "val_ratio", "val_seed", "classes", "allow_outside_data_dir", "result_csv", "details",
     "mask_classes", "tta", "real_labels", "more_ckpt_paths",
+    "task", "class_csv", "reduce_zero_label", "output_stride", "img_scale", "resize_library", "val_resize",
+    "size_divisor", "slide_stride", "scales", "flip",
 ))  # fmt: skip
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import Killed
+from sklearn.datasets import load_digits
 
 from mindska import builders
 from mindska.config import Config
-from mindska.data.digit_scenes import write_scenes
+from mindska.data.digit_scenes import split_scans, write_digit_scenes
 from mindska.distributed import World
 from mindska.errors import ConfigError, WeightsError
 from mindska.modes import pynative_mode
@@ -33,14 +34,17 @@ MODEL = "semantic_fpn_skanet_nano"
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "data"
-    write_scenes(folder, train=8, val=5, image_size=(48, 48), digits=(1, 3))
+    digits = load_digits()
+    scans = split_scans(digits.images, digits.target)
+    write_digit_scenes(folder, scans, dict(train=8, val=5), size=(48, 48), digits=(1, 3))
     return folder
 
 
 def settings(scenes, out, **more):
     given = dict(
-        model=MODEL, dataset="voc", data_dir=str(scenes), ckpt_save_dir=str(out), image_resize=(32,), img_scale=(48, 48),
-        batch_size=2, epoch_size=2, warmup_epochs=0, lr=1e-3, log_interval=1, ckpt_save_steps=1, keep_checkpoint_max=0,
+        model=MODEL, dataset="voc", data_dir=str(scenes), ckpt_save_dir=str(out), image_resize=(32,),
+        img_scale=(48, 48), batch_size=2, epoch_size=2, warmup_epochs=0, lr=1e-3, log_interval=1,
+        ckpt_save_steps=1, keep_checkpoint_max=0,
         val_interval=2,
     )  # fmt: skip
     return Config(**{**given, **more})
@@ -206,10 +210,9 @@ def test_a_mask_is_never_replaced_by_another_image(scenes, tmp_path):
     """Unreadable images may be: max_damaged says how many."""
     task = create_task(settings(scenes, tmp_path, max_damaged=1.0), World())
     task.open_data(validation=False)
+    task.pixels = builders.build_preprocessing(task.config)
     loader = task.train_loader(type("Network", (), dict(noise_size=1)))
-    loader.dataset.num_classes = 2
     loader.dataset.class_names = ["background", "0"]  # so that other digits are beyond the classes
-    task.build_network if False else None
     with pytest.raises(MaskError, match="SegmentationClass"):
         list(loader.batches(0, 4))
 
@@ -234,8 +237,9 @@ def test_train_validate_predict(scenes, tmp_path):
     assert record["task"] == "segmentation" and record["evaluation"]["scale"] == [48, 48]
     names = {name: tmp_path / name for name in ("result.json", "classes.csv", "images.csv", "all.csv")}
     result = subprocess.run(
-        words("validate", "--data_dir", scenes, "--dataset", "voc", "--ckpt_path", best, "--result_json", names["result.json"],
-              "--class_csv", names["classes.csv"], "--details", names["images.csv"], "--result_csv", names["all.csv"]),
+        words("validate", "--data_dir", scenes, "--dataset", "voc", "--ckpt_path", best,
+              "--result_json", names["result.json"], "--class_csv", names["classes.csv"],
+              "--details", names["images.csv"], "--result_csv", names["all.csv"]),
         capture_output=True, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

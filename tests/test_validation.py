@@ -337,6 +337,7 @@ def test_predictions_go_onto_a_contact_sheet(images, tmp_path, capsys, monkeypat
     sheet = tmp_path / "sheet.png"
     predict = script("predict")
     monkeypatch.setattr("mindska.prediction.open_predictor", lambda *_, **__: Predictor("", logits, PIXELS, NAMES, 5))
+    monkeypatch.setattr("mindska.tasks.task_of_file", lambda *_: "classification")
     with pytest.raises(SystemExit) as ended:
         predict.main([str(photos), "--ckpt_path", str(photos / "x.png"), "--contact_sheet", str(sheet)])
     assert ended.value.code == 1  # of the damaged one

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "folding": {"models", "acceleration"},
     "segmentation": {"models", "data", "distributed", "compile_cache", "evaluation"},
     "weights": {"models", "data", "kernels", "segmentation"},
-    "reference": {"weights", "segmentation"},
+    "reference": {"weights"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"data", "distributed", "compile_cache"},
     "summary": {"models", "acceleration"},

@@ -3,6 +3,7 @@ what is left out is counted and said."""
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
@@ -89,6 +90,16 @@ def read_coco(path: Path) -> CocoFile:
     Raises:
         DataError: it is not in COCO's format; the message names the annotation.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # millions of new lists would have it look through all of them again and again
+    try:
+        return _read_coco(path)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read_coco(path: Path) -> CocoFile:
     content = read_json(path)
     if isinstance(content, list):
         hint = ": it looks like a file of results" if content and _is_result(content[0]) else ""
@@ -243,12 +254,11 @@ class _Reader:
     def _segmentations(self) -> list[Any]:
         found, short = [], []
         for annotation in self.annotations:
-            segmentation = annotation.get("segmentation")
             try:
-                there, left_out = check_segmentation(segmentation)
+                segmentation, left_out = check_segmentation(annotation.pop("segmentation", None))
             except SegmentationError as error:
                 raise self.fail(f"annotation {annotation.get('id')}: {error}") from error
-            found.append(segmentation if there else None)
+            found.append(segmentation)
             if left_out:
                 short.append(annotation.get("id"))
         if short:

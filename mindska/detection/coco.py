@@ -22,6 +22,7 @@ import copy
 import hashlib
 import logging
 import os
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ log = logging.getLogger("mindska")
 
 HEADERS = 256  # images whose size is compared with the file's at the start
 FAR_OUTSIDE = 0.1  # of the image's side by which a box is beyond it, when boxes may be corners
+FEWEST = 8  # pixels of an image's side, above which boxes of one pixel are none
 SAMPLED = 1000  # annotations whose polygons are compared with their boxes
 
 
@@ -384,9 +386,12 @@ def _locate(folder: str, name: str) -> tuple[str, int]:
     if "\\" in name:  # written on Windows
         names.append(name.replace("\\", "/"))
     names += [unicodedata.normalize(form, each) for each in names for form in ("NFC", "NFD")]
-    path = ""
     for each in dict.fromkeys(names):
         path = os.path.join(folder, each)  # noqa: PTH118 - a million paths are text
+        try:
+            path.encode(sys.getfilesystemencoding(), "surrogateescape")
+        except UnicodeEncodeError:  # the system's encoding is another: a name's bytes are UTF-8 all the same
+            path = os.fsdecode(path.encode("utf-8", "surrogateescape"))
         try:
             return path, os.stat(path).st_size  # noqa: PTH116
         except (OSError, ValueError):
@@ -405,6 +410,11 @@ def _check_boxes(file: CocoFile) -> None:
     outside = (boxes[:, 0] + boxes[:, 2] > widths * (1 + FAR_OUTSIDE)) | (
         boxes[:, 1] + boxes[:, 3] > heights * (1 + FAR_OUTSIDE)
     )
+    if boxes.max() <= 1 and sizes.min() > FEWEST:
+        raise DataError(
+            f"{file.path}: no box reaches beyond 1 pixel (annotation {file.ids[0]}: {boxes[0].tolist()}): they "
+            f"look like shares of the image; expected x, y, width, height in pixels"
+        )
     by_polygons = _corners_by_polygons(file)
     if by_polygons or (corners.mean() > 0.98 and outside.mean() > 0.2):
         why = by_polygons or f"{outside.sum():,} of {len(boxes):,} boxes would be far beyond their image"

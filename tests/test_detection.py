@@ -229,6 +229,32 @@ def test_samples_come_from_the_generator_alone():
     assert len(few.positive) + len(few.negative) == (matched[:40] != assign.IGNORED).sum()
 
 
+def test_targets_of_fixed_shapes():
+    sizes = RPN_ANCHORS.map_sizes((64, 96))
+    anchors, boxes = RPN_ANCHORS(sizes), np.float32([[5, 5, 40, 40], [30, 10, 90, 60]])
+    targets = assign.rpn_targets(anchors, boxes)
+    samples = assign.sample(targets.matched, 20, 0.5, np.random.default_rng(0))
+    fixed = assign.sampled_targets(targets, samples)
+    assert [array.shape for array in fixed] == [array.shape for array in targets]
+    assert [array.dtype for array in fixed] == [np.int32, np.int32, np.float32]
+    assert np.array_equal(np.flatnonzero(fixed.labels == 0), samples.positive)
+    assert np.array_equal(np.flatnonzero(fixed.labels == assign.BACKGROUND), samples.negative)
+    assert np.array_equal(fixed.deltas[samples.positive], targets.deltas[samples.positive])
+    assert (fixed.labels == assign.IGNORED).sum() == len(anchors) - 20 and not fixed.deltas[fixed.labels < 0].any()
+
+    for objects, labels in ((boxes, [3, 7]), (EMPTY, [])):
+        heads = assign.box_head_targets(random_boxes(30, 100, 60), objects, labels, 80, np.random.default_rng(0))
+        rois, classes, deltas, matched = heads.padded(64)
+        assert rois.shape == deltas.shape == (64, 4) and classes.shape == matched.shape == (64,)
+        count = len(heads.boxes)
+        assert np.array_equal(rois[:count], heads.boxes) and np.array_equal(classes[:count], heads.labels)
+        assert (classes[count:] == assign.IGNORED).all() and not rois[count:].any()
+        assert matched[: heads.num_positive].tolist() == heads.matched.tolist()
+        assert (matched[heads.num_positive :] == assign.BACKGROUND).all()
+        with pytest.raises(ValueError, match="do not fit into 5"):
+            heads.padded(5)
+
+
 def test_hard_negatives_are_the_hardest():
     positive = np.zeros((2, 10), bool)
     positive[0, 2] = True

@@ -110,13 +110,11 @@ class CocoDataset(ImageFiles):
         self.crowd, self.areas, self.annotation_ids = file.crowd, file.areas, file.ids
         self.segmentations = file.segmentations
         self._starts = np.searchsorted(self.objects_of, np.arange(len(self.paths) + 1))
+        self.labels = np.zeros(len(self.paths), np.int32)  # images have no class of their own
         self.warnings = file.warnings
         for warning in self.warnings:
             log.warning("%s", printable(f"{self.annotation_file}: {warning}"))
         self.check_headers()
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __str__(self) -> str:
         without = int((np.bincount(self.objects_of[~self.crowd], minlength=len(self)) == 0).sum())
@@ -309,7 +307,7 @@ class CocoDataset(ImageFiles):
         part.paths, part.sizes = ([values[i] for i in indices.tolist()] for values in (self.paths, self.sizes))
         part.image_ids = [self.image_ids[i] for i in indices.tolist()]
         part.widths_heights, part._identity = self.widths_heights[indices], None
-        part.split = said or self.split
+        part.split, part.labels = said or self.split, self.labels[indices]
         numbers = [np.arange(self._starts[i], self._starts[i + 1]) for i in indices]
         chosen = np.concatenate([np.zeros(0, np.int64), *numbers])
         part.objects_of = np.repeat(np.arange(len(indices)), [len(some) for some in numbers])

@@ -145,6 +145,7 @@ def test_other_layouts(tmp_path, file, images):
         ('{"images": []}', "no list of objects 'annotations'"),
         ('{"images": [1], "annotations": [], "categories": []}', "no list of objects 'images'"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "has no images"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, said):
@@ -159,6 +160,8 @@ def test_other_files_are_refused(tmp_path, text, said):
     [
         (lambda d: d["annotations"][1].update(category_id=9), "annotation 2 has the category 9.*1 cat, 2 dog"),
         (lambda d: d["annotations"][1].pop("category_id"), "annotation 2 has the category None"),
+        (lambda d: d["annotations"][1].update(category_id="2"), "annotation 2 has the category '2'"),
+        (lambda d: d["annotations"][1].update(category_id=[2]), "annotation 2 has the category None"),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 2 has the box \[1, 2, 3\]: expected four"),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3, None]), "annotation 2 has the box"),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3, float("nan")]), "annotation 2 has the box"),
@@ -176,7 +179,8 @@ def test_other_files_are_refused(tmp_path, text, said):
         (lambda d: d["categories"][1].update(id=None), "a category has the id None"),
         (lambda d: d["images"][1].update(id=1), "several images have the id 1"),
         (lambda d: d["images"][1].pop("file_name"), "image 2 has no file_name"),
-        (lambda d: d["images"][1].update(id=[1]), r"an image has the id \[1\]"),
+        (lambda d: d["images"][1].update(id=[1]), "an image has the id None"),
+        (lambda d: [a.update(image_id=str(a["id"])) for a in d["annotations"]], "the images '1', '2', .*are 1, 2"),
         (lambda d: [a.update(image_id="x") for a in d["annotations"]], "no annotation is of an image.*are 1, 2"),
     ],
 )  # fmt: skip
@@ -197,12 +201,17 @@ def test_annotations_of_images_that_are_not_there(tmp_path):
 
 
 def test_names_are_utf8_whatever_the_locale(tmp_path):  # G1
-    write(tmp_path, content(categories=((1, "Fußgänger"), (2, "自行车"))))
+    data = content(categories=((1, "Fußgänger"), (2, "自行车")))
+    data["images"][1]["file_name"] = "größe 图.png"
+    write(tmp_path, data)
     program = (
         "from mindska.detection.coco import CocoDataset\n"
-        f"print(ascii(CocoDataset({str(tmp_path / 'a.json')!r}, {str(tmp_path)!r}).class_names))"
+        f"dataset = CocoDataset({str(tmp_path / 'a.json')!r}, {str(tmp_path)!r})\n"
+        "assert dataset.load(1).size == (100, 80)\n"
+        "print(ascii(dataset.class_names))"
     )
-    for settings in ({"PYTHONUTF8": "0", "LC_ALL": "C"}, {"PYTHONUTF8": "1"}):
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    for settings in ({"PYTHONUTF8": "0", "LC_ALL": "C"}, ascii_only, {"PYTHONUTF8": "1"}):
         run = subprocess.run(
             [sys.executable, "-c", program], env={**os.environ, **settings}, capture_output=True, text=True, check=True
         )
@@ -223,6 +232,13 @@ def test_any_category_ids(tmp_path, ids):
     assert evaluator.figures()["bbox"]["AP"] == pytest.approx(1)
     assert [result["category_id"] for result in evaluator.results()] == list(ids)
     assert sorted(dataset.object_labels.tolist()) == [0, 1]
+
+
+def test_numbers_with_a_point_are_ids(tmp_path):  # G2
+    data = content([annotation(1, 1, 3.0), annotation(2, 2.0, 4)], categories=((3, "cat"), (4.0, "dog")))
+    data["images"][0]["id"] = 1.0
+    dataset = read(tmp_path, data)
+    assert (dataset.category_ids, dataset.image_ids, dataset.object_labels.tolist()) == ([3, 4], [1, 2], [0, 1])
 
 
 def test_a_category_that_is_only_a_parent(tmp_path):  # G3
@@ -295,6 +311,8 @@ def test_corners_in_the_place_of_sizes(tmp_path):  # G7
     with pytest.raises(DataError, match="1 boxes have a negative width or height .annotations 2"):
         read(tmp_path, content([annotation(1), annotation(2, box=(10, 40, 20, -30))]))
     # Small ones in the upper left corner would stay within the image: their polygons tell.
+    with pytest.raises(DataError, match=r"annotation 3: \[0.5, .*look like shares of the image; expected .* in pixels"):
+        read(tmp_path, content([annotation(3, box=(0.5, 0.5, 0.2, 0.3)), annotation(4, box=(0, 0, 1, 1))]))
     small = [annotation(i, box=(10, 10, 30, 40), segmentation=SQUARE) for i in range(5)]
     with pytest.raises(DataError, match="look like x1, y1, x2, y2: 5 polygons fit them so"):
         read(tmp_path, content(small))

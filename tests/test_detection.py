@@ -103,7 +103,8 @@ def test_nms_of_blocks_is_the_plain_one(count):
     found = nms_per_class(boxes, scores, classes, 0.3)
     assert sorted(found.tolist()) == kept
     assert (np.diff(scores[found]) <= 0).all()
-    assert nms_per_class(boxes, scores, classes, 0.3, 5).tolist() == found[:5].tolist()
+    for limit in (5, count, 10 * count):
+        assert nms_per_class(boxes, scores, classes, 0.3, limit).tolist() == found[:limit].tolist()
 
 
 def test_a_box_goes_only_above_the_threshold_and_the_first_of_equal_ones_stays():
@@ -199,6 +200,7 @@ def test_the_term_in_the_iou_of_ssd():
 def test_thousands_of_boxes_take_bounded_memory(monkeypatch):
     sizes = RETINANET_ANCHORS.map_sizes((256, 320))
     anchors, boxes = RETINANET_ANCHORS(sizes), random_boxes(2000, 320, 80)
+    boxes[1000:] = boxes[:1000]  # of two that are alike the first has the anchors, in whatever chunks they are
     labels = np.arange(2000) % 80
     priors, shares = ssd_priors([(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]), boxes / np.float32(320)
     monkeypatch.setattr(assign, "CHUNK", 1 << 40)
@@ -225,6 +227,32 @@ def test_samples_come_from_the_generator_alone():
     assert not np.array_equal(first.positive, other.positive)
     few = assign.sample(matched[:40], 512, 0.25, lambda candidates, count: pytest.fail("nothing is to be drawn"))
     assert len(few.positive) + len(few.negative) == (matched[:40] != assign.IGNORED).sum()
+
+
+def test_targets_of_fixed_shapes():
+    sizes = RPN_ANCHORS.map_sizes((64, 96))
+    anchors, boxes = RPN_ANCHORS(sizes), np.float32([[5, 5, 40, 40], [30, 10, 90, 60]])
+    targets = assign.rpn_targets(anchors, boxes)
+    samples = assign.sample(targets.matched, 20, 0.5, np.random.default_rng(0))
+    fixed = assign.sampled_targets(targets, samples)
+    assert [array.shape for array in fixed] == [array.shape for array in targets]
+    assert [array.dtype for array in fixed] == [np.int32, np.int32, np.float32]
+    assert np.array_equal(np.flatnonzero(fixed.labels == 0), samples.positive)
+    assert np.array_equal(np.flatnonzero(fixed.labels == assign.BACKGROUND), samples.negative)
+    assert np.array_equal(fixed.deltas[samples.positive], targets.deltas[samples.positive])
+    assert (fixed.labels == assign.IGNORED).sum() == len(anchors) - 20 and not fixed.deltas[fixed.labels < 0].any()
+
+    for objects, labels in ((boxes, [3, 7]), (EMPTY, [])):
+        heads = assign.box_head_targets(random_boxes(30, 100, 60), objects, labels, 80, np.random.default_rng(0))
+        rois, classes, deltas, matched = heads.padded(64)
+        assert rois.shape == deltas.shape == (64, 4) and classes.shape == matched.shape == (64,)
+        count = len(heads.boxes)
+        assert np.array_equal(rois[:count], heads.boxes) and np.array_equal(classes[:count], heads.labels)
+        assert (classes[count:] == assign.IGNORED).all() and not rois[count:].any()
+        assert matched[: heads.num_positive].tolist() == heads.matched.tolist()
+        assert (matched[heads.num_positive :] == assign.BACKGROUND).all()
+        with pytest.raises(ValueError, match="do not fit into 5"):
+            heads.padded(5)
 
 
 def test_hard_negatives_are_the_hardest():
@@ -332,7 +360,8 @@ def test_detections_return_to_the_original_pixels():
 def test_a_mask_of_a_box_without_area_is_empty_and_others_stay_in_the_image():
     masks = np.ones((3, 28, 28), np.float32)
     boxes = np.float32([[5, 5, 5, 9], [-10, -10, 10, 10], [18, 3, 40, 90]])
-    pasted = postprocess.paste_masks(masks, boxes, (20, 30))
+    with np.errstate(all="raise"):
+        pasted = postprocess.paste_masks(masks, boxes, (20, 30))
     assert not pasted[0].any()
     assert pasted[1][:10, :10].all() and pasted[1].sum() == 100
     assert pasted[2][3:, 18:].all() and pasted[2].sum() == 17 * 12

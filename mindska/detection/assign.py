@@ -185,6 +185,15 @@ def sample_rpn(matched: np.ndarray, choose: Union[np.random.Generator, Choice]) 
     return sample(matched, 256, 0.5, choose)
 
 
+def sampled_targets(targets: Targets, samples: Samples) -> Targets:
+    """The targets with all ignored that is not sampled: of fixed shapes, for a masked sum in a compiled graph."""
+    sampled = np.zeros(len(targets.matched), bool)
+    for part in samples:
+        sampled[part] = True
+    matched = np.where(sampled, targets.matched, np.int32(IGNORED))
+    return Targets(matched, np.where(sampled, targets.labels, np.int32(IGNORED)), targets.deltas * sampled[:, None])
+
+
 class BoxHeadTargets(NamedTuple):
     """What the box head and the mask head are to predict in an image.
 
@@ -203,6 +212,25 @@ class BoxHeadTargets(NamedTuple):
     labels: np.ndarray
     deltas: np.ndarray
     samples: Samples
+
+    def padded(self, number: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Arrays of fixed shapes for a compiled graph, filled up with boxes of zeros that are IGNORED.
+
+        Returns:
+            boxes (number, 4) float32, labels (number,) int32, deltas (number, 4) float32, and matched (number,) int32,
+            BACKGROUND where a box has no object.
+
+        Raises:
+            ValueError: there are more samples.
+        """
+        count = len(self.boxes)
+        if count > number:
+            raise ValueError(f"{count} samples do not fit into {number}")
+        boxes, deltas = np.zeros((number, 4), np.float32), np.zeros((number, 4), np.float32)
+        labels, matched = np.full(number, IGNORED, np.int32), np.full(number, BACKGROUND, np.int32)
+        boxes[:count], labels[:count], deltas[:count] = self.boxes, self.labels, self.deltas
+        matched[: self.num_positive] = self.matched
+        return boxes, labels, deltas, matched
 
 
 def box_head_targets(

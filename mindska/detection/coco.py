@@ -22,6 +22,7 @@ import copy
 import hashlib
 import logging
 import os
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ log = logging.getLogger("mindska")
 
 HEADERS = 256  # images whose size is compared with the file's at the start
 FAR_OUTSIDE = 0.1  # of the image's side by which a box is beyond it, when boxes may be corners
+FEWEST = 8  # pixels of an image's side, above which boxes of one pixel are none
 SAMPLED = 1000  # annotations whose polygons are compared with their boxes
 
 
@@ -108,13 +110,11 @@ class CocoDataset(ImageFiles):
         self.crowd, self.areas, self.annotation_ids = file.crowd, file.areas, file.ids
         self.segmentations = file.segmentations
         self._starts = np.searchsorted(self.objects_of, np.arange(len(self.paths) + 1))
+        self.labels = np.zeros(len(self.paths), np.int32)  # images have no class of their own
         self.warnings = file.warnings
         for warning in self.warnings:
             log.warning("%s", printable(f"{self.annotation_file}: {warning}"))
         self.check_headers()
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __str__(self) -> str:
         without = int((np.bincount(self.objects_of[~self.crowd], minlength=len(self)) == 0).sum())
@@ -307,7 +307,7 @@ class CocoDataset(ImageFiles):
         part.paths, part.sizes = ([values[i] for i in indices.tolist()] for values in (self.paths, self.sizes))
         part.image_ids = [self.image_ids[i] for i in indices.tolist()]
         part.widths_heights, part._identity = self.widths_heights[indices], None
-        part.split = said or self.split
+        part.split, part.labels = said or self.split, self.labels[indices]
         numbers = [np.arange(self._starts[i], self._starts[i + 1]) for i in indices]
         chosen = np.concatenate([np.zeros(0, np.int64), *numbers])
         part.objects_of = np.repeat(np.arange(len(indices)), [len(some) for some in numbers])
@@ -384,9 +384,12 @@ def _locate(folder: str, name: str) -> tuple[str, int]:
     if "\\" in name:  # written on Windows
         names.append(name.replace("\\", "/"))
     names += [unicodedata.normalize(form, each) for each in names for form in ("NFC", "NFD")]
-    path = ""
     for each in dict.fromkeys(names):
         path = os.path.join(folder, each)  # noqa: PTH118 - a million paths are text
+        try:
+            path.encode(sys.getfilesystemencoding(), "surrogateescape")
+        except UnicodeEncodeError:  # the system's encoding is another: a name's bytes are UTF-8 all the same
+            path = os.fsdecode(path.encode("utf-8", "surrogateescape"))
         try:
             return path, os.stat(path).st_size  # noqa: PTH116
         except (OSError, ValueError):
@@ -405,6 +408,11 @@ def _check_boxes(file: CocoFile) -> None:
     outside = (boxes[:, 0] + boxes[:, 2] > widths * (1 + FAR_OUTSIDE)) | (
         boxes[:, 1] + boxes[:, 3] > heights * (1 + FAR_OUTSIDE)
     )
+    if boxes.max() <= 1 and sizes.min() > FEWEST:
+        raise DataError(
+            f"{file.path}: no box reaches beyond 1 pixel (annotation {file.ids[0]}: {boxes[0].tolist()}): they "
+            f"look like shares of the image; expected x, y, width, height in pixels"
+        )
     by_polygons = _corners_by_polygons(file)
     if by_polygons or (corners.mean() > 0.98 and outside.mean() > 0.2):
         why = by_polygons or f"{outside.sum():,} of {len(boxes):,} boxes would be far beyond their image"

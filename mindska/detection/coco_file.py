@@ -3,6 +3,7 @@ what is left out is counted and said."""
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
@@ -89,6 +90,16 @@ def read_coco(path: Path) -> CocoFile:
     Raises:
         DataError: it is not in COCO's format; the message names the annotation.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # millions of new lists would have it look through all of them again and again
+    try:
+        return _read_coco(path)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _read_coco(path: Path) -> CocoFile:
     content = read_json(path)
     if isinstance(content, list):
         hint = ": it looks like a file of results" if content and _is_result(content[0]) else ""
@@ -100,7 +111,7 @@ def read_coco(path: Path) -> CocoFile:
         part = content.get(name)
         if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
             raise DataError(f"{path} has no list of objects {name!r} (its keys: {few(content)}); {EXPECTED}")
-        parts[name] = part
+        parts[name] = [_clean(item) for item in part]
     return _Reader(path, **parts).read()
 
 
@@ -110,6 +121,17 @@ def _is_result(item: Any) -> bool:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _clean(ids: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file whose ids can be compared: 1.0 is 1, and what is no id at all is None."""
+    for name in ("id", "image_id", "category_id"):
+        value = ids.get(name)
+        if isinstance(value, float) and value.is_integer():
+            ids[name] = int(value)
+        elif not _is_id(value):
+            ids[name] = None
+    return ids
 
 
 def _repeated(values: Iterable[Any]) -> list[Any]:
@@ -191,6 +213,8 @@ class _Reader:
         return sorted(categories, key=lambda category: (isinstance(category.id, str), category.id))
 
     def _images(self) -> list[dict]:
+        if not self.images:
+            raise self.fail("it has no images")
         for image in self.images:
             if not _is_id(image.get("id")):
                 raise self.fail(f"an image has the id {image.get('id')!r}: expected a number")
@@ -211,7 +235,8 @@ class _Reader:
         if len(orphans) == len(self.annotations):
             raise self.fail(
                 f"no annotation is of an image of this file: they name the images "
-                f"{few((a.get('image_id') for a in orphans), 3)}, and the images are {few(number_of, 3)}"
+                f"{few((repr(a.get('image_id')) for a in orphans), 3)}, and the images are "
+                f"{few(map(repr, number_of), 3)}"
             )
         self.warnings.append(
             f"{len(orphans):,} annotations are left out, since their image is not in the file: "
@@ -243,12 +268,11 @@ class _Reader:
     def _segmentations(self) -> list[Any]:
         found, short = [], []
         for annotation in self.annotations:
-            segmentation = annotation.get("segmentation")
             try:
-                there, left_out = check_segmentation(segmentation)
+                segmentation, left_out = check_segmentation(annotation.pop("segmentation", None))
             except SegmentationError as error:
                 raise self.fail(f"annotation {annotation.get('id')}: {error}") from error
-            found.append(segmentation if there else None)
+            found.append(segmentation)
             if left_out:
                 short.append(annotation.get("id"))
         if short:

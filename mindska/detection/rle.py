@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -36,49 +36,51 @@ def pycocotools(module: str) -> ModuleType:
         ) from error
 
 
-def polygons_of(segmentation: list[Any]) -> tuple[list[list[float]], int]:
-    """The polygons of a segmentation, and how many were left out since they have fewer than three points.
+def polygons_of(segmentation: list[Any]) -> tuple[list[np.ndarray], int]:
+    """The polygons of a segmentation as arrays (float64, which take a quarter of lists' memory), and how many were left
+    out since they have fewer than three points.
 
     A list of numbers is taken for one polygon.
 
     Raises:
         SegmentationError: a polygon has an odd number of coordinates, or one that is no finite number.
     """
-    if segmentation and not isinstance(segmentation[0], (list, tuple)):
+    kinds = (list, tuple, np.ndarray)
+    if segmentation and not isinstance(segmentation[0], kinds):
         segmentation = [segmentation]
     polygons = []
     for polygon in segmentation:
-        if not isinstance(polygon, (list, tuple)):
+        if not isinstance(polygon, kinds):
             raise SegmentationError(f"its segmentation has {polygon!r} where a polygon is expected")
         if len(polygon) % 2:
             raise SegmentationError(f"a polygon has {len(polygon)} numbers, which is odd: expected x, y, x, y, ...")
         if len(polygon) >= 6:
             try:
-                finite = bool(np.isfinite(np.asarray(polygon, np.float64)).all())
+                points = np.asarray(polygon, np.float64)
             except (TypeError, ValueError):
-                finite = False
-            if not finite:
+                points = np.full(1, np.nan)
+            if points.ndim != 1 or not np.isfinite(points).all():
                 raise SegmentationError("a polygon has coordinates that are no finite numbers")
-            polygons.append(list(polygon))
+            polygons.append(points)
     return polygons, len(segmentation) - len(polygons)
 
 
-def check_segmentation(segmentation: Any) -> tuple[bool, int]:
-    """Whether there is a mask at all, and how many polygons are too short to count.
+def check_segmentation(segmentation: Any) -> tuple[Optional[Segmentation], int]:
+    """The mask as it is kept, None where there is none, and how many polygons are too short to count.
 
     Raises:
         SegmentationError: it is neither polygons nor run lengths.
     """
     if segmentation is None or (isinstance(segmentation, (list, str)) and not segmentation):
-        return False, 0
+        return None, 0
     if isinstance(segmentation, list):
         polygons, short = polygons_of(segmentation)
-        return bool(polygons), short
+        return polygons or None, short
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
         raise SegmentationError(
             f"its segmentation is {type(segmentation).__name__}; expected a list of polygons, or counts with a size"
         )
-    return True, 0
+    return segmentation, 0
 
 
 def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
 
-from ..segmentation.factory import split_name
+from .methods import split_name
 
 Rule = tuple[str, Union[str, Callable[[re.Match], str]]]
 
@@ -209,8 +209,14 @@ CVNETS: tuple[Rule, ...] = (
     (r"^auxiliary_head\.conv_seg\.", "seg_head.aux_head.2.block.conv."),
     *TORCH_NORM,
 )
+# Heads of detectors: MMDetection's.
+MMDETECTION: tuple[Rule, ...] = (
+    (r"^(neck\.(?:lateral|fpn)_convs\.\d+)\.", r"\1.conv."),
+    (r"(\.(?:cls_|reg_|mask_head\.)convs\.\d+)\.", r"\1.conv."),
+)
 HEADS = {"semantic_fpn": ("MMSegmentation", MMSEGMENTATION), "upernet": ("MMSegmentation", MMSEGMENTATION),
-         "deeplabv3": ("ml-cvnets", CVNETS)}  # fmt: skip
+         "deeplabv3": ("ml-cvnets", CVNETS), "retinanet": ("MMDetection", MMDETECTION),
+         "mask_rcnn": ("MMDetection", MMDETECTION)}  # fmt: skip
 BACKBONE = "backbone."
 
 # Of the dialects of a model and a framework, the first is the one that we write.

@@ -19,11 +19,16 @@ __version__ = "0.1.0"
 from . import distributed, streams
 
 if TYPE_CHECKING:
-    from . import acceleration, models, segmentation, weights
+    from . import acceleration, detection, models, segmentation, weights
+    from .detection.factory import create_detector
     from .segmentation.factory import create_segmenter
 
-MODULES = ("acceleration", "distributed", "models", "segmentation", "weights")
-__all__ = ["acceleration", "create_segmenter", "distributed", "models", "segmentation", "weights"]
+MODULES = ("acceleration", "detection", "distributed", "models", "segmentation", "weights")
+CREATORS = {"create_detector": "detection", "create_segmenter": "segmentation"}  # function -> package
+__all__ = [
+    "acceleration", "create_detector", "create_segmenter", "detection", "distributed", "models", "segmentation",
+    "weights",
+]  # fmt: skip
 
 streams.fill_standard_descriptors()
 distributed.prepare()  # libraries read the environment when they load: before MindSpore does
@@ -32,8 +37,8 @@ distributed.prepare()  # libraries read the environment when they load: before M
 def __getattr__(name: str) -> Any:
     if name in MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "create_segmenter":
-        return importlib.import_module(f"{__name__}.segmentation.factory").create_segmenter
+    if name in CREATORS:
+        return getattr(importlib.import_module(f"{__name__}.{CREATORS[name]}.factory"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -55,7 +60,6 @@ def _remove_destructor() -> None:
 def _register_models() -> None:
     """Has `mindcv.create_model` know our models."""
     importlib.import_module("mindska.models")
-    importlib.import_module("mindska.segmentation.factory")
 
 
 def _complete_models() -> None:
@@ -63,6 +67,8 @@ def _complete_models() -> None:
     from .models import factory
 
     factory.AFTER_CREATION[:] = [_accelerate]
+    for package in CREATORS.values():  # which need the models whole
+        importlib.import_module(f"mindska.{package}.factory")
 
 
 class _AfterImport(MetaPathFinder):

@@ -17,8 +17,8 @@ from mindska.kernels import build, operators
 from mindska.kernels.signatures import Signature, enumerators, signatures
 
 SIZES = dict(
-    B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, h=3, w=4, k=3, dilation=1, dilation1=2, dilation2=3,
-    stride=1, relu=0, identity=1, epilogue=3,
+    B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, A=20, M=6, h=3, w=4, k=3, dilation=1, dilation1=2,
+    dilation2=3, stride=1, relu=0, identity=1, epilogue=3,
 )  # fmt: skip
 # Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
 UNCONSTRAINED = dict(split_depthwise="C", split_depthwise_grad="CPQ", max_relative_grad="hw")
@@ -145,6 +145,8 @@ CELLS = {  # how each operator is made, and its signature
     operators.WeightedSum: ((), "weighted_sum"),
     operators.Residual: ((), "residual"),
     operators.MaxRelative: ((3, 1), "max_relative"),
+    operators.AssignMaxIou: ((0.5, 0.4, 0.0), "assign_max_iou"),
+    operators.Suppress: ((0.5,), "suppress"),
 }
 
 
@@ -174,7 +176,7 @@ def signatures_of(cell):
 
 def is_own(tensor):
     """Whether a cell has it itself."""
-    return tensor.numbers or tensor.name in ("eps", "options")
+    return tensor.numbers or tensor.name in ("eps", "options", "threshold", "thresholds")
 
 
 def tensors(signature, shapes):

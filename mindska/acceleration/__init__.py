@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from mindspore import nn
 
 from .. import kernels
-from . import layers, pyramid, sknet
+from . import boxes, layers, pyramid, sknet
 from .exporting import wrap_exports
 from .form import AcceleratedForm, apply_form, clear_compile_cache, remove_form
 
@@ -34,6 +34,8 @@ FORMS: tuple[type[AcceleratedForm], ...] = (
     sknet.FusedConvNorm,
     sknet.FusedSelectiveKernel,
     sknet.FusedSKUnit,
+    boxes.FusedMaxIouAssigner,
+    boxes.FusedSuppression,
 )
 _FORM_OF = {form.plain_class: form for form in FORMS}  # of exact classes: a subclass may compute something else
 

@@ -529,3 +529,40 @@ class MaxRelative(nn.Cell):
     def bprop(self, x: Tensor, y: Tensor, position: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, ...]:
         dx, dy = self.backward(y, out[1], dout[0], self.options)
         return dx, dy, ops.zeros_like(position)
+
+
+class AssignMaxIou(nn.Cell):
+    """Which object each prior is matched with, (B, A) int32: MMDetection's `MaxIoUAssigner`. It has no gradient.
+
+    Args:
+        min_positive_iou: of low-quality matches; above 1 there are none.
+
+    Inputs: priors (B, A, 4), boxes (B, M, 4); what has no area matches nothing.
+    """
+
+    def __init__(self, positive_iou: float, negative_iou: float, min_positive_iou: float) -> None:
+        super().__init__()
+        self.thresholds = Tensor(np.array([positive_iou, negative_iou, min_positive_iou], np.float32))
+        self.forward = operator("assign_max_iou")
+
+    def construct(self, priors: Tensor, boxes: Tensor) -> Tensor:
+        return self.forward(priors, boxes, self.thresholds)
+
+    def bprop(self, priors: Tensor, boxes: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.zeros_like(priors), ops.zeros_like(boxes)
+
+
+class Suppress(nn.Cell):
+    """Which of sorted boxes (B, N, 4) stay, (B, N) int32 of 0 and 1: greedy suppression, the best first. It has no
+    gradient."""
+
+    def __init__(self, iou_threshold: float) -> None:
+        super().__init__()
+        self.threshold = Tensor(np.array([iou_threshold], np.float32))
+        self.forward = operator("suppress")
+
+    def construct(self, boxes: Tensor) -> Tensor:
+        return self.forward(boxes, self.threshold)
+
+    def bprop(self, boxes: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (ops.zeros_like(boxes),)

@@ -116,14 +116,16 @@ class ScaledLoss(nn.Cell):
 
 
 class ScaledLosses(nn.Cell):
-    """The same for a network that states itself what training minimises: the sum of its `losses(*batch)`."""
+    """The same for a network that states itself what training minimises: its `losses(*batch)`, or the sum of them where
+    they have names."""
 
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
     def construct(self, scale: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.network.losses(*batch)
+        losses = self.network.losses(*batch)
+        loss = ops.addn(list(losses.values())) if isinstance(losses, dict) else losses
         return loss * scale, loss
 
 
@@ -158,6 +160,8 @@ class TrainStep(nn.Cell):
         self.network = network
         self.optimizer = optimizer
         self.weights = optimizer.parameters
+        if loss is None and hasattr(network, "world_size"):  # whose losses are divided by means over the processes
+            network.world_size = world_size
         self.scaled_loss = ScaledLosses(network) if loss is None else ScaledLoss(network, loss)
         self.gradients = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         self.world_size = world_size

@@ -8,7 +8,6 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Optional
 
-import mindcv
 import mindspore as ms
 import numpy as np
 from mindspore import nn
@@ -17,21 +16,20 @@ from mindspore.nn.utils import no_init_parameters
 from .. import kernels
 from ..errors import WeightsError, formatted_list
 from ..models.factory import OUR_MODELS
-from ..segmentation.factory import METHODS, card, create_segmenter, split_name
+from . import methods
+from .methods import AUXILIARY, METHODS, card, split_name
 from .names import Dialect, dialects
 from .wrappers import COUNTERS, Named, is_array, split
 
 log = logging.getLogger("mindska")
 
 HEAD = "classifier."
-AUXILIARY = "auxiliary_head."  # of segmenters, for training only
-CLASSIFIERS = ("decode_head.conv_seg.", f"{AUXILIARY}conv_seg.")  # of segmenters
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
 
 
 def is_ours(model_name: str) -> bool:
-    """Whether it is a model of ours, a segmenter ("semantic_fpn_van_tiny": any method and backbone) included."""
+    """Whether it is a model of ours; "semantic_fpn_van_tiny" is, and any other method on any backbone."""
     return model_name in OUR_MODELS or split_name(model_name) is not None
 
 
@@ -40,19 +38,19 @@ def check_ours(model_name: str) -> None:
     if not is_ours(model_name):
         raise ValueError(
             f"{model_name!r} is not a model of mindska; known: {', '.join(sorted(OUR_MODELS))}; and for segmentation "
-            f"{', '.join(METHODS)}, an underscore, and one of these"
+            f"and detection {', '.join(METHODS)}, an underscore, and one of these"
         )
 
 
 def create(model_name: str, num_classes: Optional[int] = None) -> nn.Cell:
-    """A model of ours with initial values, a segmenter included; `num_classes` None: its default.
+    """A model of ours with initial values, a segmenter or detector included; `num_classes` None: its default.
 
     Raises:
         ValueError: the model is unknown.
     """
     check_ours(model_name)
     keywords = {} if num_classes is None else dict(num_classes=num_classes)
-    return (create_segmenter if split_name(model_name) else mindcv.create_model)(model_name, **keywords)
+    return methods.create(model_name, **keywords)
 
 
 @cache
@@ -65,7 +63,7 @@ def _blank(model_name: str) -> nn.Cell:
 def classifier_prefixes(model_name: str) -> tuple[str, ...]:
     """How the names of the parameters begin whose first axis is the classes; the model may be any of MindCV's."""
     if split_name(model_name):
-        return CLASSIFIERS
+        return methods.classifiers(model_name)
     classifier = card(model_name).get("classifier")
     return (f"{classifier}." if isinstance(classifier, str) and classifier else HEAD,)
 
@@ -81,12 +79,13 @@ def initial_classifier(model_name: str, num_classes: int, parameters: Collection
 
 
 def optional_prefix(model_name: str) -> str:
-    """How the names of the parameters begin without which there is a network: a classifier, or an auxiliary head."""
+    """How the names of the parameters begin without which there is a network: a classifier, or a segmenter's
+    auxiliary head; a detector has none such."""
     return AUXILIARY if split_name(model_name) else HEAD
 
 
 def in_network(named: Named, model_name: str) -> Named:
-    """A file's weights, those of a backbone in a segmenter under names that say so."""
+    """A file's weights, those of a backbone in a segmenter or detector under names that say so."""
     return named.whole() if split_name(model_name) else named
 
 
@@ -169,7 +168,8 @@ def from_torch(model_name: str, state_dict: Mapping, use_ema: Optional[bool] = N
 
     Recognised by their names: the authors' (SkaNet, VAN, LSKA), timm's for the SK-ResNets, and mmsegmentation's for
     LSKA's backbone. The latter have no classifier: they fit a network made with `features_only`, and `norm_eps=1e-5`.
-    Of segmenters, MMSegmentation's (semantic FPN, UPerNet) and ml-cvnets' (DeepLabv3), on a backbone with any of these.
+    Of segmenters and detectors, MMSegmentation's (semantic FPN, UPerNet), MMDetection's (RetinaNet, Mask R-CNN) and
+    ml-cvnets' (DeepLabv3, SSDLite), on a backbone with any of these.
 
     Args:
         model_name: a model of mindska, for example "skanet_s" or "semantic_fpn_van_tiny".

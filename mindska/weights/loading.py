@@ -20,9 +20,7 @@ from ..data.transforms import Preprocessing
 from ..errors import SettingError, WeightsError, few, formatted_list, printable
 from ..models.factory import OUR_MODELS
 from ..models.layers.backbone import Backbone
-from ..segmentation.factory import create_segmenter, own_preprocessing, split_name
 from .convert import (
-    AUXILIARY,
     HEAD,
     check_finite,
     check_ours,
@@ -39,6 +37,7 @@ from .convert import (
     translate,
 )
 from .files import with_path
+from .methods import AUXILIARY, create, num_classes, own_preprocessing, reordered, split_name, task_of
 from .names import DIALECTS, Dialect
 from .source import Source, open_source
 from .wrappers import ELSEWHERE, SLOT, as_saved
@@ -79,7 +78,7 @@ class Weights:
         """Number of classes; None of a backbone, which has no classifier."""
         head = classifier_prefixes(self.model)[0]
         last = self.parameters.get(f"{head}bias", self.parameters.get(f"{head}weight"))
-        return None if last is None or not last.shape else len(last)
+        return None if last is None or not last.shape else num_classes(self.model, len(last))
 
     @property
     def in_channels(self) -> int:
@@ -135,7 +134,7 @@ class Weights:
             averaged=origin.averaged or origin.record.get("source", {}).get("averaged", False),
         )
         if split_name(self.model):
-            record["task"] = "segmentation"
+            record["task"] = task_of(self.model)
         if "source" in origin.record:  # it was made from another file itself
             record["source"]["source"] = origin.record["source"]
         return record
@@ -145,15 +144,16 @@ class Weights:
         keywords = dict(self.non_default_options, features_only=self.num_classes is None)
         with no_init_parameters():
             if split_name(self.model):
-                return self._segmenter()
+                return self._with_head()
             net = mindcv.create_model(self.model, self.num_classes or 1000, in_channels=self.in_channels, **keywords)
         self.load_into(getattr(net, "net", net))
         return net.set_train(False)
 
-    def _segmenter(self) -> nn.Cell:
-        auxiliary = any(name.startswith(AUXILIARY) for name in self.parameters)
-        keywords = dict(self.non_default_options, auxiliary_head=auxiliary)
-        net = create_segmenter(self.model, num_classes=self.num_classes, in_channels=self.in_channels, **keywords)
+    def _with_head(self) -> nn.Cell:
+        keywords = self.non_default_options
+        if task_of(self.model) == "segmentation":
+            keywords["auxiliary_head"] = any(name.startswith(AUXILIARY) for name in self.parameters)
+        net = create(self.model, num_classes=self.num_classes, in_channels=self.in_channels, **keywords)
         self.load_into(net)
         return net.set_train(False)
 
@@ -194,6 +194,8 @@ class Weights:
         """The same with the classes in another order; order: the old number of each."""
         head = classifier_prefixes(self.model)
         moved = {name: value[list(order)] for name, value in self.parameters.items() if name.startswith(head)}
+        if task_of(self.model) == "detection":
+            moved = reordered(self.model, self.parameters, order)
         return replace(self, parameters={**self.parameters, **moved})
 
     def for_channels(self, in_channels: int) -> Weights:
@@ -321,7 +323,7 @@ def load_into(net: nn.Cell, weights: Mapping[str, np.ndarray], source: str = "th
     missing = [name for name in parameters if name not in weights]
     headless = getattr(net, "features_only", False) or getattr(net, "num_classes", None) == 0
     optional = optional_prefix(getattr(net, "model_name", ""))
-    headless = headless or (optional == AUXILIARY and not net.has_auxiliary)
+    headless = headless or (optional == AUXILIARY and not getattr(net, "has_auxiliary", True))
     head = [name for name in weights if headless and name.startswith(optional)]
     others = [name for name in weights if name not in parameters and name not in head]
     numbers = [name for name in others if not weights[name].shape]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
 
-from ..segmentation.factory import split_name
+from .methods import split_name
 
 Rule = tuple[str, Union[str, Callable[[re.Match], str]]]
 
@@ -209,8 +209,25 @@ CVNETS: tuple[Rule, ...] = (
     (r"^auxiliary_head\.conv_seg\.", "seg_head.aux_head.2.block.conv."),
     *TORCH_NORM,
 )
+# Heads of detectors: MMDetection's, and ml-cvnets' (SSDLite).
+MMDETECTION: tuple[Rule, ...] = (
+    (r"^(neck\.(?:lateral|fpn)_convs\.\d+)\.", r"\1.conv."),
+    (r"(\.(?:cls_|reg_|mask_head\.)convs\.\d+)\.", r"\1.conv."),
+)
+CVNETS_SSD: tuple[Rule, ...] = (
+    (r"^extra_layers\.3\.conv\.", "extra_layers.os_-1.1.block.conv."),
+    (r"^extra_layers\.(\d)\.", lambda match: f"extra_layers.os_{64 << int(match[1])}."),
+    (r"\.proj\.", ".proj_layer.block."),
+    (r"\.predictor\.(weight|bias)$", r".loc_cls_layer.block.conv.\1"),
+    (r"\.predictor\.", ".loc_cls_layer."),
+    (r"\.pointwise\.(weight|bias)$", r".pw_conv.block.conv.\1"),
+    (r"\.pointwise\.", ".pw_conv.block."),
+    (r"\.depthwise\.", ".dw_conv.block."),
+    *TORCH_NORM,
+)
 HEADS = {"semantic_fpn": ("MMSegmentation", MMSEGMENTATION), "upernet": ("MMSegmentation", MMSEGMENTATION),
-         "deeplabv3": ("ml-cvnets", CVNETS)}  # fmt: skip
+         "deeplabv3": ("ml-cvnets", CVNETS), "retinanet": ("MMDetection", MMDETECTION),
+         "mask_rcnn": ("MMDetection", MMDETECTION), "ssdlite": ("ml-cvnets", CVNETS_SSD)}  # fmt: skip
 BACKBONE = "backbone."
 
 # Of the dialects of a model and a framework, the first is the one that we write.
@@ -257,7 +274,7 @@ class SegmenterDialect(Dialect):
 def _segmenters_dialects(method: str, backbone: str, framework: str) -> list[Dialect]:
     who, rules = HEADS[method]
     inner = sorted(dialects(backbone, framework), key=lambda dialect: dialect.name != "mmsegmentation")
-    prefixes = (BACKBONE, "") if method == "deeplabv3" else (BACKBONE,)
+    prefixes = (BACKBONE, "") if method in ("deeplabv3", "ssdlite") else (BACKBONE,)
     return [
         SegmenterDialect(f"{who}, {dialect.name}", "", rules, framework, of_backbone=dialect, prefix=prefix)
         for prefix in prefixes

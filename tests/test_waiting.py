@@ -106,7 +106,7 @@ def nano(path):
 def test_what_a_run_says_at_its_start_and_at_its_end(whole_run):
     out, printed = whole_run
     for line in (
-        r"model +tiny_bn: \d+ parameters, 3x16x16 pixels, 3 classes",
+        r"model +tiny_bn: \d+ parameters, [\d.]+ M MACs an image, 3x16x16 pixels, 3 classes",
         r"device +CPU: 1 process x \d+ threads, graph mode, float32, (C\+\+|MindSpore's) operators",
         r"data +36 images of 3 classes, validation: 36; global batch 8 \(8 images\), 4 steps an epoch, 3 epochs",
         rf"written to {re.escape(str(out))}",

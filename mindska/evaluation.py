@@ -68,6 +68,20 @@ class EvalStep(nn.Cell):
         return ops.stack((top1, top5, ops.select(real > 0, loss, ops.zeros_like(loss)).sum(), real.sum()))
 
 
+def prepare(step: EvalStep, loader: Any, options: Any, on_signal: Callable[[int], None]) -> None:
+    """Compiles `step` for the batches of `loader`, before there is anything to evaluate.
+
+    See `compile_cached` for `options` and `on_signal`.
+    """
+    if step.prepared:
+        return
+    pixels = loader.transform.preprocessing
+    images = Tensor(np.zeros((loader.batch_size, pixels.in_channels, *pixels.image_size), np.float32))
+    labels = Tensor(np.full(loader.batch_size, -1, np.int32))
+    compile_cached(step, images, labels, options=options, what="the network for evaluation", on_signal=on_signal)
+    step.prepared = True
+
+
 def evaluate(
     step: EvalStep,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],

@@ -20,7 +20,7 @@ from ..config import Config, settings_that, to_dict
 from ..data import EvalLoader, TrainLoader, write_list
 from ..distributed import World, all_reduce_sum, barrier, broadcast_object
 from ..errors import RunError, WeightsError
-from ..evaluation import EvalStep, Result, evaluate_each
+from ..evaluation import EvalStep, Result, evaluate_each, prepare
 from ..streams import unfailing_stderr
 from ..waiting import waiting
 from ..weights.convert import EMA_PREFIX, STATE_PREFIX
@@ -328,6 +328,8 @@ class Trainer:
                         what="the training step",
                         on_signal=end_before_the_first_step,
                     )
+                    if self.eval_step is not None:  # later, a signal meanwhile would cost the steps of an epoch
+                        prepare(self.eval_step, self.eval_loader, self.config, end_before_the_first_step)
                 self.prepared = True
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.

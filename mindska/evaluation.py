@@ -71,6 +71,9 @@ class Evaluator(Protocol):
     def identity(self) -> dict[str, Any]:
         """What a score is of: which images, prepared how."""
 
+    def prepare(self, options: Any, on_signal: Callable[[int], None]) -> None:
+        """Compiles what an evaluation needs; see `compile_cached` for `options` and `on_signal`."""
+
     def evaluate(self, weights: Sequence[Callable[[], None]], options: Any) -> Sequence[Score]:
         """A score for each of `weights`, which puts some into the network; over all ranks, every image once.
 
@@ -124,6 +127,20 @@ class EvalStep(nn.Cell):
         top1 = ((better < 1).astype(ms.float32) * real).sum()
         top5 = ((better < 5).astype(ms.float32) * real).sum()
         return ops.stack((top1, top5, ops.select(real > 0, loss, ops.zeros_like(loss)).sum(), real.sum()))
+
+
+def prepare(step: EvalStep, loader: Any, options: Any, on_signal: Callable[[int], None]) -> None:
+    """Compiles `step` for the batches of `loader`, before there is anything to evaluate.
+
+    See `compile_cached` for `options` and `on_signal`.
+    """
+    if step.prepared:
+        return
+    pixels = loader.transform.preprocessing
+    images = Tensor(np.zeros((loader.batch_size, pixels.in_channels, *pixels.image_size), np.float32))
+    labels = Tensor(np.full(loader.batch_size, -1, np.int32))
+    compile_cached(step, images, labels, options=options, what="the network for evaluation", on_signal=on_signal)
+    step.prepared = True
 
 
 def evaluate(
@@ -200,6 +217,10 @@ class ClassificationEvaluator:
         """What a score is of: which images, prepared how."""
         pixels = asdict(self.loader.transform.preprocessing)
         return json.loads(json.dumps(dict(self.dataset.identity(), preprocessing=pixels)))
+
+    def prepare(self, options: Any, on_signal: Callable[[int], None]) -> None:
+        """See `Evaluator.prepare`."""
+        prepare(self.step, self.loader, options, on_signal)
 
     def evaluate(self, weights: Sequence[Callable[[], None]], options: Any) -> list[Result]:
         """See `Evaluator.evaluate`."""

@@ -11,8 +11,12 @@ import zipfile
 from pathlib import Path
 
 import mindcv
+import numpy as np
+import onnxruntime
 import pytest
 from commands import ROOT, rows
+from documented import five_commands
+from test_messages import nano
 from tiny import make_images
 
 from mindska import commands, config, names, recipes
@@ -230,7 +234,11 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
 
 @pytest.mark.slow
 def test_a_wheel_in_a_fresh_environment(tmp_path):
-    """Outside of a clone: train by a recipe's name, validate, predict. The wheel holds every file of the package."""
+    """Outside of a clone, as the README's five commands have it: from nothing to a network fine-tuned on one's own
+    folder, the figures of each class, and an ONNX of any batch. The wheel holds every file of the package.
+
+    The first command's place is taken by the installation of the wheel, and the network is the smallest.
+    """
     source, outside = tmp_path / "source", tmp_path / "outside"
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
@@ -257,7 +265,9 @@ def test_a_wheel_in_a_fresh_environment(tmp_path):
     (Path(place) / "others.pth").write_text(others)
     command = str(tmp_path / "venv" / "bin" / "mindska")
     outside.mkdir()
-    make_images(outside / "data")
+    make_images(outside / "images", per_class=14)
+    (outside / "images" / "train").rename(outside / "DATA")
+    Path(nano(outside / "weights.ckpt", 5)).rename(outside / "WEIGHTS")
     environment = {**os.environ, "PATH": f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
 
@@ -270,10 +280,13 @@ def test_a_wheel_in_a_fresh_environment(tmp_path):
     assert where.startswith(place)
     assert "\n  train " in run(str(python), "-m", "mindska", "-h")
     assert "\nskanet_nano_digits " in run(command, "recipes")
-    small = ["--config", "skanet_nano_digits", "--data_dir", "data", "--image_resize", "33", "--batch_size", "8"]
-    short = ["--epoch_size", "1", "--warmup_epochs", "0", "--log_interval", "1", "--ckpt_save_dir", "run"]
-    run(command, "train", *small, *short)
-    assert len(rows(outside / "run")) == 4
-    best = "run/skanet_nano_best.ckpt"
-    assert "top-1" in run(command, "validate", *small, "--ckpt_path", best)
-    assert "%  class" in run(command, "predict", "data/val/class0/000.png", "--ckpt_path", best)
+    install, *four = five_commands()
+    assert install.text == "pip install '.[train,onnx]'"
+    said = [run(*one.text.replace("skanet_s", "skanet_nano").split()) for one in four]
+    assert "classifier: 5 classes of WEIGHTS -> 3 of the data" in said[1] and len(rows(outside / "output/mine")) == 30
+    result = json.loads((outside / "result.json").read_text())
+    assert result["images"] == 9 and {each["name"] for each in result["classes"]} == {"class0", "class1", "class2"}
+    session = onnxruntime.InferenceSession(outside / "output" / "mine" / "skanet_nano.onnx")
+    for batch in (1, 5):
+        (logits,) = session.run(None, {session.get_inputs()[0].name: np.zeros((batch, 3, 64, 64), np.float32)})
+        assert logits.shape == (batch, 3) and np.isfinite(logits).all()

@@ -67,12 +67,14 @@ def ask(server, method="POST", path="/predict", body=None, **headers):
         return answer.status, json.loads(content) if answer.getheader("Content-Type") == "application/json" else content
 
 
+@pytest.mark.fault("html")
 def test_the_page_and_the_answer(server, seen):
     status, page = ask(server, "GET", "/")
     assert status == 200 and page == demo.PAGE.read_bytes() and b"innerHTML" not in page
     assert ask(server, body=b"pixels") == (200, ANSWER) and seen == [b"pixels"]
 
 
+@pytest.mark.fault("uploads")
 def test_what_is_refused(server, seen):
     too_large = str(demo.MOST_BYTES + 1)
     for status, request in (
@@ -97,6 +99,7 @@ def test_what_is_refused(server, seen):
     assert not seen and ask(server, body=b"a")[0] == 200
 
 
+@pytest.mark.fault("uploads")
 @pytest.mark.slow
 def test_clients_that_stop_or_are_silent(server, seen, monkeypatch):
     monkeypatch.setattr(demo._Handler, "timeout", 1)
@@ -111,6 +114,7 @@ def test_clients_that_stop_or_are_silent(server, seen, monkeypatch):
         connection.close()
 
 
+@pytest.mark.fault("uploads")
 def test_errors_of_the_network_are_shown():
     def fail(content):
         raise PredictionError("the network \x1b says no")
@@ -212,6 +216,7 @@ DROP = """
 """
 
 
+@pytest.mark.fault("html")
 @pytest.mark.slow
 def test_in_a_browser(tmp_path, photo):
     """An image that is dropped, one that is chosen, and a file that is none; what is shown is text and bars."""

@@ -25,6 +25,7 @@ CASES = [
 ]
 
 
+@pytest.mark.fault("device")
 @pytest.mark.parametrize("words, message", CASES)
 def test_a_cpu_has_none_of_it(words, message, capsys):
     """Told before MindSpore is loaded where the device is named, else before the data is opened."""

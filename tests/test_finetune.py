@@ -45,6 +45,7 @@ def started(path, class_names, num_classes=None, **settings):
 DATA = ["ant", "bee", "cat"]
 
 
+@pytest.mark.fault("other-classes")
 @pytest.mark.parametrize(
     "classes, names, said, rows_of_data",
     [
@@ -76,6 +77,7 @@ def test_classes_of_a_checkpoint_and_of_the_data(tmp_path, caplog, classes, name
             np.testing.assert_array_equal(net[name], held[name][rows_of_data])
 
 
+@pytest.mark.fault("other-classes")
 def test_outputs_that_mean_nothing_stay_at_the_end(tmp_path, caplog):
     caplog.set_level("INFO", "mindska")
     held = save(tmp_path / "a.ckpt", 5, ["cat", "ant", "bee"])
@@ -85,6 +87,7 @@ def test_outputs_that_mean_nothing_stay_at_the_end(tmp_path, caplog):
     assert "5 classes of a.ckpt -> 3 of the data (and 1 outputs that mean nothing), new; everything" in caplog.text
 
 
+@pytest.mark.fault("other-classes")
 def test_weights_without_a_classifier_and_of_an_ambiguous_order(tmp_path, caplog):
     caplog.set_level("INFO", "mindska")
     held = save(tmp_path / "a.ckpt", 3, drop=["classifier."])
@@ -100,6 +103,7 @@ def test_weights_without_a_classifier_and_of_an_ambiguous_order(tmp_path, caplog
     assert "classifier" not in caplog.text
 
 
+@pytest.mark.fault("other-classes")
 @pytest.mark.slow
 def test_files_of_others_get_a_new_classifier(tmp_path, caplog):
     """A segmenter's backbone in PyTorch's format; MindCV's own models, whose classifiers have other names."""
@@ -129,6 +133,7 @@ def test_files_of_others_get_a_new_classifier(tmp_path, caplog):
 # ------------------------------------------------------------------------------------------------------- freezing
 
 
+@pytest.mark.fault("frozen")
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -174,6 +179,7 @@ def values(step):
     return {p.name: p.asnumpy().copy() for p in step.network.get_parameters()}
 
 
+@pytest.mark.fault("frozen")
 @pytest.mark.slow
 def test_what_is_frozen_does_not_move_and_the_rest_does():
     step, batch = nano_step(freeze=("stages.0", "stages.2.blocks.0"), ema=True, ema_decay=0.7)
@@ -218,6 +224,7 @@ def test_gradients_through_frozen_batch_norms_are_those_of_evaluation(model):
         np.testing.assert_allclose(our.asnumpy(), expected.asnumpy(), atol=1e-4 * scale)
 
 
+@pytest.mark.fault("frozen")
 @pytest.mark.slow
 def test_a_frozen_run_resumes_to_the_bit(images, tmp_path):
     """With an average and accumulation; tiny_bn has a batch norm in the frozen part."""
@@ -335,6 +342,7 @@ def test_a_balanced_run_resumes_to_the_bit(images, tmp_path):
 # --------------------------------------------------------------------------------------------------------- length
 
 
+@pytest.mark.fault("longer")
 @pytest.mark.slow
 def test_a_longer_run(images, tmp_path, caplog):
     """A constant learning rate: what goes on is the longer run, to the bit."""
@@ -353,6 +361,7 @@ def test_a_longer_run(images, tmp_path, caplog):
         trainer(images, out, epoch_size=7, scheduler="constant", lr=0.1).fit()
 
 
+@pytest.mark.fault("longer")
 @pytest.mark.slow
 def test_a_longer_run_with_another_schedule(images, tmp_path, caplog):
     caplog.set_level("INFO", "mindska")

@@ -16,6 +16,8 @@ from mindska import verification
 from mindska.acceleration import decelerate
 from mindska.errors import ExportError, UserError
 from mindska.folding import fold
+from mindska.models.factory import own_preprocessing
+from mindska.weights.files import write_checkpoint
 
 pytestmark = pytest.mark.slow
 FAMILIES = {  # model -> whether height and width stay free
@@ -170,6 +172,7 @@ def test_other_networks_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("wrong-onnx")
 def test_a_wrong_file_is_not_written(tmp_path, monkeypatch):
     """The comparison sees what is wrong for other numbers of images and other sizes alone."""
     from mindska import onnx_graph
@@ -205,6 +208,7 @@ def test_half(tmp_path, name):
     assert logits.dtype == np.float32 and logits.shape == (2, 10)
 
 
+@pytest.mark.fault("half")
 def test_half_of_what_it_cannot_hold(tmp_path):
     net = settled("skanet_nano")
     net.classifier.weight.set_data(net.classifier.weight * 0 + 1e5)
@@ -281,11 +285,34 @@ def test_wrong_words(tmp_path, photos, capsys, words, message):
     assert not list(tmp_path.glob("b.*"))
 
 
+@pytest.mark.fault("int8")
 def test_a_validation_set_of_other_classes(tmp_path, photos):
     from mindska.quantization import validation_images
 
     with pytest.raises(UserError, match=r"has 10 classes \(kind 0, .*\), the network 3 \(a, b, c\)"):
         validation_images(photos, dict(num_classes=3, class_names=["a", "b", "c"]))
+
+
+def test_a_file_is_validated_as_its_checkpoint_is(tmp_path, photos, capsys):
+    """By the command: the same images, prepared in the same way, in batches that do not divide them."""
+    from mindska.commands import main
+
+    net, names = settled("skanet_nano"), [f"kind {i}" for i in range(10)]
+    record = dict(
+        model="skanet_nano", num_classes=10, class_names=names, preprocessing=own_preprocessing("skanet_nano")
+    )
+    write_checkpoint(tmp_path / "a.ckpt", {p.name: p for p in net.get_parameters()}, record)
+    script("export").main(
+        ["--ckpt_path", str(tmp_path / "a.ckpt"), "--format", "onnx", "--to", str(tmp_path / "a.onnx")]
+    )
+    found = []
+    for name in ("a.ckpt", "a.onnx"):
+        words = ["--data_dir", photos, "--ckpt_path", tmp_path / name, "--result_json", tmp_path / f"{name}.json"]
+        main(["validate", *map(str, words), "--batch_size", "7", "--mode", "pynative"])
+        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert found[0]["images"] == found[1]["images"] == 20 and found[0]["top1"] == found[1]["top1"]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)
+    assert [row["accuracy"] for row in found[0]["classes"]] == [row["accuracy"] for row in found[1]["classes"]]
 
 
 def test_predictions_take_any_batch(tmp_path, photos):

@@ -154,6 +154,7 @@ def test_a_list_names_images_and_labels(photos, tmp_path, text, names, labels):
     assert again.identity() == dataset.identity()
 
 
+@pytest.mark.fault("lists")
 def test_labels_of_a_list_are_numbers_or_names_of_the_classes_that_are_known(photos, tmp_path):
     known = ["0", "1", "10", "2"]
     cases = {
@@ -174,6 +175,7 @@ def test_labels_of_a_list_are_numbers_or_names_of_the_classes_that_are_known(pho
     assert dataset.class_names == ["cow", "dog"] and dataset.labels.tolist() == [1, 0]
 
 
+@pytest.mark.fault("lists")
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -196,6 +198,7 @@ def test_a_list_that_is_wrong_is_refused_by_its_lines(photos, tmp_path, text, sa
         open_dataset("", photos, str(tmp_path / "train.csv"))
 
 
+@pytest.mark.fault("lists")
 def test_a_list_may_lead_outside_where_that_is_asked_for(photos, tmp_path):
     noise_image(3).save(tmp_path / "x.png")
     (tmp_path / "train.csv").write_text(f"0.png,a\n{tmp_path / 'x.png'},b\n")
@@ -402,6 +405,7 @@ def link(name, kind, target="/etc/passwd"):
 GOOD = [("a.png", jpg(1)), ("a.cls", b"0")]
 
 
+@pytest.mark.fault("tar")
 @pytest.mark.parametrize(
     "files, said",
     [
@@ -430,6 +434,7 @@ def test_hostile_tar_files_are_refused(tmp_path, cache, files, said):
         open_dataset("", tmp_path, "train")
 
 
+@pytest.mark.fault("tar")
 def test_damaged_tar_files_lose_nothing_without_a_word(tmp_path, cache):
     path = tmp_path / "train.tar"
     files = [(f"{i}.{end}", jpg(i) if end == "png" else b"%d" % (i % 2)) for i in range(30) for end in ("png", "cls")]
@@ -485,6 +490,7 @@ def check(capsys, *words, expect=0):
     return said
 
 
+@pytest.mark.fault("looked-through")
 def test_check_data_finds_what_is_wrong(tmp_path, capsys):
     root = tmp_path / "data"
     write_folder(root / "train", {"ant": 12, "bee": 30, "cat": 2})
@@ -527,6 +533,7 @@ def test_check_data_finds_what_is_wrong(tmp_path, capsys):
     assert len(report["faults"]) == 2 and report["splits"]["train"]["unreadable"] == 3
 
 
+@pytest.mark.fault("looked-through")
 def test_check_data_tells_mistakes_of_its_options(tmp_path, capsys):
     main = script("check_data").main
     for words, said in (

@@ -136,6 +136,7 @@ def test_details_are_exact_over_ranks(images, monkeypatch, ranks):
     assert alone.result() == together.result()
 
 
+@pytest.mark.fault("one-rank")
 def test_an_error_of_one_rank_is_one_of_all(images, monkeypatch):
     """Else the others would wait, or take what comes next for its figures."""
     dataset = open_dataset("", images, "val")
@@ -223,6 +224,7 @@ def test_numbered_folders_are_mapped_to_the_networks_classes(images, tmp_path, c
     assert listed["top1"] == expected["top1"] and listed["classes"] == expected["classes"]
 
 
+@pytest.mark.fault("several")
 @pytest.mark.slow
 def test_several_checkpoints_make_one_table(images, tmp_path, capsys, graph, monkeypatch):
     paths = [checkpoint(tmp_path / f"{seed}.ckpt", seed) for seed in (1, 2, 3)]

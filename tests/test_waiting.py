@@ -10,10 +10,14 @@ import time
 
 import pytest
 from commands import ROOT, rows, wait_for
+from mindspore import Tensor
+from runs import fit, trainer
 
-from mindska import builders, waiting
+from mindska import builders, evaluation, waiting
 from mindska.config import Config
 from mindska.distributed import World
+from mindska.training import loop
+from mindska.training.interrupt import end_before_the_first_step
 from mindska.training.messages import TimeLeft
 
 
@@ -97,6 +101,26 @@ def test_a_run_ends_within_seconds_while_it_compiles(images, tmp_path, command, 
     assert not list(tmp_path.glob("run/*.ckpt")) and not list(tmp_path.glob("run/.*.tmp*"))
 
 
+@pytest.mark.fault("compiling")
+def test_the_network_for_evaluation_is_compiled_before_the_first_step(images, tmp_path, monkeypatch):
+    """So a signal meanwhile ends the run at once, as it does while the training step compiles, and no step is lost."""
+    compiled = []
+
+    def note(cell, *inputs, options=None, what="", on_signal=None):
+        compiled.append((what, on_signal, [(x.shape, x.dtype) for x in inputs], running.progress.step))
+
+    for module in (loop, evaluation):
+        monkeypatch.setattr(module, "compile_cached", note)
+    running = trainer(images, tmp_path / "run", "val", epoch_size=1, warmup_epochs=0)
+    batches = [[(Tensor(array).shape, Tensor(array).dtype) for array in batch] for batch in running.eval_loader]
+    fit(running)
+    assert [(what, on_signal, step) for what, on_signal, _, step in compiled] == [
+        ("the training step", end_before_the_first_step, 0),
+        ("the network for evaluation", end_before_the_first_step, 0),
+    ]
+    assert all(batch == compiled[1][2] for batch in batches), "else it would be compiled again"
+
+
 def nano(path):
     from test_messages import nano
 
@@ -106,7 +130,7 @@ def nano(path):
 def test_what_a_run_says_at_its_start_and_at_its_end(whole_run):
     out, printed = whole_run
     for line in (
-        r"model +tiny_bn: \d+ parameters, 3x16x16 pixels, 3 classes",
+        r"model +tiny_bn: \d+ parameters, [\d.]+ M MACs an image, 3x16x16 pixels, 3 classes",
         r"device +CPU: 1 process x \d+ threads, graph mode, float32, (C\+\+|MindSpore's) operators",
         r"data +36 images of 3 classes, validation: 36; global batch 8 \(8 images\), 4 steps an epoch, 3 epochs",
         rf"written to {re.escape(str(out))}",

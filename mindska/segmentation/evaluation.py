@@ -90,11 +90,18 @@ class Runner:
         self.network, self.sizes, self.options = network, set(sizes), options
         self.compiled: set[tuple[int, ...]] = set()
 
+    def compile(self, images: Tensor, on_signal: Optional[Callable[[int], None]] = None) -> None:
+        """Compiles the network for images of this shape; see `compile_cached` for `on_signal`."""
+        if images.shape not in self.compiled:
+            compile_cached(
+                self.network, images, options=self.options, what="the network for evaluation", on_signal=on_signal
+            )
+            self.compiled.add(images.shape)
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         tensor, listed = Tensor(images), images.shape[2:] in self.sizes
-        if listed and images.shape not in self.compiled:
-            compile_cached(self.network, tensor, options=self.options, what="the network for evaluation")
-            self.compiled.add(images.shape)
+        if listed:
+            self.compile(tensor)
         with contextlib.nullcontext() if listed else pynative_mode():
             return self.network(tensor).astype(ms.float32).asnumpy()
 
@@ -209,6 +216,15 @@ class SegmentationEvaluator:
             ours, step = indices[self.rank :: self.world_size], 1 if group is None else self.batch_size
             groups += [ours[i : i + step] for i in range(0, len(ours), step)]
         return groups
+
+    def prepare(self, options: Any, on_signal: Callable[[int], None]) -> None:
+        """See `Evaluator.prepare`."""
+        assert self.network is not None
+        self.runner = Runner(self.network, self.graph_sizes(), options)
+        batch = 1 if self.inference.window is not None else self.batch_size
+        for size in sorted(self.runner.sizes):
+            images = np.zeros((batch, self.transform.preprocessing.in_channels, *size), np.float32)
+            self.runner.compile(Tensor(images), on_signal)
 
     def evaluate(
         self, weights: Sequence[Callable[[], None]], options: Any = None, progress: bool = False

@@ -329,6 +329,8 @@ class Trainer:
                         what="the training step",
                         on_signal=end_before_the_first_step,
                     )
+                    if self.evaluator is not None:  # later, a signal meanwhile would cost the steps of an epoch
+                        self.evaluator.prepare(self.config, end_before_the_first_step)
                 self.prepared = True
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.

@@ -267,6 +267,66 @@ FAULTS = {
         "a recipe of MindCV with keys that have no meaning here",
         "all named at once; --ignore_unknown passes over them",
     ),
+    "other-classes": (
+        "weights of other classes, in another order, or without names",
+        "a new classifier, or rows in the data's order, and logged; the rest is kept",
+    ),
+    "frozen": (
+        "frozen parts that do not exist, or are all",
+        "refused with those that exist; what is frozen does not move by a bit",
+    ),
+    "longer": (
+        "a longer run whose schedule depends on its length",
+        "refused with the way out; where it does not depend, the same to the bit",
+    ),
+    "plateau": (
+        "a run that stops right after `plateau` lowered its learning rate; a damaged state",
+        "resumes to the bit; an error",
+    ),
+    "device": (
+        "an optimiser or batch norm that the device does not have",
+        "told before the data is opened, with what to take",
+    ),
+    "lists": (
+        "lists of images: wrong lines and labels, files outside of the data",
+        "refused with the lines",
+    ),
+    "tar": (
+        "hostile and damaged tar files",
+        "refused; what is lost is named",
+    ),
+    "looked-through": (
+        "a data set with unreadable and double images, classes that differ",
+        "`check_data` names them; exit status 1 where training would fail",
+    ),
+    "one-rank": (
+        "a validation image that one rank cannot read",
+        "one error on all ranks",
+    ),
+    "several": (
+        "a damaged checkpoint among several",
+        "named in the table, the others evaluated, an error at the end",
+    ),
+    "wrong-onnx": (
+        "an ONNX graph that computes something else",
+        "not written",
+    ),
+    "half": (
+        "float16 of weights that it cannot hold",
+        "refused by name, nothing written",
+    ),
+    "int8": (
+        "8 bits with a validation set of other classes",
+        "refused with both lists",
+    ),
+    "uploads": (
+        "uploads to the demo: no images, too large, of other pages; clients that stop",
+        "refused or shown; the page goes on serving",
+    ),
+    "html": (
+        "HTML in class names",
+        "shown as text",
+    ),
 }
 
 

@@ -32,12 +32,12 @@ from .device_support import check_device
 from .distributed import World, world
 from .errors import ConfigError, SettingError, WeightsError, few, look_alike
 from .modes import pynative_mode
-from .segmentation.factory import create_segmenter, own_preprocessing
 from .training.finetune import freeze, frozen_parts, is_part
 from .training.record import early_messages
 from .training.step import StepOptions
 from .training.sync_bn import synchronise
-from .weights import Weights, non_default_options, open_weights
+from .weights import Weights, methods, non_default_options, open_weights
+from .weights.methods import own_preprocessing
 
 log = logging.getLogger("mindska")
 
@@ -468,11 +468,13 @@ def _create(config: Config, num_classes: int, in_channels: int, options: dict[st
         names.check_model(config.model)
     keywords: dict[str, Any] = {name: getattr(config, name) for name in ("drop_rate", "drop_path_rate")}
     keywords.update(non_default_options(config.model, options))
-    if names.task_of(config.model) == "segmentation":
+    if (task := names.task_of(config.model)) != "classification":
         given = {name: value for name, value in keywords.items() if value is not None}
-        if config.output_stride is not None:
+        if task == "detection":
+            given.pop("drop_rate", None)  # their heads have no dropout
+        elif config.output_stride is not None:
             given["output_stride"] = config.output_stride
-        return create_segmenter(config.model, num_classes=num_classes, in_channels=in_channels, **given)
+        return methods.create(config.model, num_classes=num_classes, in_channels=in_channels, **given)
     return mindcv.create_model(config.model, num_classes, pretrained, in_channels, **keywords)
 
 

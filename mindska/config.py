@@ -256,6 +256,31 @@ class Config:
         "0 in a mask is no class, and 1 the first; default: of ADE20K only",
         heading="segmentation and detection",
     )
+    multi_scale: tuple[int, ...] = _option(
+        (),
+        "training of detectors: shorter sides, one of which is drawn in the place of img_scale's",
+        at_least=1,
+        at_most=8192,
+    )
+    max_boxes: int = _option(
+        100,
+        "training of detectors: objects of an image; of more, so many are drawn each time",
+        at_least=1,
+        at_most=10_000,
+    )
+    train_images: str = _option(
+        "", "folder of the training images, as it is or below data_dir; default: as COCO's layout", may_change=True
+    )
+    val_images: str = _option("", "folder of the validation images, as train_images", may_change=True)
+    skip_missing: bool = _option(
+        False, "leave out images that an annotation file names and that are not there", may_change=True
+    )
+    score_threshold: Optional[float] = _option(
+        None, "objects of no higher score are left out; default: the method's", at_most=1, may_change=True
+    )
+    max_detections: Optional[int] = _option(
+        None, "detections of an image that count; default: 100", at_least=1, at_most=10_000, may_change=True
+    )
     output_stride: Optional[int] = _option(
         None, "stride of the backbone's last map; default: the model's (8 of deeplabv3, else 32)", (8, 16, 32)
     )
@@ -311,7 +336,7 @@ class Config:
     scales: Numbers = _option(
         (1.0,), "validate: mean over these scales of an image", above=0, at_most=100, may_change=True
     )
-    flip: bool = _option(False, "validate: mean over images and mirror images", may_change=True)
+    flip: bool = _option(False, "validate: see mirror images as well", may_change=True)
 
     epoch_size: int = _option(300, "epochs in all, cooldown included", heading="optimisation", at_least=1)
     max_steps: int = _option(
@@ -560,7 +585,7 @@ VALIDATION = frozenset((
     "train_split", "val_ratio", "val_seed", "classes", "allow_outside_data_dir", "result_csv", "details",
     "mask_classes", "tta", "real_labels", "more_ckpt_paths",
     "task", "class_csv", "reduce_zero_label", "output_stride", "img_scale", "resize_library", "val_resize",
-    "size_divisor", "slide_stride", "scales", "flip",
+    "size_divisor", "slide_stride", "scales", "flip", "val_images", "skip_missing", "score_threshold", "max_detections",
 ))  # fmt: skip
 
 

@@ -24,15 +24,16 @@ MAY_IMPORT = {
     "distributed": set(),
     "models": set(),
     "data": {"distributed"},
-    "detection": {"models", "data", "segmentation"},
+    "detection": {"models", "data", "distributed", "segmentation", "evaluation", "dense_evaluation"},
     "kernels": {"distributed"},
     "acceleration": {"models", "kernels"},
     "folding": {"models", "acceleration"},
-    "segmentation": {"models", "data", "distributed", "compile_cache", "evaluation"},
+    "segmentation": {"models", "data", "distributed", "evaluation", "dense_evaluation"},
     "weights": {"models", "data", "kernels", "segmentation", "detection"},
     "reference": {"weights"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"data", "distributed", "compile_cache"},
+    "dense_evaluation": {"data", "distributed", "compile_cache"},
     "summary": {"models", "acceleration"},
     "training": {
         "models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation", "summary",
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     },
     "tasks": {
         "config", "names", "distributed", "data", "weights", "evaluation", "builders", "segmentation", "detection",
-        "validation", "export", "prediction",
+        "validation", "export", "prediction", "dense_evaluation",
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",

@@ -36,11 +36,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--contact_sheet", type=user_path, metavar="FILE", help="write pictures of every class (PNG)")
     parser.add_argument("--world_size", type=int, default=1, metavar="N", help="ranks of the run to come (default: 1)")
     detection = parser.add_argument_group("of --task detection")
-    detection.add_argument("--train_images", metavar="FOLDER", help="images of training (default: as COCO's layout)")
-    detection.add_argument("--val_images", metavar="FOLDER", help="images of validation")
     detection.add_argument("--masks", action="store_true", help="look at the masks as well")
-    detection.add_argument("--skip_missing", action="store_true", help="images that are not on disk are no fault")
-    detection.add_argument("--max_boxes", type=int, default=100, metavar="N", help="objects of an image (default: 100)")
     options, others = parser.parse_known_args(arguments)
     config = parse_args(others, description=__doc__)
     with clear_errors():

@@ -1,9 +1,10 @@
-"""Tells the classes of images; of a segmenter, those of their pixels.
+"""Tells the classes of images; by a segmenter, those of their pixels; by a detector, the objects in them.
 
     mindska predict cat.jpg --ckpt_path skanet_s.ckpt
     mindska predict photos/ --ckpt_path skanet_s.onnx --format csv > classes.csv
     mindska predict photos/ --ckpt_path skanet_s.ckpt --contact_sheet classes.png
     mindska predict photos/ --ckpt_path semantic_fpn_van_tiny.ckpt --out found/
+    mindska predict photos/ --ckpt_path retinanet_van_tiny.ckpt --out found/ --format json > found.json
 
 Model, preprocessing and class names come from the record in the checkpoint (of an exported model: beside it). An image
 that cannot be read is reported, and the rest go on; then the exit code is 1.
@@ -22,7 +23,7 @@ from typing import Any, Optional
 from mindska.arguments import Parser, add_model, add_use_ema
 from mindska.errors import clear_errors, printable
 from mindska.files import check_there, check_writable, user_path
-from mindska.names import OUR_MODELS, OUR_SEGMENTERS
+from mindska.names import OUR_DETECTORS, OUR_MODELS, OUR_SEGMENTERS
 
 
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -33,7 +34,9 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--ckpt_path", required=True, type=user_path, metavar="FILE", help="weights, or an exported .onnx or .mindir"
     )
-    add_model(parser, (*OUR_MODELS, *OUR_SEGMENTERS), "model of mindska, where the file does not say it")
+    add_model(
+        parser, (*OUR_MODELS, *OUR_SEGMENTERS, *OUR_DETECTORS), "model of mindska, where the file does not say it"
+    )
     add_use_ema(parser, "take")
     parser.add_argument("--exif_orientation", action="store_true", help="turn photos as their EXIF tag says")
     parser.add_argument("--topk", type=int, default=5, help="how many classes an image (default: 5)")
@@ -49,7 +52,8 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         help="of segmentation: label maps (palette PNG), pictures with the classes over them, or both (default)",
     )  # fmt: skip
     add("--scales", type=float, nargs="+", default=[1.0], metavar="X", help="mean over these scales (default: 1)")
-    add("--flip", action="store_true", help="mean over images and mirror images")
+    add("--flip", action="store_true", help="see mirror images as well")
+    add("--score_threshold", type=float, metavar="X", help="objects of no higher score are left out (default: 0.3)")
     add("--slide_stride", type=int, nargs="+", metavar="N", help="step of a sliding window; default: images are whole")
     options = parser.parse_args(arguments)
     if options.topk < 1 or options.batch_size < 1:

@@ -131,6 +131,8 @@ class TrainLoader:
         mixup, cutmix, cutmix_prob, mixup_switch_prob: mixing of the samples of this rank's batch; see `Mixing`. With it
             the batches do depend on the number of ranks: a sample's partner is one of its own rank.
         mixup_off_epoch: epochs after which nothing is mixed any more; 0: never.
+        buckets: of each image, which of several sizes its sample has: all samples of a global batch have the same.
+            What is left over of each at the end of an epoch is left out.
         sampler: "random", every image once an epoch; "balanced", as many samples of each class (one more or less): an
             epoch keeps its length, so that images of small classes come several times, and a part of the large ones.
 
@@ -158,15 +160,21 @@ class TrainLoader:
         mixup_switch_prob: float = 0.5,
         mixup_off_epoch: int = 0,
         sampler: str = "random",
+        buckets: Optional[Sequence[Any]] = None,
     ) -> None:
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.workers = num_workers or default_workers()
         self.noise_size, self.aug_repeats = noise_size, aug_repeats
-        self.steps_per_epoch = len(dataset) // (batch_size * world_size)
+        known = {bucket: number for number, bucket in enumerate(dict.fromkeys(buckets or ()))}
+        self.buckets = np.asarray([known[bucket] for bucket in buckets]) if buckets and len(known) > 1 else None
+        whole = batch_size * world_size
+        counts = [len(dataset)] if self.buckets is None else np.bincount(self.buckets)
+        self.steps_per_epoch = sum(int(count) // whole for count in counts)
         if self.steps_per_epoch == 0:
+            sizes = "" if self.buckets is None else f" of {len(counts)} sizes, {max(counts)} of the commonest one"
             raise DataError(
-                f"The training set has {len(dataset)} images, fewer than one global batch of {batch_size * world_size} "
+                f"The training set has {len(dataset)} images{sizes}, fewer than one global batch of {whole} "
                 f"({world_size} ranks of {batch_size}); lower batch_size"
             )
         self.damaged = Damaged("replaced by another image", int(max_damaged * len(dataset)), len(dataset))
@@ -183,7 +191,16 @@ class TrainLoader:
         if self.aug_repeats > 1:
             # Copies are neighbours, and so on different ranks, as in MindCV's RepeatAugSampler.
             shuffled = np.repeat(shuffled, self.aug_repeats)[: len(self.dataset)]
-        return shuffled
+        return shuffled if self.buckets is None else self._in_buckets(shuffled, rng)
+
+    def _in_buckets(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Whole global batches of one bucket each, in random order."""
+        whole, batches = self.batch_size * self.world_size, []
+        assert self.buckets is not None
+        for bucket in range(self.buckets.max() + 1):
+            own = order[self.buckets[order] == bucket]
+            batches += np.split(own[: len(own) // whole * whole], len(own) // whole) if len(own) >= whole else []
+        return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
 
     def _balanced(self, rng: np.random.Generator) -> np.ndarray:
         """As many positions of an epoch for each class, and as many of those for each image of a class."""

@@ -100,6 +100,8 @@ class Detector(nn.Cell):
     method = ""
     published: tuple[str, ...] = ()  # backbones for which weights or figures of this method are published
     card: dict[str, Any] = COCO
+    has_masks = False  # whether objects have masks, which training then takes as well
+    fixed_size = False  # whether images are resized to one size, and lose their ratio
     classifiers: tuple[str, ...] = ()  # the layers whose outputs are the classes
     target_columns: tuple[str, ...] = ("boxes", "labels", "image_shapes")
     score_threshold, max_detections = 0.05, 100  # of `detect`

@@ -165,6 +165,7 @@ class SSDLite(Detector):
     """
 
     method = "ssdlite"
+    fixed_size = True
     published = ("skanet_s",)
     card = COCO_SSD
     classifiers = ("ssd_heads.5.predictor", *(f"ssd_heads.{i}.predictor.pointwise" for i in range(5)))

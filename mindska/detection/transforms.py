@@ -394,6 +394,21 @@ class DetectionEvalTransform:
     buckets: tuple[Size, ...] = ()
     exif_orientation: bool = False
 
+    @property
+    def scale(self) -> tuple[int, int]:
+        """The longer and the shorter side that images get at most."""
+        return max(self.preprocessing.image_size), min(self.preprocessing.image_size)
+
+    def padded_size(self, size: Size) -> Size:
+        """What the network sees of an image of (height, width).
+
+        Raises:
+            SettingError: no bucket holds it.
+        """
+        if self.buckets:
+            return DetectionAugmentation(scales=(self.scale,), buckets=self.buckets).bucket(size)
+        return dense.multiple_size(dense.keep_ratio_size(size, self.scale), DIVISOR)
+
     def __call__(self, image: AnyImage) -> Prepared:
         """An image of any kind that `rgb_array` takes.
 
@@ -402,11 +417,7 @@ class DetectionEvalTransform:
         """
         array = rgb_array(image, self.exif_orientation)
         old = array.shape[0], array.shape[1]
-        largest = self.preprocessing.image_size
-        size = dense.keep_ratio_size(old, (max(largest), min(largest)))
-        padded = dense.multiple_size(size, DIVISOR)
-        if self.buckets:
-            padded = DetectionAugmentation(scales=((max(largest), min(largest)),), buckets=self.buckets).bucket(old)
+        size, padded = dense.keep_ratio_size(old, self.scale), self.padded_size(old)
         pixels = dense.pad(normalised(dense.resize_linear(array, size), self.preprocessing), padded, 0)
         return Prepared(pixels, size, (size[1] / old[1], size[0] / old[0]), old)
 
@@ -421,6 +432,10 @@ class SsdEvalTransform:
 
     preprocessing: Preprocessing = field(default_factory=ssd_pixels)
     exif_orientation: bool = False
+
+    def padded_size(self, size: Size) -> Size:
+        """What the network sees of an image of (height, width)."""
+        return self.preprocessing.image_size
 
     def __call__(self, image: AnyImage) -> Prepared:
         """An image of any kind that `rgb_array` takes; DataError where it cannot be read."""

@@ -1,15 +1,8 @@
-"""From images to label maps, and mean IoU over a validation set: every image exactly once, at its own size.
-
-Images have many sizes, and a graph is compiled for one. So those of the commonest sizes are evaluated in graph mode, in
-batches, and the others one by one in PyNative mode. Which these are follows from the data set alone: figures do not
-depend on the number of ranks.
-"""
+"""From images to label maps, and mean IoU over a validation set: every image exactly once, at its own size."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional, Union
@@ -17,15 +10,11 @@ from typing import Any, Callable, Optional, Union
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
-from tqdm import tqdm
 
-from ..compile_cache import compile_cached
-from ..data.loader import in_parallel
+from ..dense_evaluation import DenseEvaluator
 from ..distributed import all_reduce_sum
-from ..errors import DataError, SettingError
+from ..errors import SettingError
 from ..evaluation import Metric
-from ..modes import pynative_mode
-from ..streams import unfailing_stderr
 from .datasets import SegmentationDataset
 from .metrics import ConfusionMatrix, summary
 from .transforms import (
@@ -44,9 +33,6 @@ MEAN_IOU = Metric(
     dict(miou="mean IoU", macc="mean accuracy of the classes", aacc="accuracy of the pixels"),
     "validation",
 )
-GRAPHS = 4  # sizes of input that are compiled
-COMMON = 0.05  # share of the images that a size must have to be compiled
-
 Logits = Callable[[np.ndarray], np.ndarray]  # images (B, C, h, w) -> (B, classes, h, w)
 
 
@@ -79,31 +65,9 @@ class Inference:
         return self.scales == (1.0,) and not self.flip
 
 
-class Runner:
-    """A network as a function of images; in graph mode, those of other sizes than some run in PyNative mode.
-
-    Args:
-        sizes: (height, width) of the inputs that are compiled. options: for the cache of graphs, see `compile_cached`.
-    """
-
-    def __init__(self, network: nn.Cell, sizes: Sequence[Size] = (), options: Any = None) -> None:
-        self.network, self.sizes, self.options = network, set(sizes), options
-        self.compiled: set[tuple[int, ...]] = set()
-
-    def compile(self, images: Tensor, on_signal: Optional[Callable[[int], None]] = None) -> None:
-        """Compiles the network for images of this shape; see `compile_cached` for `on_signal`."""
-        if images.shape not in self.compiled:
-            compile_cached(
-                self.network, images, options=self.options, what="the network for evaluation", on_signal=on_signal
-            )
-            self.compiled.add(images.shape)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        tensor, listed = Tensor(images), images.shape[2:] in self.sizes
-        if listed:
-            self.compile(tensor)
-        with contextlib.nullcontext() if listed else pynative_mode():
-            return self.network(tensor).astype(ms.float32).asnumpy()
+def logits_of(network: nn.Cell, images: Tensor) -> np.ndarray:
+    """(B, C, h, w) -> (B, classes, h, w) float32, what a `Runner` of segmenters does."""
+    return network(images).astype(ms.float32).asnumpy()
 
 
 def predict(
@@ -149,16 +113,15 @@ class SegmentationScore:
         return summary(self.figures)
 
 
-class SegmentationEvaluator:
+class SegmentationEvaluator(DenseEvaluator):
     """An `Evaluator` of segmenters.
 
     Args:
         network: gives logits (B, classes, h, w) of images (B, C, h, w); None: `runner` does.
-        batch_size: images of one size that the network sees at once.
-        rank, world_size: this rank takes every world_size-th image of each size.
+
+    The other arguments are those of `DenseEvaluator`.
 
     Attributes:
-        runner: a `Runner` or what is like one; it is made of the network at the first use.
         each: called with every image's number, label map and mask.
     """
 
@@ -176,55 +139,57 @@ class SegmentationEvaluator:
         world_size: int = 1,
         num_workers: int = 2,
     ) -> None:
-        self.network, self.dataset, self.transform, self.num_classes = network, dataset, transform, num_classes
-        self.batch_size, self.inference, self.align_corners = batch_size, inference, align_corners
-        self.rank, self.world_size, self.workers = rank, world_size, num_workers
-        self._sizes: Optional[list[Size]] = None
-        self.runner: Any = None
+        # What is seen several times, or through a window, is seen one by one.
+        batch_size = batch_size if inference.single and inference.window is None else 1
+        super().__init__(network, dataset, batch_size, rank, world_size, num_workers)
+        self.transform, self.num_classes = transform, num_classes
+        self.inference, self.align_corners = inference, align_corners
         self.each: Optional[Callable[[int, np.ndarray, np.ndarray], None]] = None
+        self._sizes: Optional[list[Size]] = None
 
     def identity(self) -> dict[str, Any]:
         """What a score is of: which images, prepared how."""
         said = dict(preprocessing=asdict(self.transform.preprocessing), **asdict(self.transform.evaluation_size))
         return json.loads(json.dumps(dict(self.dataset.identity(), **said, **asdict(self.inference))))
 
-    def sizes(self) -> list[Size]:
-        """(height, width) that the network sees of each image."""
+    def sizes(self) -> Sequence[Size]:
+        if self.inference.window is not None:
+            return [self.inference.window] * len(self.dataset)
         if self._sizes is None:
             evaluation_size = self.transform.evaluation_size
             self._sizes = [evaluation_size.sizes(size)[-1] for size in self.dataset.image_sizes()]
         return self._sizes
 
     def graph_sizes(self) -> list[Size]:
-        """The sizes for which the network is compiled: the commonest ones; with a sliding window, its own."""
-        if self.inference.window is not None:
-            return [self.inference.window]
-        if not self.inference.single:
+        """The sizes for which the network is compiled; none where an image is seen at several scales as a whole."""
+        if self.inference.window is None and not self.inference.single:
             return []
-        counted = Counter(self.sizes())
-        common = sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:GRAPHS]
-        return [size for size, count in common if count >= COMMON * len(self.dataset)]
+        return super().graph_sizes()
 
-    def groups(self) -> list[list[int]]:
-        """This rank's images, in groups that the network sees at once: of one size that is compiled, or single ones."""
-        compiled = set() if self.inference.window is not None else set(self.graph_sizes())
-        by_size: dict[Optional[Size], list[int]] = {}
-        for index, size in enumerate(self.sizes() if compiled else [(0, 0)] * len(self.dataset)):
-            by_size.setdefault(size if size in compiled else None, []).append(index)
-        groups = []
-        for group, indices in by_size.items():
-            ours, step = indices[self.rank :: self.world_size], 1 if group is None else self.batch_size
-            groups += [ours[i : i + step] for i in range(0, len(ours), step)]
-        return groups
+    def call(self, network: nn.Cell, images: Tensor, *more: Any) -> np.ndarray:
+        return logits_of(network, images)
+
+    def load(self, index: int) -> tuple[Any, np.ndarray]:
+        """Image (an `EvaluationImage`, or as it was read where it is seen several times) and mask."""
+        image, mask = self.dataset.load(index)
+        return (self.transform(image) if self.inference.single else np.asarray(image)), mask
+
+    def see(self, images: list[Any]) -> Iterator[np.ndarray]:
+        """Label maps at the images' sizes."""
+        if not self.inference.single:
+            for image, _ in images:
+                yield predict(self.runner, image, self.transform, self.inference, self.align_corners)
+        elif self.inference.window is not None:
+            for image, _ in images:
+                yield label_map(_seen(self.runner, image, self.inference), image.size, self.align_corners)
+        else:
+            found = self.runner(self.filled(np.stack([image.pixels for image, _ in images])))
+            for (image, _), logits in zip(images, found):
+                yield label_map(logits, image.size, self.align_corners)
 
     def prepare(self, options: Any, on_signal: Callable[[int], None]) -> None:
         """See `Evaluator.prepare`."""
-        assert self.network is not None
-        self.runner = Runner(self.network, self.graph_sizes(), options)
-        batch = 1 if self.inference.window is not None else self.batch_size
-        for size in sorted(self.runner.sizes):
-            images = np.zeros((batch, self.transform.preprocessing.in_channels, *size), np.float32)
-            self.runner.compile(Tensor(images), on_signal)
+        self.compile_for(self.transform.preprocessing.in_channels, options, on_signal)
 
     def evaluate(
         self, weights: Sequence[Callable[[], None]], options: Any = None, progress: bool = False
@@ -234,68 +199,19 @@ class SegmentationEvaluator:
         Raises:
             DataError: an image or a mask cannot be read.
         """
-        if self.runner is None:
-            assert self.network is not None
-            self.runner = Runner(self.network, self.graph_sizes(), options)
         counted = [ConfusionMatrix(self.num_classes) for _ in weights]
-        order, inside = list(range(len(weights))), None
-        error: Optional[DataError] = None
-        shown = tqdm(total=len(self.dataset) // self.world_size, unit="image", file=unfailing_stderr(),
-                     disable=None if progress else True)  # fmt: skip
-        try:
-            for indices, images, masks in self._batches():
-                for kind in order:
-                    if kind != inside:
-                        weights[kind]()
-                        inside = kind
-                    for index, found, mask in zip(indices, self._label_maps(images), masks):
-                        counted[kind].update(found, mask)
-                        if self.each:
-                            self.each(index, found, mask)
-                order.reverse()  # the last weights are in the network: they come first in the next batch
-                shown.update(len(masks))
-        except DataError as raised:
-            error = raised
-        shown.close()
-        failed = all_reduce_sum(np.array([float(error is not None)]))[0]
-        if failed:  # all ranks end: none waits for another
-            raise error or DataError("Another rank cannot read an image of the validation set; see its message")
+
+        def note(kind: int, index: int, found: np.ndarray, sample: tuple[Any, np.ndarray]) -> None:
+            counted[kind].update(found, sample[1])
+            if self.each:
+                self.each(index, found, sample[1])
+
+        self.visit(weights, note, options, progress)
         scores = []
         for matrix in counted:
             totals = np.concatenate([matrix.matrix.ravel(), [matrix.images, matrix.ignored]]).astype(np.int64)
             totals = all_reduce_sum(totals)
-            matrix.matrix = totals[:-2].reshape(matrix.matrix.shape).astype(np.int64)
+            matrix.matrix = totals[:-2].reshape(matrix.matrix.shape)
             matrix.images, matrix.ignored = int(totals[-2]), int(totals[-1])
             scores.append(SegmentationScore(matrix.figures()))
         return scores
-
-    def _batches(self) -> Iterator[tuple[Sequence[int], list[Any], list[np.ndarray]]]:
-        """Numbers, images (an `EvaluationImage`, or as it was read where it is seen several times) and masks of each
-        group."""
-
-        def load(index: int) -> tuple[Any, np.ndarray]:
-            image, mask = self.dataset.load(index)
-            return (self.transform(image) if self.inference.single else np.asarray(image)), mask
-
-        def collate(
-            indices: Sequence[int], samples: list[tuple[Any, np.ndarray]]
-        ) -> tuple[Sequence[int], list[Any], list[np.ndarray]]:
-            return indices, [image for image, _ in samples], [mask for _, mask in samples]
-
-        return in_parallel(load, self.groups(), collate, self.workers)
-
-    def _label_maps(self, images: list[Any]) -> Iterator[np.ndarray]:
-        if not self.inference.single:
-            for image in images:
-                yield predict(self.runner, image, self.transform, self.inference, self.align_corners)
-            return
-        if self.inference.window is not None:
-            for image in images:
-                yield label_map(_seen(self.runner, image, self.inference), image.size, self.align_corners)
-            return
-        pixels = np.stack([image.pixels for image in images])
-        if pixels.shape[2:] in self.runner.sizes:  # always as many: every other number would be a graph of its own
-            missing = self.batch_size - len(images)
-            pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.float32)]) if missing else pixels
-        for image, found in zip(images, self.runner(pixels)):
-            yield label_map(found, image.size, self.align_corners)

@@ -17,13 +17,25 @@ from ..weights.source import open_source
 from .base import Task
 from .classification import Classification
 from .classification import predict_images as predict_classes
+from .detection import Detection
+from .detection import predict_images as predict_objects
+from .detection import validate as validate_detection
 from .segmentation import Segmentation
 from .segmentation import predict_images as predict_segmentation
 from .segmentation import validate as validate_segmentation
 
-__all__ = ["Classification", "Segmentation", "Task", "create_task", "predict_images", "task_of_file", "validate"]
+__all__ = [
+    "Classification",
+    "Detection",
+    "Segmentation",
+    "Task",
+    "create_task",
+    "predict_images",
+    "task_of_file",
+    "validate",
+]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation, "detection": Detection}
 
 
 def create_task(config: Config, world: World) -> Task:
@@ -48,7 +60,9 @@ def validate(config: Config, world: World) -> None:
         UserError: a checkpoint or the data cannot be used.
     """
     task = config.task if config.model else task_of_file(config.ckpt_path)
-    dict(classification=validation.validate, segmentation=validate_segmentation)[task or ""](config, world)
+    dict(classification=validation.validate, segmentation=validate_segmentation, detection=validate_detection)[
+        task or ""
+    ](config, world)
 
 
 def predict_images(options: Any, paths: Sequence[str]) -> Iterator[Any]:
@@ -58,4 +72,6 @@ def predict_images(options: Any, paths: Sequence[str]) -> Iterator[Any]:
         UserError: the model cannot be used, or nothing can be written.
     """
     task = task_of_file(str(options.ckpt_path), options.model)
-    return dict(classification=predict_classes, segmentation=predict_segmentation)[task](options, paths)
+    return dict(classification=predict_classes, segmentation=predict_segmentation, detection=predict_objects)[task](
+        options, paths
+    )

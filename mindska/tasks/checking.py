@@ -71,12 +71,12 @@ def _detection(config: Config, options: Namespace) -> Found:
     sets, faults = detection.open_sets(
         config.data_dir,
         dict(train=config.train_split, val=config.val_split if config.val_while_train else ""),
-        dict(train=options.train_images, val=options.val_images),
+        dict(train=config.train_images, val=config.val_images),
         masks=options.masks,
-        skip_missing=options.skip_missing,
+        skip_missing=config.skip_missing,
         exif_orientation=config.exif_orientation,
     )
-    report = detection.check_objects(sets, options.max_boxes, config.max_damaged, faults, config.num_parallel_workers)
+    report = detection.check_objects(sets, config.max_boxes, config.max_damaged, faults, config.num_parallel_workers)
     first = next(iter(sets.values()), None)
     return Found(
         report, detection.describe(report), (lambda path: detection.write_sheet(path, first)) if first else None

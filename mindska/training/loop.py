@@ -70,7 +70,7 @@ class Trainer:
         self.steps_per_epoch = loader.steps_per_epoch = loader.steps_per_epoch // self.accumulation * self.accumulation
         self.total_steps = total_updates(config, self.steps_per_epoch) * self.accumulation
         self.evaluator, self.metric, self.measure = evaluator, metric, measure
-        self.prepared = False
+        self.prepared: set[tuple] = set()  # shapes of the batches for which the step is compiled
         self.record = dict(record, config=to_dict(config), world_size=world.size)
         self.better: dict[str, Any] = {}  # which weights scored higher after the last step, where that is known
         self.folder = RunFolder(Path(config.ckpt_save_dir), config.model, config.keep_checkpoint_max)
@@ -317,7 +317,8 @@ class Trainer:
         stopping, began = False, None
         for done in range(steps):
             tensors = () if sinks else [Tensor(array) for array in next(batches)]
-            if tensors and not self.prepared:
+            shapes = tuple(tensor.shape for tensor in tensors)
+            if tensors and shapes not in self.prepared:
                 if self._any_rank(stop.requested):
                     return
                 began = time.perf_counter()
@@ -329,9 +330,11 @@ class Trainer:
                         what="the training step",
                         on_signal=end_before_the_first_step,
                     )
-                    if self.evaluator is not None:  # later, a signal meanwhile would cost the steps of an epoch
+                    if (
+                        self.evaluator is not None and not self.prepared
+                    ):  # later, a signal meanwhile would cost the steps of an epoch
                         self.evaluator.prepare(self.config, end_before_the_first_step)
-                self.prepared = True
+                self.prepared.add(shapes)
             # All ranks must stop after the same step. On CPU they meet before every step: MindSpore's collectives fail
             # there when a rank comes 30 s after another, and this has no limit.
             if self.on_cpu or done % self.collect_interval == 0:

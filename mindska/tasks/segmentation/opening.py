@@ -12,10 +12,11 @@ import numpy as np
 from ... import builders
 from ...config import Config
 from ...data import Preprocessing
+from ...dense_evaluation import Runner
 from ...errors import ConfigError, PredictionError
 from ...names import task_of
 from ...prediction import is_exported, open_exported
-from ...segmentation.evaluation import Inference, Logits, Runner
+from ...segmentation.evaluation import Inference, Logits, logits_of
 from ...segmentation.transforms import SegmentationEvalTransform, Size
 from .task import evaluation_size, inference
 
@@ -96,7 +97,7 @@ def open_segmenter(config: Config) -> Segmenter:
     key = repr((config.model, weights.num_classes, weights.options, config.amp_level))
 
     def run(sizes: Collection[Size]) -> Runner:
-        return Runner(network, list(sizes), key)
+        return Runner(network, logits_of, sizes, key)
 
     return Segmenter(
         config,

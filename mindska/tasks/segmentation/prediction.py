@@ -14,6 +14,7 @@ from PIL import Image
 from ...config import Config
 from ...data.images import ORIENTATION, open_image, read_image
 from ...data.loader import in_parallel
+from ...dense_evaluation import common_sizes
 from ...errors import DataError, SettingError
 from ...files import check_writable, replacing
 from ...modes import graph_mode
@@ -85,8 +86,8 @@ class SegmentationPredictor:
     def compile_for(self, sizes: Sequence[Size]) -> None:
         """Has the network compiled for the sizes of images that come often; others are interpreted."""
         if self.segmenter.inference.single and self.segmenter.inference.window is None:
-            inputs = Counter(self.segmenter.transform.evaluation_size.sizes(size)[-1] for size in sizes)
-            self.run = self.segmenter.run([size for size, count in inputs.items() if count >= WORTH_COMPILING])
+            inputs = [self.segmenter.transform.evaluation_size.sizes(size)[-1] for size in sizes]
+            self.run = self.segmenter.run(common_sizes(inputs, WORTH_COMPILING))
 
     def __call__(self, image: Any) -> np.ndarray:
         """The class of every pixel of an image, at its size: (H, W) int32.
@@ -114,8 +115,8 @@ def predict_files(
     Raises:
         WriteError: a file cannot be written.
     """
-    names = _names(paths)
-    predictor.compile_for(_sizes(paths, predictor.exif_orientation))
+    names = file_names(paths)
+    predictor.compile_for(image_sizes(paths, predictor.exif_orientation))
     known = predictor.class_names
 
     def load(path: str) -> tuple[Optional[Image.Image], Optional[str]]:
@@ -146,7 +147,7 @@ def predict_files(
         yield Shares(path, classes, [str(file) for file in files])
 
 
-def _names(paths: Sequence[str]) -> dict[str, str]:
+def file_names(paths: Sequence[str]) -> dict[str, str]:
     """What the files of each image are called: its stem, with a number where that comes again."""
     taken: Counter[str] = Counter()
     names = {}
@@ -157,7 +158,8 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _sizes(paths: Sequence[str], exif_orientation: bool) -> list[Size]:
+def image_sizes(paths: Sequence[str], exif_orientation: bool) -> list[Size]:
+    """(height, width) of each image, by the beginnings of the files; none where there are too few to compile for."""
     sizes = []
     for path in paths if len(paths) >= WORTH_COMPILING else ():
         try:

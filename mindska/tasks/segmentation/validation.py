@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +14,14 @@ from ...config import Config
 from ...data import check_same_on_all_ranks
 from ...data.lists import write_table
 from ...distributed import World, all_gather_object
-from ...errors import ConfigError, DataError, RunError, UserError, WriteError, few, look_alike, printable
+from ...errors import ConfigError, WriteError, look_alike
 from ...files import replacing
 from ...segmentation.datasets import SegmentationDataset, open_segmentation_dataset, open_training_and_validation
 from ...segmentation.evaluation import SegmentationEvaluator, SegmentationScore
 from ...segmentation.metrics import ConfusionMatrix, class_table, write_class_csv
 from ...streams import print_result
+from ..several import validate_each
 from .opening import Segmenter, open_segmenter
-
-log = logging.getLogger("mindska")
 
 DETAILS = ("path", "mIoU", "aAcc", "classes", "error")
 FIGURES = ("mIoU", "mAcc", "aAcc", "mDice")
@@ -35,30 +33,12 @@ def validate(config: Config, world: World) -> None:
     Raises:
         UserError: a checkpoint or the data cannot be used. Of several checkpoints the others are evaluated first.
     """
-    paths = [config.ckpt_path, *config.more_ckpt_paths]
-    rows: list[dict[str, Any]] = []
-    failed = []
-    for path in paths:
-        error: Optional[UserError] = None
-        try:
-            segmenter = open_segmenter(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()))
-            dataset = _open_data(segmenter)
-        except UserError as raised:
-            if len(paths) == 1 or isinstance(raised, DataError):  # without images there is nothing to go on with
-                raise
-            error = raised
-        said = next((each for each in all_gather_object(error and str(error)) if each), None)
-        if said is None:
-            rows.append(_evaluate(segmenter, dataset, world))
-        else:
-            rows.append(dict(ckpt_path=path, error=said))
-            failed.append(path)
-            log.error("error: %s: %s", printable(path), said)
-        if config.result_csv and world.rank == 0:  # at once: what is done is there if the rest fails
-            header = list(dict.fromkeys(name for row in rows for name in row if name != "error")) + ["error"]
-            write_table(Path(config.result_csv), header, ([row.get(name, "") for name in header] for row in rows))
-    if failed:
-        raise RunError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated: {few(failed)}")
+    validate_each(config, world, _prepare, lambda prepared: _evaluate(prepared[0], prepared[1], world))
+
+
+def _prepare(config: Config) -> tuple[Segmenter, SegmentationDataset]:
+    segmenter = open_segmenter(config)
+    return segmenter, _open_data(segmenter)
 
 
 def _open_data(segmenter: Segmenter) -> SegmentationDataset:

@@ -136,7 +136,7 @@ class DetectionEvaluator(DenseEvaluator):
 
     def identity(self) -> dict[str, Any]:
         """What a score is of: which images, prepared how."""
-        said = dict(asdict(self.transform), kinds=self.kinds, max_detections=self.limits, **asdict(self.options))
+        said = dict(asdict(self.transform), kinds=self.kinds, limits=self.limits, options=asdict(self.options))
         return json.loads(json.dumps(dict(self.dataset.identity(), **said)))
 
     def sizes(self) -> list[tuple[int, int]]:

@@ -55,14 +55,14 @@ def _remove_destructor() -> None:
 def _register_models() -> None:
     """Has `mindcv.create_model` know our models."""
     importlib.import_module("mindska.models")
-    importlib.import_module("mindska.segmentation.factory")
 
 
 def _complete_models() -> None:
-    """Ties packages together that must not import each other."""
+    """Ties packages together that must not import each other, and registers segmenters on the models."""
     from .models import factory
 
     factory.AFTER_CREATION[:] = [_accelerate]
+    importlib.import_module("mindska.segmentation.factory")
 
 
 class _AfterImport(MetaPathFinder):

@@ -23,6 +23,7 @@ OUR_MODELS = (
 SEGMENTATION_METHODS = ("semantic_fpn", "upernet", "deeplabv3")
 # Any of our models may be a segmenter's backbone; MindCV's factory knows the pairs whose figures are published.
 OUR_SEGMENTERS = tuple(f"{method}_{backbone}" for method in SEGMENTATION_METHODS for backbone in OUR_MODELS)
+OUR_NETWORKS = (*OUR_MODELS, *OUR_SEGMENTERS)
 
 
 @cache

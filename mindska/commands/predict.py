@@ -23,7 +23,7 @@ from typing import Any, Optional
 from mindska.arguments import Parser, add_model, add_use_ema
 from mindska.errors import clear_errors, printable
 from mindska.files import check_there, check_writable, user_path
-from mindska.names import OUR_DETECTORS, OUR_MODELS, OUR_SEGMENTERS
+from mindska.names import OUR_NETWORKS
 
 
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -34,9 +34,7 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--ckpt_path", required=True, type=user_path, metavar="FILE", help="weights, or an exported .onnx or .mindir"
     )
-    add_model(
-        parser, (*OUR_MODELS, *OUR_SEGMENTERS, *OUR_DETECTORS), "model of mindska, where the file does not say it"
-    )
+    add_model(parser, OUR_NETWORKS, "model of mindska, where the file does not say it")
     add_use_ema(parser, "take")
     parser.add_argument("--exif_orientation", action="store_true", help="turn photos as their EXIF tag says")
     parser.add_argument("--topk", type=int, default=5, help="how many classes an image (default: 5)")

@@ -193,6 +193,16 @@ def test_a_damaged_annotation_is_named(tmp_path, change, said):
     assert "a.json" in str(caught.value)
 
 
+def test_a_name_that_no_file_can_have(tmp_path):
+    data = content()
+    write(tmp_path, data)
+    for name in ("\ud800.png", "a" * 5000):
+        data["images"][1]["file_name"] = name
+        (tmp_path / "a.json").write_text(json.dumps(data))
+        with pytest.raises(DataError, match=r"1 of the 2 images .* not on disk"):
+            CocoDataset(tmp_path / "a.json", tmp_path)
+
+
 def test_annotations_of_images_that_are_not_there(tmp_path):
     dataset = read(tmp_path, content([annotation(1), annotation(2, 99)]))
     assert len(dataset.boxes) == 1 and "1 annotations are left out, since their image is not in the file: 2" in warned(
@@ -385,6 +395,8 @@ def test_polygons_and_run_lengths_are_the_same_mask(tmp_path):  # G10
         (dict(size=[80, 100], counts="oooooo0"), "pixels together|no string|negative"),
         (dict(size=[80, 100], counts="P"), "end in the middle|no string"),
         (dict(size=[80, 100], counts=5), "no string of COCO's"),
+        (dict(size=[80, 100], counts=2**70), "no string of COCO's"),
+        (dict(size=[80, 100], counts={}), "no string of COCO's"),
     ],
 )
 def test_damaged_run_lengths_never_reach_pycocotools(tmp_path, segmentation, said):

@@ -389,7 +389,7 @@ def _locate(folder: str, name: str) -> tuple[str, int]:
         try:
             path.encode(sys.getfilesystemencoding(), "surrogateescape")
         except UnicodeEncodeError:  # the system's encoding is another: a name's bytes are UTF-8 all the same
-            path = os.fsdecode(path.encode("utf-8", "surrogateescape"))
+            path = os.fsdecode(path.encode("utf-8", "surrogatepass"))
         try:
             return path, os.stat(path).st_size  # noqa: PTH116
         except (OSError, ValueError):

@@ -125,10 +125,9 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
 def _runs(counts: Union[str, bytes]) -> list[int]:
     """The run lengths of COCO's string: six bits a character, each run from the third on as the difference to the one
     before the last."""
-    try:
-        text = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-    except (UnicodeEncodeError, TypeError) as error:
-        raise SegmentationError("its run lengths are no string of COCO's") from error
+    if not isinstance(counts, (str, bytes)) or (isinstance(counts, str) and not counts.isascii()):
+        raise SegmentationError("its run lengths are no string of COCO's")
+    text = counts.encode() if isinstance(counts, str) else counts
     runs: list[int] = []
     value = shift = 0
     for character in text:

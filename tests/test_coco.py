@@ -638,6 +638,15 @@ def test_results_of_other_images_or_categories_are_refused(tmp_path):  # G25
             evaluator.add_results([result, {**result, key: 77}])
     with pytest.raises(DataError, match="no results of COCO's .KeyError: 'score'"):
         evaluator.add_results([{k: v for k, v in result.items() if k != "score"}])
+    for key, value in (("bbox", [1, 2, 3]), ("bbox", None), ("score", float("nan")), ("score", "x")):
+        with pytest.raises(DataError, match="no results of COCO's"):
+            evaluator.add_results([{**result, key: value}])
+    masks = CocoEvaluator(read(tmp_path, content([annotation(1, segmentation=SQUARE)]), masks=True), ("segm",))
+    for value in (None, 5, "x", dict(size=[80, 100], counts=[1]), dict(size=[5, 5], counts="1")):
+        with pytest.raises(DataError, match="no results of COCO's .SegmentationError"):
+            masks.add_results([dict(result, segmentation=value)])
+    masks.add_results([dict(image_id=1, category_id=1, score=0.5, segmentation=SQUARE)])  # others write polygons
+    assert masks.figures()["segm"]["AP"] == pytest.approx(1)
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(DataError, match=r"r.json holds dict; expected a list of results"):
         evaluator.read_results(tmp_path / "r.json")

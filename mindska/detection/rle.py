@@ -94,6 +94,8 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
         DataError: pycocotools is missing.
     """
     coco, (height, width) = pycocotools("mask"), size
+    if not isinstance(segmentation, (list, dict)) or (isinstance(segmentation, dict) and "counts" not in segmentation):
+        raise SegmentationError(f"its segmentation is {type(segmentation).__name__}: expected polygons or run lengths")
     if isinstance(segmentation, list):
         polygons, _ = polygons_of(segmentation)
         if not polygons:
@@ -103,7 +105,7 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
         return coco.merge(coco.frPyObjects(cut, height, width))
     try:
         given = tuple(int(side) for side in segmentation["size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SegmentationError("its run lengths have no size: expected [height, width]") from error
     if given != (height, width):
         turned = ", with height and width exchanged" if given == (width, height) else ""
@@ -113,7 +115,7 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
         )
     counts = segmentation["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
-    if not all(isinstance(run, int) and run >= 0 for run in runs):
+    if not all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs):
         raise SegmentationError("its run lengths have numbers that are negative or not whole")
     if sum(runs) != height * width:
         raise SegmentationError(f"its run lengths are {sum(runs):,} pixels together; the image has {height * width:,}")

@@ -97,6 +97,11 @@ def test_what_a_data_set_is(tmp_path):
     assert read(elsewhere, data).identity() == dataset.identity()
     data["annotations"][0]["bbox"][0] = 2
     assert read(elsewhere, data).identity() != dataset.identity()
+    polygon = [annotation(1, segmentation=SQUARE)]
+    with_masks = read(elsewhere, content(polygon), masks=True).identity()
+    assert with_masks == read(elsewhere, content(copy.deepcopy(polygon)), masks=True).identity()
+    polygon[0]["segmentation"] = [[10, 10, 30, 10, 30, 41, 10, 40]]
+    assert read(elsewhere, content(polygon), masks=True).identity() != with_masks
     nothing = content([], 1)
     with pytest.raises(DataError, match="no image has an object"):
         read(elsewhere, nothing).with_objects()
@@ -286,7 +291,8 @@ def test_categories_are_training_s_by_name(tmp_path):  # G4
     val = read(tmp_path, content([annotation(1)], categories=((1, "cat"),)), categories=train.categories)
     assert val.class_names == ["cat", "dog"] and "classes of training are not among its categories: dog" in warned(val)
     three = ((1, "cat"), (2, "dog"), (3, "horse"))
-    assert read(tmp_path, content(categories=three), categories=train.categories).class_names == ["cat", "dog"]
+    val = read(tmp_path, content(categories=three), categories=train.categories)
+    assert val.class_names == ["cat", "dog"] and "does not have, and without objects: horse" in warned(val)
     with pytest.raises(DataError, match="categories that the training set does not have: horse"):
         read(tmp_path, content([annotation(1, 1, 3)], categories=three), categories=train.categories)
     with pytest.raises(DataError, match="2 is 'mouse' here and 'dog' there"):

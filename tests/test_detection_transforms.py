@@ -163,6 +163,7 @@ def test_buckets(tmp_path):
 def test_batches_are_of_one_size():
     sizes = [(8, 4) if i % 3 else (4, 8) for i in range(20)]
     batches = batches_of_one_size(sizes, rng().permutation(20), 3)
+    assert {len(batches_of_one_size(sizes, rng(seed).permutation(20), 3)) for seed in range(9)} == {6}
     assert all(len({sizes[i] for i in batch}) == 1 and len(batch) == 3 for batch in batches)
     together = [i for batch in batches for i in batch]
     assert len(set(together)) == len(together) >= 20 - 2 * 2

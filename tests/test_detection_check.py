@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_data import SQUARE, annotation, content, write
 from PIL import Image
-from test_coco import SQUARE, annotation, content, write
 
 from mindska.detection.check import check_objects, describe, open_sets, truth_as_detections, write_sheet
 from mindska.detection.coco import CocoDataset

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_data import SQUARE, annotation, content, write
 from dense_inputs import picture
 from PIL import Image
-from test_coco import SQUARE, annotation, content, write
 
 from mindska.data.dense import multiple_size
 from mindska.detection import assign

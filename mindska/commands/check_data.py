@@ -92,7 +92,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 def _look_at_objects(config: Config, options: Namespace) -> NoReturn:
     """Looks through data in COCO's format; the exit status says whether training would fail."""
-    from mindska.detection.check import check_objects, describe, open_sets, write_sheet
+    from mindska.detection.check import check_objects, open_sets, write_sheet
 
     sets, faults = open_sets(
         config.data_dir,
@@ -107,5 +107,5 @@ def _look_at_objects(config: Config, options: Namespace) -> NoReturn:
     if options.json:
         with replacing(options.json) as temporary:
             temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    print(describe(report))
+    print(report)
     sys.exit(1 if report.faults else 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_data import SQUARE, annotation, content, write
 from PIL import Image
 
 from mindska.detection.coco import CocoDataset, open_coco
@@ -22,30 +23,6 @@ from mindska.detection.rle import _runs, as_json, decode, encode
 from mindska.errors import DataError, SettingError, WriteError
 
 GOLDENS = Path(__file__).parent / "parity" / "goldens_dense"
-SQUARE = [[10, 10, 30, 10, 30, 40, 10, 40]]
-
-
-def annotation(number: int, image: int = 1, category: int = 1, box=(10, 10, 20, 30), **more) -> dict:
-    return dict(id=number, image_id=image, category_id=category, bbox=list(box), iscrowd=0, area=600, **more)
-
-
-def content(annotations=None, images: int = 2, categories=((1, "cat"), (2, "dog"))) -> dict:
-    return dict(
-        images=[dict(id=i, file_name=f"{i}.png", width=100, height=80) for i in range(1, images + 1)],
-        annotations=[annotation(1), annotation(2, 2, 2)] if annotations is None else annotations,
-        categories=[dict(id=number, name=name) for number, name in categories],
-    )
-
-
-def write(folder: Path, data: dict, make_images: bool = True, name: str = "a.json") -> Path:
-    if make_images:
-        for image in data["images"]:
-            path = folder / image["file_name"]
-            if not path.exists() and isinstance(image.get("width"), int) and image["width"] > 0:
-                Image.new("RGB", (image["width"], image["height"]), (90, 120, 30)).save(path)
-    path = folder / name
-    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    return path
 
 
 def read(folder: Path, data: dict, **options) -> CocoDataset:
@@ -97,6 +74,11 @@ def test_what_a_data_set_is(tmp_path):
     assert read(elsewhere, data).identity() == dataset.identity()
     data["annotations"][0]["bbox"][0] = 2
     assert read(elsewhere, data).identity() != dataset.identity()
+    polygon = [annotation(1, segmentation=SQUARE)]
+    with_masks = read(elsewhere, content(polygon), masks=True).identity()
+    assert with_masks == read(elsewhere, content(copy.deepcopy(polygon)), masks=True).identity()
+    polygon[0]["segmentation"] = [[10, 10, 30, 10, 30, 41, 10, 40]]
+    assert read(elsewhere, content(polygon), masks=True).identity() != with_masks
     nothing = content([], 1)
     with pytest.raises(DataError, match="no image has an object"):
         read(elsewhere, nothing).with_objects()
@@ -193,6 +175,16 @@ def test_a_damaged_annotation_is_named(tmp_path, change, said):
     assert "a.json" in str(caught.value)
 
 
+def test_a_name_that_no_file_can_have(tmp_path):
+    data = content()
+    write(tmp_path, data)
+    for name in ("\ud800.png", "a" * 5000):
+        data["images"][1]["file_name"] = name
+        (tmp_path / "a.json").write_text(json.dumps(data))
+        with pytest.raises(DataError, match=r"1 of the 2 images .* not on disk"):
+            CocoDataset(tmp_path / "a.json", tmp_path)
+
+
 def test_annotations_of_images_that_are_not_there(tmp_path):
     dataset = read(tmp_path, content([annotation(1), annotation(2, 99)]))
     assert len(dataset.boxes) == 1 and "1 annotations are left out, since their image is not in the file: 2" in warned(
@@ -276,7 +268,8 @@ def test_categories_are_training_s_by_name(tmp_path):  # G4
     val = read(tmp_path, content([annotation(1)], categories=((1, "cat"),)), categories=train.categories)
     assert val.class_names == ["cat", "dog"] and "classes of training are not among its categories: dog" in warned(val)
     three = ((1, "cat"), (2, "dog"), (3, "horse"))
-    assert read(tmp_path, content(categories=three), categories=train.categories).class_names == ["cat", "dog"]
+    val = read(tmp_path, content(categories=three), categories=train.categories)
+    assert val.class_names == ["cat", "dog"] and "does not have, and without objects: horse" in warned(val)
     with pytest.raises(DataError, match="categories that the training set does not have: horse"):
         read(tmp_path, content([annotation(1, 1, 3)], categories=three), categories=train.categories)
     with pytest.raises(DataError, match="2 is 'mouse' here and 'dog' there"):
@@ -385,6 +378,8 @@ def test_polygons_and_run_lengths_are_the_same_mask(tmp_path):  # G10
         (dict(size=[80, 100], counts="oooooo0"), "pixels together|no string|negative"),
         (dict(size=[80, 100], counts="P"), "end in the middle|no string"),
         (dict(size=[80, 100], counts=5), "no string of COCO's"),
+        (dict(size=[80, 100], counts=2**70), "no string of COCO's"),
+        (dict(size=[80, 100], counts={}), "no string of COCO's"),
     ],
 )
 def test_damaged_run_lengths_never_reach_pycocotools(tmp_path, segmentation, said):
@@ -626,6 +621,15 @@ def test_results_of_other_images_or_categories_are_refused(tmp_path):  # G25
             evaluator.add_results([result, {**result, key: 77}])
     with pytest.raises(DataError, match="no results of COCO's .KeyError: 'score'"):
         evaluator.add_results([{k: v for k, v in result.items() if k != "score"}])
+    for key, value in (("bbox", [1, 2, 3]), ("bbox", None), ("score", float("nan")), ("score", "x")):
+        with pytest.raises(DataError, match="no results of COCO's"):
+            evaluator.add_results([{**result, key: value}])
+    masks = CocoEvaluator(read(tmp_path, content([annotation(1, segmentation=SQUARE)]), masks=True), ("segm",))
+    for value in (None, 5, "x", dict(size=[80, 100], counts=[1]), dict(size=[5, 5], counts="1")):
+        with pytest.raises(DataError, match="no results of COCO's .SegmentationError"):
+            masks.add_results([dict(result, segmentation=value)])
+    masks.add_results([dict(image_id=1, category_id=1, score=0.5, segmentation=SQUARE)])  # others write polygons
+    assert masks.figures()["segm"]["AP"] == pytest.approx(1)
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(DataError, match=r"r.json holds dict; expected a list of results"):
         evaluator.read_results(tmp_path / "r.json")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,10 @@ from mindska.detection.masks import mask_targets, pack, unpack
 from mindska.detection.nms import nms, nms_per_class
 from mindska.errors import DataError, SettingError
 
+NUMPY = {
+    "anchors", "assign", "check", "coco", "coco_file", "coder", "masks", "metrics", "nms", "pictures", "postprocess",
+    "rle", "roi_align", "transforms",
+}  # fmt: skip
 EMPTY = np.zeros((0, 4), np.float32)
 
 
@@ -22,6 +29,14 @@ def random_boxes(count: int, side: float = 800, largest: float = 200, seed: int 
     rng = np.random.default_rng(seed)
     corners = rng.random((count, 2)) * (side - largest)
     return np.concatenate([corners, corners + 2 + rng.random((count, 2)) * (largest - 2)], 1).astype(np.float32)
+
+
+def test_what_is_numpy_loads_no_mindspore():
+    names = [path.stem for path in Path(assign.__file__).parent.glob("*.py") if path.stem in NUMPY]
+    assert len(names) == len(NUMPY)
+    imports = "; ".join(f"import mindska.detection.{name}" for name in names)
+    program = f"import sys; {imports}; assert 'mindspore' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # Anchors

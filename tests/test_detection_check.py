@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_data import SQUARE, annotation, content, write
 from PIL import Image
-from test_coco import SQUARE, annotation, content, write
 
-from mindska.detection.check import check_objects, describe, open_sets, truth_as_detections, write_sheet
+from mindska.detection.check import check_objects, open_sets, truth_as_detections, write_sheet
 from mindska.detection.coco import CocoDataset
 from mindska.detection.pictures import check_picture_name, class_colour, draw_detections, write_picture
 from mindska.detection.postprocess import Detections, no_detections
@@ -42,9 +42,9 @@ def test_a_sound_data_set(tmp_path):
     data = content([annotation(i, 1 + i % 2, 1 + i % 2, (i, 10, 20 + i, 30), segmentation=SQUARE) for i in range(30)])
     sets, faults = both(layout(tmp_path, train=data, val=data), masks=True)
     report = check_objects(sets, faults=faults)
-    assert not report.faults and "Training can begin." in describe(report)
-    assert "train: 30 objects (15 small, 15 medium, 0 large; 0 crowds); at most 15 in an image" in describe(report)
-    assert "objects of a class: 15" in describe(report)
+    assert not report.faults and "Training can begin." in str(report)
+    assert "train: 30 objects (15 small, 15 medium, 0 large; 0 crowds); at most 15 in an image" in str(report)
+    assert "objects of a class: 15" in str(report)
     figures = report.to_json()["splits"]["val"]
     assert figures["classes"] == {"cat": 15, "dog": 15} and figures["images_without_objects"] == 0
     json.dumps(report.to_json())
@@ -58,7 +58,7 @@ def test_what_is_strange_is_said(tmp_path):
         (tmp_path / "train2017" / name).write_bytes((tmp_path / "train2017" / "2.png").read_bytes())
     Image.new("CMYK", (100, 80)).save(tmp_path / "val2017" / "1.png", format="TIFF")
     (tmp_path / "val2017" / "2.png").write_bytes((tmp_path / "train2017" / "1.png").read_bytes())
-    text = describe(check_objects(sets, faults=faults))
+    text = str(check_objects(sets, faults=faults))
     for said in (
         "train: 1 boxes without area are left out (annotations 900); an image without objects needs no annotation",
         "train: 2 classes have no object: 'dog', 'horse'",
@@ -90,7 +90,7 @@ def test_what_would_end_a_run_is_a_fault(tmp_path):
     assert re.search(
         r"train: 1 masks cannot be read: .*annotation 1: its run lengths are 10 pixels", "\n".join(report.faults)
     )
-    assert "Training would fail." in describe(report)
+    assert "Training would fail." in str(report)
     allowed = check_objects({"train": sets["train"]}, max_damaged=0.5)
     assert not any("cannot be used" in fault for fault in allowed.faults)
     # A part that cannot be opened is a fault, and the other is looked through all the same.
@@ -101,7 +101,7 @@ def test_what_would_end_a_run_is_a_fault(tmp_path):
     sets, faults = both(tmp_path, skip_missing=True)
     assert "train" in sets
     report = check_objects({}, faults=faults)
-    assert describe(report).endswith("Training would fail.")
+    assert str(report).endswith("Training would fail.")
     nothing, faults = open_sets(str(tmp_path), dict(train="", val="nowhere.json"))
     assert not nothing and "There is no annotation file" in faults[0]
 

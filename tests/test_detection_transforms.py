@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_data import SQUARE, annotation, content, write
 from dense_inputs import picture
 from PIL import Image
-from test_coco import SQUARE, annotation, content, write
 
 from mindska.data.dense import multiple_size
 from mindska.detection import assign
@@ -163,6 +163,7 @@ def test_buckets(tmp_path):
 def test_batches_are_of_one_size():
     sizes = [(8, 4) if i % 3 else (4, 8) for i in range(20)]
     batches = batches_of_one_size(sizes, rng().permutation(20), 3)
+    assert {len(batches_of_one_size(sizes, rng(seed).permutation(20), 3)) for seed in range(9)} == {6}
     assert all(len({sizes[i] for i in batch}) == 1 and len(batch) == 3 for batch in batches)
     together = [i for batch in batches for i in batch]
     assert len(set(together)) == len(together) >= 20 - 2 * 2

@@ -52,6 +52,21 @@ class ObjectSplit:
     contents: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
+class ObjectReport(Report):
+    """What is wrong with a data set for detection, and what may be; its classes count objects."""
+
+    def __str__(self) -> str:
+        lines = []
+        for name, split in self.facts["splits"].items():
+            sizes = ", ".join(f"{count:,} {size}" for size, count in split["object_sizes"].items())
+            lines.append(
+                f"{name}: {split['objects']:,} objects ({sizes}; {split['crowds']:,} crowds); at most "
+                f"{split['most_objects_of_an_image']:,} in an image, none in {split['images_without_objects']:,} images"
+            )
+        text = super().__str__().replace("  images of a class:", "  objects of a class:")
+        return "\n".join([*(printable(line) for line in lines), text])
+
+
 def open_sets(
     data_dir: str,
     splits: dict[str, str],
@@ -127,7 +142,7 @@ def check_objects(
     max_damaged: float = 0.0,
     faults: Optional[list[str]] = None,
     num_workers: Optional[int] = None,
-) -> Report:
+) -> ObjectReport:
     """Looks through the sets "train" and "val".
 
     Args:
@@ -135,7 +150,7 @@ def check_objects(
         max_damaged: share of the training images that may be unreadable.
         faults: what is known already.
     """
-    report = Report(list(faults or []))
+    report = ObjectReport(list(faults or []))
     splits = {name: look_through(dataset, num_workers) for name, dataset in sets.items()}
     for name, split in splits.items():
         dataset = sets[name]
@@ -248,19 +263,6 @@ def facts(dataset: CocoDataset, split: ObjectSplit) -> dict[str, Any]:
         object_sizes=dict(zip(("small", "medium", "large"), np.bincount(kinds, minlength=3).tolist())),
         masks_at_fault=len(split.masks),
     )  # fmt: skip
-
-
-def describe(report: Report) -> str:
-    """The report as text; its classes count objects."""
-    text = str(report).replace("  images of a class:", "  objects of a class:")
-    lines = []
-    for name, split in report.facts["splits"].items():
-        sizes = ", ".join(f"{count:,} {size}" for size, count in split["object_sizes"].items())
-        lines.append(
-            f"{name}: {split['objects']:,} objects ({sizes}; {split['crowds']:,} crowds); at most "
-            f"{split['most_objects_of_an_image']:,} in an image, none in {split['images_without_objects']:,} images"
-        )
-    return "\n".join([*lines, text])
 
 
 def truth_as_detections(dataset: CocoDataset, index: int) -> Detections:

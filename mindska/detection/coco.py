@@ -136,6 +136,9 @@ class CocoDataset(ImageFiles):
         for category, number in zip(file.categories, table.tolist()):
             if number >= 0:
                 ids[number] = category.id
+        unused = [c.name for c, number in zip(file.categories, table.tolist()) if number < 0]
+        if unused:
+            file.warnings.append(f"categories that training does not have, and without objects: {few(unused)}")
         absent = [c.name for i, c in enumerate(others) if i not in set(table.tolist())]
         if absent:
             file.warnings.append(f"{len(absent):,} classes of training are not among its categories: {few(absent)}")
@@ -298,6 +301,9 @@ class CocoDataset(ImageFiles):
                 digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
             for array in (self.objects_of, self.object_labels, self.boxes, self.crowd):
                 digest.update(np.ascontiguousarray(array).tobytes())
+            for segmentation in self.segmentations if self.with_masks else ():
+                for part in segmentation if isinstance(segmentation, list) else [repr(segmentation).encode()]:
+                    digest.update(part)
             self._identity = dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
         return self._identity
 
@@ -389,7 +395,7 @@ def _locate(folder: str, name: str) -> tuple[str, int]:
         try:
             path.encode(sys.getfilesystemencoding(), "surrogateescape")
         except UnicodeEncodeError:  # the system's encoding is another: a name's bytes are UTF-8 all the same
-            path = os.fsdecode(path.encode("utf-8", "surrogateescape"))
+            path = os.fsdecode(path.encode("utf-8", "surrogatepass"))
         try:
             return path, os.stat(path).st_size  # noqa: PTH116
         except (OSError, ValueError):

@@ -22,7 +22,7 @@ from ..files import replacing
 from .coco import CocoDataset
 from .coco_file import read_json
 from .postprocess import Detections
-from .rle import as_json, encode, pycocotools
+from .rle import as_json, encode, pycocotools, to_rle
 
 log = logging.getLogger("mindska")
 
@@ -112,14 +112,21 @@ class CocoEvaluator:
             for result in results:
                 rows[index_of[result["image_id"]]].append(result)
             for index, some in rows.items():
-                boxes = [result.get("bbox", (0, 0, 0, 0)) for result in some]
-                self.found[index] = dict(
-                    boxes=np.asarray(boxes, np.float64).reshape(-1, 4),
-                    scores=np.asarray([result["score"] for result in some], np.float64),
+                width, height = dataset.widths_heights[index].tolist()
+                without = (0, 0, 0, 0)  # of masks alone
+                boxes = [result["bbox"] if "bbox" in self.kinds else result.get("bbox", without) for result in some]
+                found: dict[str, Any] = dict(
+                    boxes=np.asarray(boxes, np.float64).reshape(len(some), 4),
+                    scores=np.asarray([result["score"] for result in some], np.float64).reshape(len(some)),
                     labels=np.asarray([label_of[result["category_id"]] for result in some], np.int64),
-                    rles=[result["segmentation"] for result in some] if "segm" in self.kinds else None,
+                    rles=None,
                 )
-        except (KeyError, TypeError, ValueError) as error:
+                if not (np.isfinite(found["boxes"]).all() and np.isfinite(found["scores"]).all()):
+                    raise ValueError(f"of image {dataset.image_ids[index]} there are numbers that are not finite")
+                if "segm" in self.kinds:
+                    found["rles"] = [to_rle(result["segmentation"], (height, width)) for result in some]
+                self.found[index] = found
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{where}: no results of COCO's ({type(error).__name__}: {error}): expected a list of objects with "
                 f"image_id, category_id, bbox or segmentation, and score"

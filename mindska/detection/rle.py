@@ -94,6 +94,8 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
         DataError: pycocotools is missing.
     """
     coco, (height, width) = pycocotools("mask"), size
+    if not isinstance(segmentation, (list, dict)) or (isinstance(segmentation, dict) and "counts" not in segmentation):
+        raise SegmentationError(f"its segmentation is {type(segmentation).__name__}: expected polygons or run lengths")
     if isinstance(segmentation, list):
         polygons, _ = polygons_of(segmentation)
         if not polygons:
@@ -103,7 +105,7 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
         return coco.merge(coco.frPyObjects(cut, height, width))
     try:
         given = tuple(int(side) for side in segmentation["size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SegmentationError("its run lengths have no size: expected [height, width]") from error
     if given != (height, width):
         turned = ", with height and width exchanged" if given == (width, height) else ""
@@ -113,7 +115,7 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
         )
     counts = segmentation["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
-    if not all(isinstance(run, int) and run >= 0 for run in runs):
+    if not all(isinstance(run, int) and not isinstance(run, bool) and run >= 0 for run in runs):
         raise SegmentationError("its run lengths have numbers that are negative or not whole")
     if sum(runs) != height * width:
         raise SegmentationError(f"its run lengths are {sum(runs):,} pixels together; the image has {height * width:,}")
@@ -125,10 +127,9 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> dict[str, Any]:
 def _runs(counts: Union[str, bytes]) -> list[int]:
     """The run lengths of COCO's string: six bits a character, each run from the third on as the difference to the one
     before the last."""
-    try:
-        text = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-    except (UnicodeEncodeError, TypeError) as error:
-        raise SegmentationError("its run lengths are no string of COCO's") from error
+    if not isinstance(counts, (str, bytes)) or (isinstance(counts, str) and not counts.isascii()):
+        raise SegmentationError("its run lengths are no string of COCO's")
+    text = counts.encode() if isinstance(counts, str) else counts
     runs: list[int] = []
     value = shift = 0
     for character in text:

@@ -452,7 +452,8 @@ class SsdEvalTransform:
 def batches_of_one_size(sizes: Sequence[Size], order: Sequence[int], batch_size: int) -> list[list[int]]:
     """Images in an order, as batches in which all have one padded size, as MMDetection groups lying and standing ones.
 
-    An image waits until its bucket is full; what is left at the end, of all buckets, is left out.
+    An image waits until its bucket is full; what is left at the end, of all buckets, is left out. So the number of
+    batches is the same for every order.
 
     Args:
         sizes: the padded size of each image; order: numbers of images.

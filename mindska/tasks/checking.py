@@ -78,6 +78,4 @@ def _detection(config: Config, options: Namespace) -> Found:
     )
     report = detection.check_objects(sets, config.max_boxes, config.max_damaged, faults, config.num_parallel_workers)
     first = next(iter(sets.values()), None)
-    return Found(
-        report, detection.describe(report), (lambda path: detection.write_sheet(path, first)) if first else None
-    )
+    return Found(report, str(report), (lambda path: detection.write_sheet(path, first)) if first else None)

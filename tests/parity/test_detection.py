@@ -218,6 +218,34 @@ def test_detections_of_retinanet():
         assert above == meta["scores_above_0.05"][i]
 
 
+def binary_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
+
+
+@pytest.mark.slow
+def test_targets_give_the_losses_of_retinanet():
+    meta, _ = dense_golden(RETINANET)
+    maps, anchors = retinanet_maps(RETINANET), RETINANET_ANCHORS(RETINANET_ANCHORS.map_sizes((160, 192)))
+    targets = [assign.retinanet_targets(anchors, boxes_of(RETINANET, i), meta["gt_labels"][i]) for i in range(2)]
+    factor = sum(max(1, (each.labels >= 0).sum()) for each in targets)
+    assert factor == meta["targets"]["avg_factor"]
+    ends = np.cumsum([0, *(level["n"] for level in meta["anchors"])])
+    for level, (first, last) in enumerate(zip(ends, ends[1:])):
+        focal = l1 = 0.0
+        for i, (_, labels, deltas) in enumerate(targets):
+            labels, deltas = labels[first:last], deltas[first:last]
+            logits = maps["cls"][level][i].transpose(1, 2, 0).reshape(-1, 80)[labels != assign.IGNORED]
+            truth = labels[labels != assign.IGNORED, None] == np.arange(80)
+            wrong = np.where(truth, 1 - postprocess.sigmoid(logits), postprocess.sigmoid(logits))
+            focal += (binary_cross_entropy(logits, truth) * np.where(truth, 0.25, 0.75) * wrong**2).sum()
+            regression = maps["reg"][level][i].transpose(1, 2, 0).reshape(-1, 4)
+            l1 += np.abs(regression - deltas)[labels >= 0].sum()
+        expected = meta["losses"]["f64"]
+        assert focal / factor == pytest.approx(expected["loss_cls_per_level"][level], rel=2e-5)
+        assert l1 / factor == pytest.approx(expected["loss_bbox_per_level"][level], rel=1e-6)
+
+
 @cache
 def mask_rcnn() -> MaskRcnn:
     return MaskRcnn(MASK_RCNN)
@@ -265,6 +293,47 @@ def test_detections_and_masks_of_mask_rcnn(i, kind):
     assert np.abs(masks.sum((1, 2)) - expected["mask_areas_f64"]).sum() <= 1
 
 
+@pytest.mark.slow
+def test_targets_give_the_losses_of_mask_rcnn():
+    meta, _ = dense_golden(MASK_RCNN)
+    anchors, draws = RPN_ANCHORS(RPN_ANCHORS.map_sizes((128, 160))), iter(range(7001, 7100))
+    network, losses = mask_rcnn(), dict.fromkeys(("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"), 0.0)
+    counts, masks = dict(rpn=0, heads=0), []
+    for i in range(2):
+        boxes = boxes_of(MASK_RCNN, i)
+
+        def choose(candidates: np.ndarray, count: int) -> np.ndarray:
+            return sampled(candidates, count, next(draws))
+
+        targets = assign.rpn_targets(anchors, boxes)
+        fixed = assign.sampled_targets(targets, assign.sample_rpn(targets.matched, choose))
+        logits, regression = (
+            np.concatenate([level[i].transpose(1, 2, 0).reshape(-1, size) for level in levels])
+            for levels, size in ((network.rpn_cls, 1), (network.rpn_reg, 4))
+        )
+        there = fixed.labels != assign.IGNORED
+        losses["loss_rpn_cls"] += binary_cross_entropy(logits[there, 0], fixed.labels[there] == 0).sum()
+        losses["loss_rpn_bbox"] += np.abs(regression - fixed.deltas)[fixed.labels == 0].sum()
+        counts["rpn"] += there.sum()
+        heads = assign.box_head_targets(np.float32(meta["fixed_proposals"][i]), boxes, meta["gt_labels"][i], 80, choose)
+        rois, labels, deltas, _ = (array[: len(heads.boxes)] for array in heads.padded())
+        scores, regression = network.box_head(features_of(i, rois, 7))
+        scores = scores.astype(np.float64) - scores.max(1, keepdims=True)
+        rows = np.arange(len(rois))
+        losses["loss_cls"] += (np.log(np.exp(scores).sum(1)) - scores[rows, labels]).sum()
+        positive = labels < 80
+        own = regression.reshape(-1, 80, 4)[rows[positive], labels[positive]]
+        losses["loss_bbox"] += np.abs(own - deltas[positive]).sum()
+        counts["heads"] += len(rois)
+        logits = network.mask_head(features_of(i, rois[positive], 14))[np.arange(positive.sum()), labels[positive]]
+        bits = pack(np.stack([ellipse(box, 128, 160) for box in boxes]))
+        masks.append(binary_cross_entropy(logits, mask_targets(bits, rois[positive], heads.matched)))
+    for name, value in losses.items():
+        found = value / counts["rpn" if "rpn" in name else "heads"]
+        assert found == pytest.approx(meta["losses"]["f64"][name], rel=5e-6), name
+    assert np.concatenate(masks).mean() == pytest.approx(meta["losses"]["f64"]["loss_mask"], rel=5e-6)
+
+
 def test_detections_and_mining_of_ssdlite():
     """The neighbours of SkaNet's graphs may swap in float32; in this run they do not."""
     meta, arrays = dense_golden(SSDLITE)
@@ -293,3 +362,13 @@ def test_detections_and_mining_of_ssdlite():
     expected = np.unpackbits(arrays["targets/mined"], axis=1)[:, : len(priors)].astype(bool)
     assert mined.sum(1).tolist() == meta["mined"]["kept_per_image"]
     assert (mined != expected).sum() <= (2 if swapped else 0)
+
+    classes, shares = arrays["targets/labels"], [np.float32(boxes) for boxes in meta["gt_boxes_xyxy_normalised"]]
+    entropy = -np.log(postprocess.softmax(outputs["confidences"]))[
+        np.arange(2)[:, None], np.arange(len(priors)), classes
+    ]
+    deltas = np.stack([assign.ssd_targets(priors, shares[i], [0] * len(shares[i])).deltas for i in range(2)])
+    off = np.abs(outputs["locations"] - deltas)[positive]
+    smooth = np.where(off < 1, off**2 / 2, off - 0.5)
+    for name, value in (("cls_loss", entropy[mined].sum()), ("reg_loss", smooth.sum())):
+        assert value / positive.sum() == pytest.approx(meta["loss"]["f64"][name], rel=1e-2 if swapped else 1e-5)

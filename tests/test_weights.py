@@ -14,8 +14,9 @@ from mindspore import Tensor
 from mindska import builders
 from mindska.config import parse_args
 from mindska.errors import WeightsError
+from mindska.models.factory import OUR_MODELS
 from mindska.reference import skanet as torch_skanet
-from mindska.weights import from_torch, open_weights, read_torch, to_torch
+from mindska.weights import convert, from_torch, open_weights, read_torch, to_torch
 from mindska.weights.files import write_checkpoint
 
 MODEL = "skanet_nano"
@@ -315,3 +316,13 @@ def test_an_average_that_is_not_there(state, tmp_path):
     assert open_weights(tmp_path / "a.pth", MODEL).parameters["classifier.bias"].shape == (1000,)
     with pytest.raises(WeightsError, match="no 'state_dict_ema'"):
         open_weights(tmp_path / "a.pth", MODEL, ema=True)
+
+
+def test_models_of_several_kernel_sizes_have_the_same_names():
+    """`models_that_fit` makes one of them, where the names are not those of a file."""
+    first = convert.parameter_shapes("van_tiny_lska_k7")
+    other = convert.parameter_shapes("van_tiny_lska_k23")
+    assert list(first) == list(other) and first != other
+    assert [name for name in OUR_MODELS if convert.KERNEL_SIZE.search(name) and "_lska_k" not in name] == []
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in other.items()}
+    assert convert.models_that_fit(arrays, "mindspore") == ["van_tiny_lska_k23"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from .wrappers import COUNTERS, Named, is_array, split
 log = logging.getLogger("mindska")
 
 HEAD = "classifier."
+KERNEL_SIZE = re.compile(r"_k\d+$")  # models of several have the same names of parameters
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
 
@@ -269,14 +271,23 @@ def models_that_fit(
     `beside`: names in it that may be left over (see `wrappers.Named`).
     """
     source = _without_counters(source)
-    return [
-        name
-        for name in (sorted(OUR_MODELS) if among is None else among)
-        for dialect in [dialect for framework in frameworks for dialect in dialects(name, framework)]
-        # Most models are told apart by one name, without making them all.
-        if dialect.key(first_weight(name)) in source
-        and not any(_differences(name, _shaped(name, source, dialect), dialect, beside))
-    ]
+    fitting: list[str] = []
+    other_names: set[str] = set()  # models, with or without their kernel size, whose names are not the source's
+    for name in sorted(OUR_MODELS) if among is None else among:
+        but_for_its_kernel = KERNEL_SIZE.sub("", name)
+        if but_for_its_kernel in other_names:
+            continue  # making one more takes a second
+        found = [
+            _differences(name, _shaped(name, source, dialect), dialect, beside)
+            for framework in frameworks
+            for dialect in dialects(name, framework)
+            # Most models are told apart by one name, without making them all.
+            if dialect.key(first_weight(name)) in source
+        ]
+        if all(missing or unknown for missing, unknown, _ in found):
+            other_names.add(but_for_its_kernel)
+        fitting += [name for differences in found if not any(differences)]
+    return fitting
 
 
 def translate(

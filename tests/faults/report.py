@@ -37,7 +37,7 @@ FAULTS = {
     ),
     "signals": (
         "SIGTERM, SIGINT, SIGHUP, SIGUSR1 to mpirun",
-        "update finished, checkpoint, exit code 75, goes on",
+        "update finished, checkpoint, exit code 75, the same command resumes",
     ),
     "lost-rank": (
         "a rank, mpirun, the scheduler or the terminal killed, a rank raising, nobody reads on",
@@ -77,7 +77,7 @@ FAULTS = {
     ),
     "one-record": (
         "log and metrics after restarts",
-        "one record, nothing lost or doubled",
+        "one log, nothing lost or doubled",
     ),
     "operators": (
         "other channels, NHWC, wrong ranks, sizes or types for a C++ operator",
@@ -89,7 +89,7 @@ FAULTS = {
     ),
     "cache-deleted": (
         "the cache deleted during a run",
-        "the run goes on",
+        "the run continues",
     ),
     "pixels": (
         "16-bit, float and signed images",
@@ -157,11 +157,11 @@ FAULTS = {
     ),
     "other-validation": (
         "another validation set on resume",
-        "best starts anew, and says so",
+        "best starts anew, and this is logged",
     ),
     "first-weights": (
         "the first weights moved, changed or left out on resume",
-        "the run goes on",
+        "the run continues",
     ),
     "ranges": (
         "numbers that float32 cannot hold, units of other tools",
@@ -181,7 +181,7 @@ FAULTS = {
     ),
     "silent-rank": (
         "a rank silent for longer than MindSpore waits by default",
-        "the run goes on",
+        "the run continues",
     ),
     "hosts": (
         "odd host names, IPv6, junk in the launcher's variables",

@@ -32,6 +32,19 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Eight training and five validation scenes of digits, 48x48, for segmentation and detection."""
+    from sklearn.datasets import load_digits
+
+    from mindska.data.digit_scenes import split_scans, write_digit_scenes
+
+    folder, digits = tmp_path_factory.mktemp("scenes") / "data", load_digits()
+    scans = split_scans(digits.images, digits.target)
+    write_digit_scenes(folder, scans, dict(train=8, val=5), size=(48, 48), digits=(1, 3))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def whole_run(images, tmp_path_factory):
     """An uninterrupted run of three epochs (12 steps)."""
     out = tmp_path_factory.mktemp("whole") / "run"

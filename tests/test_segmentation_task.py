@@ -10,13 +10,11 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from dense_runs import fit, last, trainer
 from PIL import Image
-from runs import Killed
-from sklearn.datasets import load_digits
 
 from mindska import builders
 from mindska.config import Config
-from mindska.data.digit_scenes import split_scans, write_digit_scenes
 from mindska.distributed import World
 from mindska.errors import ConfigError, WeightsError
 from mindska.modes import pynative_mode
@@ -24,20 +22,10 @@ from mindska.segmentation import evaluation
 from mindska.segmentation.masks import MaskError, read_mask
 from mindska.tasks import create_task
 from mindska.tasks.segmentation.opening import open_segmenter
-from mindska.training import Trainer, TrainStep, build_optimizer, learning_rates
 from mindska.weights.files import read_file
 
 ROOT = Path(__file__).parents[1]
 MODEL = "semantic_fpn_skanet_nano"
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes") / "data"
-    digits = load_digits()
-    scans = split_scans(digits.images, digits.target)
-    write_digit_scenes(folder, scans, dict(train=8, val=5), size=(48, 48), digits=(1, 3))
-    return folder
 
 
 def settings(scenes, out, **more):
@@ -48,45 +36,6 @@ def settings(scenes, out, **more):
         val_interval=2,
     )  # fmt: skip
     return Config(**{**given, **more})
-
-
-def trainer(config):
-    """As train.py makes it."""
-    ms.set_seed(config.seed)
-    task = create_task(config, World())
-    weights = builders.configured_weights(config)
-    task.open_data(validation=config.val_while_train)
-    network = task.build_network(task.fit_weights(weights), weights.record if weights else {})
-    evaluator, loader = task.evaluator(network), task.train_loader(network)
-    rates = learning_rates(config, loader.steps_per_epoch)
-    optimizer = build_optimizer(config, network, rates)
-    step = TrainStep(network, task.loss(), optimizer, builders.build_step_options(config))
-    made = (config, World(), step, loader, rates, evaluator, task.record(network), task.metric, task.measure)
-    return Trainer(*made)
-
-
-def fit(made, until=None, spoil=None):
-    """Trains; dies after `until` steps. spoil: the step whose images are made NaN."""
-
-    def watched(start, steps):
-        for done, batch in enumerate(batches(start, steps), start):
-            if done == until:
-                raise Killed
-            yield (np.full_like(batch[0], np.nan), *batch[1:]) if done == spoil else batch
-
-    batches, made.loader.batches = made.loader.batches, watched
-    with pynative_mode():
-        if until is None:
-            made.fit()
-        else:
-            with pytest.raises(Killed):
-                made.fit()
-
-
-def last(out):
-    """Arrays of the newest checkpoint."""
-    paths = sorted(out.glob(f"{MODEL}-*_*.ckpt"), key=lambda path: int(path.stem.rpartition("_")[2]))
-    return read_file(paths[-1])[0]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +51,7 @@ def test_a_killed_run_resumes_to_the_bit(scenes, whole, tmp_path):
     config = settings(scenes, tmp_path, ema=True, ema_decay=0.9)
     fit(trainer(config), until=5)
     fit(trainer(config))
-    before, after = last(whole), last(tmp_path)
+    before, after = last(whole, MODEL), last(tmp_path, MODEL)
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
     rows = [list(csv.DictReader((out / "metrics.csv").open())) for out in (whole, tmp_path)]
     kept = ("step", "loss", "lr", "grad_norm", "miou", "macc", "aacc", "miou_averaged", "miou_raw")

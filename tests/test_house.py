@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "folding": {"models", "acceleration"},
     "segmentation": {"models"},
     "weights": {"models", "data", "kernels", "segmentation"},
-    "reference": {"weights"},
+    "reference": {"weights", "segmentation"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"compile_cache"},
     "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},

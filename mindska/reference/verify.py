@@ -9,7 +9,7 @@ from mindspore import Tensor
 from ..errors import SettingError
 from ..segmentation.factory import split_name
 from ..weights import Weights
-from ..weights.convert import as_float32, key_map
+from ..weights.convert import as_float32, in_network, key_map
 from ..weights.names import SegmenterDialect, dialects
 from . import create, rms
 
@@ -38,10 +38,11 @@ def compare(weights: Weights) -> tuple[float, float]:
         reference = create(weights.model, **{**overrides, **weights.non_default_options})
     except TypeError as error:
         raise SettingError(f"--verify: the reference has no option {', '.join(weights.non_default_options)}") from error
+    arrays = in_network(weights.source.named, weights.model).arrays
     theirs, state = key_map(weights.model, weights.dialect), reference.state_dict()
     for name, key in reference_keys(weights.model).items():
         if name in theirs and name in weights.parameters:  # a backbone has no classifier
-            value = as_float32(weights.source.arrays[theirs[name]])
+            value = as_float32(arrays[theirs[name]])
             state[key] = torch.from_numpy(value).reshape(state[key].shape)
     reference.load_state_dict(state)
     size = weights.preprocessing["image_size"]

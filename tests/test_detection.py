@@ -61,6 +61,9 @@ def test_anchors_beyond_the_own_padding_are_ignored():
     valid = RETINANET_ANCHORS.valid(sizes, (128, 128))
     alone = RETINANET_ANCHORS.map_sizes((128, 128))
     assert valid.sum() == sum(RETINANET_ANCHORS.level_sizes(alone)) < len(valid)
+    standing = RETINANET_ANCHORS.valid(RETINANET_ANCHORS.map_sizes((256, 256)), (128, 256))
+    assert standing.sum() == sum(RETINANET_ANCHORS.level_sizes(sizes))
+    assert standing[: 16 * 32 * 9].all() and not standing[16 * 32 * 9 : 32 * 32 * 9].any()
     box, anchors = np.float32([[10, 10, 60, 60]]), RETINANET_ANCHORS(sizes)
     targets = assign.retinanet_targets(anchors, box, [3], valid)
     assert (targets.labels[~valid] == assign.IGNORED).all()
@@ -248,7 +251,8 @@ def test_targets_of_fixed_shapes():
     sizes = RPN_ANCHORS.map_sizes((64, 96))
     anchors, boxes = RPN_ANCHORS(sizes), np.float32([[5, 5, 40, 40], [30, 10, 90, 60]])
     targets = assign.rpn_targets(anchors, boxes)
-    samples = assign.sample(targets.matched, 20, 0.5, np.random.default_rng(0))
+    samples = assign.sample(targets.matched, 20, 0.05, np.random.default_rng(0))
+    assert len(samples.positive) == 1 < (targets.matched >= 0).sum()
     fixed = assign.sampled_targets(targets, samples)
     assert [array.shape for array in fixed] == [array.shape for array in targets]
     assert [array.dtype for array in fixed] == [np.int32, np.int32, np.float32]
@@ -344,6 +348,10 @@ def test_a_map_of_nan_gives_no_detections():
     scores, deltas = retinanet_maps(2.0)
     deltas = [level * np.nan for level in deltas]
     assert len(postprocess.retinanet_detections(scores, deltas, (64, 64))) == 0
+    priors = ssd_priors([(4, 4)] * 6)
+    with np.errstate(over="ignore"):
+        found = postprocess.ssd_detections(np.zeros((len(priors), 3), np.float32), np.full_like(priors, 1e4), priors)
+    assert len(found) == 0  # nor does one without end
 
 
 def test_the_top_400_of_a_class_of_ssd():

@@ -13,6 +13,7 @@ from .. import kernels, summary
 from ..config import Config
 from ..data import EvalLoader, Preprocessing, TrainLoader
 from ..distributed import World
+from ..waiting import waiting
 from .folder import RunFolder
 from .state import Progress
 from .step import TrainStep
@@ -65,7 +66,8 @@ def say_start(
 def _macs(network: nn.Cell, pixels: Preprocessing) -> str:
     """Multiply-accumulates of an image in words; empty where the network cannot be interpreted."""
     try:
-        rows = summary.layers(network, pixels.in_channels, *pixels.image_size)
+        with waiting("Counting multiply-accumulates", quiet_for=10.0):
+            rows = summary.layers(network, pixels.in_channels, *pixels.image_size)
     except Exception as error:  # it is only shown
         log.debug("The multiply-accumulates are not counted: %s", error)
         return ""

@@ -424,7 +424,7 @@ class Config:
     ckpt_save_dir: str = _option(
         "",
         "folder for checkpoints, metrics, curves; default: output/MODEL",
-        heading="record",
+        heading="output",
         path=True,
         may_change=True,
     )

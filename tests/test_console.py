@@ -272,7 +272,7 @@ def test_a_wheel_in_a_fresh_environment(tmp_path):
     environment.pop("PYTHONPATH", None)
 
     def run(*words):
-        done = subprocess.run(words, cwd=outside, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(words, cwd=outside, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -14,6 +14,7 @@ from ..config import Config
 from ..data import Preprocessing, TrainLoader
 from ..distributed import World
 from ..evaluation import Evaluator, Metric
+from ..waiting import waiting
 from .folder import RunFolder
 from .state import Progress
 from .step import TrainStep
@@ -67,7 +68,8 @@ def say_start(
 def _macs(network: nn.Cell, pixels: Preprocessing) -> str:
     """Multiply-accumulates of an image in words; empty where the network cannot be interpreted."""
     try:
-        rows = summary.layers(network, pixels.in_channels, *pixels.image_size)
+        with waiting("Counting multiply-accumulates", quiet_for=10.0):
+            rows = summary.layers(network, pixels.in_channels, *pixels.image_size)
     except Exception as error:  # it is only shown
         log.debug("The multiply-accumulates are not counted: %s", error)
         return ""

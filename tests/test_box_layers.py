@@ -97,10 +97,10 @@ def test_samples_are_the_candidates_with_the_highest_keys(mode):
 
 
 def test_few_candidates_are_all_taken():
-    matched, keys = Tensor(np.int32([[0, -1, -2]])), Tensor(np.float32([[0.1, 0.2, 0.3]]))
-    indices, positive, negative = (x.asnumpy()[0] for x in layers.sampled(matched, keys, 256, 0.5))
-    assert indices[:2].tolist() == [0, 1]
-    assert positive.tolist() == [True, False, False] and negative.tolist() == [False, True, False]
+    matched, keys = Tensor(np.int32([[0, -1, -2, 1]])), Tensor(np.float32([[0.1, 0.2, 0.3, 0.05]]))
+    indices, positive, negative = (x.asnumpy()[0] for x in layers.sampled(matched, keys, 256, 0.25))
+    assert indices[:3].tolist() == [0, 3, 1]
+    assert positive.tolist() == [True, True, False, False] and negative.tolist() == [False, False, True, False]
 
 
 def test_coders_are_numpys():

@@ -19,6 +19,7 @@ from mindska.kernels.signatures import Signature, enumerators, signatures
 SIZES = dict(
     B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, A=20, M=6, h=3, w=4, k=3, dilation=1, dilation1=2,
     dilation2=3, stride=1, relu=0, identity=1, epilogue=3,
+    R=5, out=7, H0=8, W0=9, H1=7, W1=4, H2=3, W2=5, H3=2, W3=3,
 )  # fmt: skip
 # Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
 UNCONSTRAINED = dict(split_depthwise="C", split_depthwise_grad="CPQ", max_relative_grad="hw")
@@ -147,6 +148,8 @@ CELLS = {  # how each operator is made, and its signature
     operators.MaxRelative: ((3, 1), "max_relative"),
     operators.AssignMaxIou: ((0.5, 0.4, 0.0), "assign_max_iou"),
     operators.Suppress: ((0.5,), "suppress"),
+    operators.RoiAlign: ((7, 4), "roi_align"),
+    operators.MaskTargets: ((28,), "mask_targets"),
 }
 
 
@@ -184,7 +187,8 @@ def tensors(signature, shapes):
     kept = [shape for tensor, shape in zip(signature.inputs, shapes) if not is_own(tensor)]
     if any(size < 0 or size > 1 << 20 for shape in kept for size in shape):
         return None
-    return [Tensor(np.ones(shape, np.float32)) for shape in kept]
+    types = [tensor.type for tensor in signature.inputs if not is_own(tensor)]
+    return [Tensor(np.ones(shape, kind)) for shape, kind in zip(kept, types * len(kept))]
 
 
 def call(cell, inputs):
@@ -206,7 +210,7 @@ def test_operators_refuse_what_does_not_fit(operator):
                 call(cell, given)
     for i, x in enumerate(inputs):
         given = [*inputs[:i], x.astype(ms.float16), *inputs[i + 1 :]]
-        with pytest.raises(ValueError, match="is float16; expected float32"):
+        with pytest.raises(ValueError, match="is float16; expected (float32|uint8)"):
             call(cell, given)
     for number, grads in enumerate(wrong_grads(cell, out)):
         with pytest.raises(ValueError, match=r"^\w+: .*; expected "):

@@ -36,6 +36,8 @@ FORMS: tuple[type[AcceleratedForm], ...] = (
     sknet.FusedSKUnit,
     boxes.FusedMaxIouAssigner,
     boxes.FusedSuppression,
+    boxes.FusedRoIAlign,
+    boxes.FusedMaskTargets,
 )
 _FORM_OF = {form.plain_class: form for form in FORMS}  # of exact classes: a subclass may compute something else
 

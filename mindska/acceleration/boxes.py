@@ -1,11 +1,14 @@
-"""Accelerated forms of what detectors are trained with: matching and suppression."""
+"""Accelerated forms of what detectors do with boxes: matching, suppression, RoIAlign."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from mindspore import Tensor
 
 from ..kernels import operators
 from ..models.layers.boxes import MaxIouAssigner, Suppression
+from ..models.layers.roi_align import LEVELS, MaskTargets, RoIAlign
 from .form import AcceleratedForm
 
 
@@ -34,5 +37,40 @@ class FusedSuppression(AcceleratedForm, Suppression):
 
     def in_inference(self, boxes: Tensor) -> Tensor:
         return self.operator(boxes) > 0
+
+    in_training = in_inference
+
+
+class FusedRoIAlign(AcceleratedForm, RoIAlign):
+    """In one operator for all levels, with its gradient in another."""
+
+    plain_class, plain = RoIAlign, RoIAlign.construct
+
+    def prepare(self) -> None:
+        self.operator = operators.RoiAlign(self.out, self.stride)
+
+    def uses_plain(self, x: Sequence[Tensor]) -> bool:
+        return len(x) > LEVELS or not self.accepts(x[0])
+
+    def in_inference(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        levels = [*pyramid, *[pyramid[-1]] * (LEVELS - len(pyramid))]  # no box is on what fills up
+        return self.operator(levels[0], levels[1], levels[2], levels[3], rois)
+
+    in_training = in_inference
+
+
+class FusedMaskTargets(AcceleratedForm, MaskTargets):
+    """In one operator, which unpacks what the boxes touch."""
+
+    plain_class, plain = MaskTargets, MaskTargets.construct
+
+    def prepare(self) -> None:
+        self.operator = operators.MaskTargets(self.out)
+
+    def uses_plain(self, x: Tensor) -> bool:
+        return False
+
+    def in_inference(self, masks: Tensor, rois: Tensor) -> Tensor:
+        return self.operator(masks, rois)
 
     in_training = in_inference

@@ -8,6 +8,8 @@ from typing import ClassVar
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from ..models.layers.precision import Float32Cell
+
 
 class AcceleratedForm:
     """Mixed into the class of a cell: the same function by C++ operators.
@@ -69,10 +71,17 @@ def plain_class_of(cell: nn.Cell) -> type[nn.Cell]:
     return cell.plain_class if isinstance(cell, AcceleratedForm) else type(cell)
 
 
+def set_class(cell: nn.Cell, its_class: type[nn.Cell]) -> None:
+    """Gives a cell another class; one that stays in float32 has its `construct` in itself."""
+    cell.__class__ = its_class
+    if isinstance(cell, Float32Cell):
+        cell.bind_construct()
+
+
 def apply_form(cell: nn.Cell, form: type[AcceleratedForm]) -> None:
     """Gives a cell of `form.plain_class` that form, in place."""
     before = set(cell._cells) | set(cell.__dict__)
-    cell.__class__ = form
+    set_class(cell, form)
     flags = cell.get_flags()
     cell.in_half_precision = bool(flags.get("fp16") or flags.get("bf16"))
     cell.prepare()
@@ -87,7 +96,7 @@ def remove_form(cell: nn.Cell) -> None:
     for name in cell.form_attributes:
         delattr(cell, name)
     del cell.form_attributes
-    cell.__class__ = cell.plain_class
+    set_class(cell, cell.plain_class)
 
 
 def clear_compile_cache(net: nn.Cell) -> None:

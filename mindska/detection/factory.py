@@ -11,10 +11,11 @@ from mindcv.models.registry import get_pretrained_cfg, register_model
 from ..errors import SettingError
 from ..models.factory import AFTER_CREATION, OUR_MODELS
 from .detector import Detector
+from .mask_rcnn import MaskRCNN
 from .retinanet import RetinaNet
 from .ssdlite import SSDLite
 
-METHODS: dict[str, type[Detector]] = {network.method: network for network in (RetinaNet, SSDLite)}
+METHODS: dict[str, type[Detector]] = {network.method: network for network in (RetinaNet, MaskRCNN, SSDLite)}
 DETECTORS = tuple(f"{method}_{backbone}" for method, network in METHODS.items() for backbone in network.published)
 DENSE_NORM_EPS = 1e-5  # of the layer norms of VAN's stages in the authors' dense backbones; their classifiers have 1e-6
 

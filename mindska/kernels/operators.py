@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 from .build import keep_library, library
 from .signatures import enumerators, signatures
 
-TYPES = {"float32": ms.float32, "int32": ms.int32}
+TYPES = {"float32": ms.float32, "int32": ms.int32, "uint8": ms.uint8}
 
 
 def operator(name: str, **numbers: int) -> ops.Custom:
@@ -566,3 +566,45 @@ class Suppress(nn.Cell):
 
     def bprop(self, boxes: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         return (ops.zeros_like(boxes),)
+
+
+class RoiAlign(nn.Cell):
+    """RoIAlign, aligned and adaptive, on four levels of a pyramid: (B * R, C, out, out)
+
+    Args:
+        stride: pixels of a cell of the first level; of each further one it is twice as large.
+
+    Inputs: four levels (B, C, H, W); rois (B, R, 5), x1 y1 x2 y2 in pixels and the number of the level (with another
+        number the result is 0). Rois get no gradient.
+    """
+
+    def __init__(self, out: int, stride: int) -> None:
+        super().__init__()
+        self.options = int32_tensor(out=out, stride=stride)
+        self.forward = operator("roi_align", out=out, stride=stride)
+        self.backward = operator("roi_align_grad", out=out, stride=stride)
+
+    def construct(self, p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, rois: Tensor) -> Tensor:
+        return self.forward(p0, p1, p2, p3, rois, self.options)
+
+    def bprop(self, p0, p1, p2, p3, rois, out, dout) -> tuple[Tensor, ...]:
+        return (*self.backward(p0, p1, p2, p3, rois, self.options, dout), ops.zeros_like(rois))
+
+
+class MaskTargets(nn.Cell):
+    """The masks of objects in boxes, 0 or 1: (B, R, out, out). It has no gradient.
+
+    Inputs: masks (B, M, H, W / 8) uint8, eight pixels a byte; rois (B, R, 5), x1 y1 x2 y2 and the number of the object
+        (with another number the result is 0).
+    """
+
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        self.options = int32_tensor(out=out)
+        self.forward = operator("mask_targets", out=out)
+
+    def construct(self, masks: Tensor, rois: Tensor) -> Tensor:
+        return self.forward(masks, rois, self.options)
+
+    def bprop(self, masks: Tensor, rois: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.zeros_like(masks), ops.zeros_like(rois)

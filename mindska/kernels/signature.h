@@ -6,7 +6,7 @@
 //
 // A name stands for the same number wherever it is; the numbers of `options`, an int32 array, have names as well. (...):
 // one shape of any rank, the same wherever it is. (*): any shape. (B) or (1): the first that fits; the tensor's own name
-// then stands for the number of the choice, from 0. `int32` after a shape: not float32. `+` after a name: one or more
+// then stands for the number of the choice, from 0. `int32`, `uint8` after a shape: not float32. `+`: one or more
 // such tensors. `/` rounds down. A tensor has at least one element. signatures.py reads the same texts: shapes are
 // refused there first.
 #pragma once
@@ -131,7 +131,7 @@ class Signature {
     } else {
       choose(tensor, index);
     }
-    const char *expected = take("int32") ? "int32" : "float32";
+    const char *expected = take("int32") ? "int32" : take("uint8") ? "uint8" : "float32";
     for (int i = index; i < last && !is_array; ++i) type(tensor, i, expected);
     spaces();
     if (std::strncmp(at_, "where ", 6) == 0) conditions_ = at_ + 5, at_ += std::strlen(at_);

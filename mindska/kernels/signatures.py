@@ -23,7 +23,7 @@ MAX_ELEMENTS = 1 << 36
 Shape = Sequence[int]
 _OPERATOR = re.compile(r'MINDSKA_OPERATOR\(mindska_(\w+),((?:\s*"[^"]*")+)\)')
 _SHAPE = r"\((?:[^()]|\([^()]*\))*\)"
-_TENSOR = re.compile(rf"(\w+)(\+?) (?:\{{([^}}]*)\}}|({_SHAPE}(?: or {_SHAPE})*))(?: (int32))?")
+_TENSOR = re.compile(rf"(\w+)(\+?) (?:\{{([^}}]*)\}}|({_SHAPE}(?: or {_SHAPE})*))(?: (int32|uint8))?")
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class TensorSpec:
         name: its name in the signature.
         shapes: the shapes that it may have, each a tuple of names and expressions.
         numbers: the names of its elements where they are options, an array of int32.
-        type: "float32" or "int32".
+        type: "float32", "int32" or "uint8".
         variadic: whether it stands for one or more tensors.
     """
 
@@ -93,7 +93,7 @@ class Signature:
         """The outputs' types, for inputs of these types.
 
         Raises:
-            SettingError: another type was expected (the operators know float32 and int32 only).
+            SettingError: another type was expected (the operators know float32, and int32 or uint8 where they say so).
         """
         for tensor, found in zip(self._all_inputs(len(types)), types):
             if found != tensor.type:

@@ -7,11 +7,14 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from dense_inputs import ellipse
 from detectors import dense_golden, dense_input, dense_weights
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindska import create_detector
 from mindska.acceleration import decelerate
+from mindska.detection.masks import pack
+from mindska.models.layers.boxes import KEY_NOISE
 from mindska.weights import from_torch, load_into
 from mindska.weights.convert import key_map, recognise
 
@@ -70,6 +73,28 @@ def batch(case: str) -> tuple[Tensor, ...]:
     return (images(case), *map(Tensor, objects(case)), Tensor(image_shapes(case)))
 
 
+def fixed_proposals() -> list[np.ndarray]:
+    """The Mask R-CNN golden's, of each image."""
+    return [np.float32(boxes) for boxes in dense_golden(MASK_RCNN)[0]["fixed_proposals"]]
+
+
+def mask_rcnn_batch() -> tuple[Tensor, ...]:
+    """Images; objects with masks; the anchors that the golden draws; its fixed proposals; noise."""
+    meta, arrays = dense_golden(MASK_RCNN)
+    height, width = meta["input"][2:]
+    masks = np.zeros((2, PADDED, height, width // 8), np.uint8)
+    indices, positive = np.zeros((2, 256), np.int32), np.zeros((2, 256), bool)
+    proposed, valid = np.zeros((2, 30, 4), np.float32), np.zeros((2, 30), bool)
+    for i, boxes in enumerate(fixed_proposals()):
+        for j, box in enumerate(meta["gt_boxes"][i]):
+            masks[i, j] = pack(ellipse(box, height, width)[None])[0]
+        drawn = [arrays[f"rpn_targets/{i}/{kind}_idx"] for kind in ("pos", "neg")]
+        indices[i], positive[i, : len(drawn[0])] = np.concatenate(drawn), True
+        proposed[i, : len(boxes)], valid[i, : len(boxes)] = boxes, True
+    noise = np.random.default_rng(0).random((2, KEY_NOISE), np.float32)
+    return (*batch(MASK_RCNN), *map(Tensor, (masks, indices, positive, ~positive, proposed, valid, noise)))
+
+
 class Gradients(nn.Cell):
     """Losses by name, and the gradients of their sum."""
 
@@ -87,6 +112,20 @@ class Gradients(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> tuple:
         return self.gradient(*inputs)
+
+
+class MaskRcnnGradients(Gradients):
+    """With the anchors that the golden draws, and its fixed proposals."""
+
+    def losses(self, images, boxes, labels, shapes, masks, indices, positive, negative, proposed, valid, noise):
+        net = self.net
+        pyramid = net.neck(net.features(net.prepared(images)))
+        scores, deltas = net.rpn_maps(pyramid)
+        boxes, labels = net.checked_targets(images, boxes, labels, shapes)
+        matched = net.matched_anchors(scores, boxes, shapes)
+        first = net.rpn_losses(scores, deltas, boxes, matched, indices, positive, negative)
+        second = net.roi_losses(pyramid[: net.num_levels], proposed, valid, boxes, labels, masks, noise)
+        return {**first, **second}
 
 
 def trained(step: Gradients, case: str, *inputs: Tensor) -> tuple[list[float], dict[str, np.ndarray]]:

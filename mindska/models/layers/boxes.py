@@ -149,9 +149,8 @@ def sampled(matched: Tensor, keys: Tensor, number: int, positive_fraction: float
         is negative (bool). What is neither fills up.
     """
     candidates = matched.shape[1]
-    number = min(number, candidates)
+    wanted, number = min(int(number * positive_fraction), candidates), min(number, candidates)
     absent = ops.full_like(keys, -1.0)
-    wanted = min(int(number * positive_fraction), candidates)
     values, positive = ops.topk(ops.select(matched >= 0, keys, absent), wanted)
     other_values, negative = ops.topk(ops.select(matched == BACKGROUND, keys, absent), number)
     # Positives are put above all others, and what is missing below.

@@ -13,7 +13,7 @@ from mindspore.common.initializer import XavierUniform, initializer
 
 from ...errors import SettingError
 from .blocks import conv
-from .resize import nearest
+from .resize import every_second, nearest
 
 EXTRA_LEVELS = ("on_input", "pool")
 
@@ -76,7 +76,7 @@ class FPN(nn.Cell):
         maps = [self.fpn_convs[i](merged[last - i]) for i in range(self.num_levels)]
         for i in range(self.extra_levels):
             if self.extra == "pool":
-                maps.append(maps[-1][:, :, ::2, ::2])
+                maps.append(every_second(maps[-1]))
             else:
                 maps.append(self.fpn_convs[self.num_levels + i](features[-1] if i == 0 else maps[-1]))
         return tuple(maps)

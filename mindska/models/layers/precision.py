@@ -33,7 +33,10 @@ class Float32Cell(nn.Cell):
         super().__init__()
         # Against the level "auto", which goes by operator: inside, nothing is cast.
         self.amp_strategy = create_amp_strategy(*NO_AMP)
-        # Replaced for this cell alone, as MindSpore does it itself.
+        self.bind_construct()
+
+    def bind_construct(self) -> None:
+        """Has `construct` of the cell's class run so; for this cell alone, as MindSpore does it itself."""
         self.__dict__["construct"] = MethodType(_without_amp(type(self).construct), self)
 
     def add_flags_recursive(self, **flags) -> nn.Cell:

@@ -38,6 +38,19 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     return ops.gather(x, _sources(w, size[1]), 3) if size[1] != w else x
 
 
+@constexpr
+def _even(size: int) -> Tensor:
+    return Tensor(np.arange(0, size, 2, dtype=np.int32))
+
+
+def every_second(x: Tensor) -> Tensor:
+    """Every second pixel of both axes, from the first on: (B, C, h, w) -> (B, C, ceil(h / 2), ceil(w / 2))
+
+    Not a slice with a step: on CPU (2.8) the gradient of one fails or writes beyond its memory where a side is odd.
+    """
+    return ops.gather(ops.gather(x, _even(x.shape[2]), 2), _even(x.shape[3]), 3)
+
+
 class Bilinear(nn.Cell):
     """`bilinear` as a cell: what exports and faster forms know by its class."""
 

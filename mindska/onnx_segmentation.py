@@ -7,6 +7,7 @@ A resize takes its height and width from the map that it must fit, so that they 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -31,7 +32,7 @@ def _part(graph: OnnxGraph, x: str, start: int, end: int) -> str:
     return graph("Slice", graph("Shape", x), graph.integers(start), graph.integers(end))
 
 
-def _resized(graph: OnnxGraph, x: str, like: str, **how: str) -> str:
+def _resized(graph: OnnxGraph, x: str, like: str, **how: Any) -> str:
     """x at the height and width of another map."""
     sizes = graph("Concat", _part(graph, x, 0, 2), _part(graph, like, 2, 4), axis=0)
     return graph("Resize", x, "", "", sizes, **how)
@@ -39,7 +40,8 @@ def _resized(graph: OnnxGraph, x: str, like: str, **how: str) -> str:
 
 def _twice(graph: OnnxGraph, x: str) -> str:
     scales = graph.constant([1, 1, 2, 2], "scales:1,1,2,2", np.float32)
-    return graph("Resize", x, "", scales, **_bilinear(False))
+    how: dict[str, Any] = _bilinear(False)
+    return graph("Resize", x, "", scales, **how)
 
 
 @writes(FPN)
@@ -126,6 +128,6 @@ def _segmenter(graph: OnnxGraph, net: Segmenter, x: str) -> str:
     maps = [features[i] for i in net.levels]
     logits = graph.write(net.decode_head, graph.write(net.neck, maps))
     logits = _resized(graph, logits, whole, **_bilinear(net.resize.align_corners))
-    if whole != x:
+    if whole != x and height and width:
         logits = graph("Slice", logits, graph.integers(0, 0), graph.integers(height, width), graph.integers(2, 3))
     return logits

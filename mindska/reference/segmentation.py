@@ -115,13 +115,14 @@ class FCNHead(nn.Module):
 class ASPP(nn.Module):
     def __init__(self, cin: int, channels: int, dilations: Sequence[int] = (12, 24, 36)) -> None:
         super().__init__()
-        pool = nn.ModuleDict({"aspp_pool": nn.ModuleDict({"conv_1x1": Block(cin, channels)})})
+        pool: Any = nn.ModuleDict({"aspp_pool": nn.ModuleDict({"conv_1x1": Block(cin, channels)})})
         self.convs = nn.ModuleList([Block(cin, channels), *(Block(cin, channels, 3, d) for d in dilations), pool])
         self.project = Block(5 * channels, channels)
 
     def branches(self, x: torch.Tensor) -> Maps:
         maps = [layer(x) for layer in self.convs[:-1]]
-        pooled = self.convs[-1]["aspp_pool"]["conv_1x1"](x.mean((2, 3), keepdim=True))
+        pool: Any = self.convs[-1]
+        pooled = pool["aspp_pool"]["conv_1x1"](x.mean((2, 3), keepdim=True))
         return [*maps, pooled.expand(-1, -1, *x.shape[2:])]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -150,7 +151,7 @@ def set_output_stride(backbone: nn.Module, output_stride: int) -> None:
             reduction *= 2
             continue
         first = getattr(backbone, f"layer{i}")[0] if hasattr(backbone, f"layer{i}") else None
-        embed = getattr(backbone, f"patch_embed{i}", first)
+        embed: Any = getattr(backbone, f"patch_embed{i}", first)
         for conv in embed.modules():
             if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2):
                 conv.stride = (1, 1)
@@ -162,7 +163,9 @@ def set_output_stride(backbone: nn.Module, output_stride: int) -> None:
 class Segmenter(nn.Module):
     """`method` on a reference backbone, without dropout. Images (B, 3, H, W) -> logits (B, classes, H, W)"""
 
-    def __init__(self, method: str, backbone: nn.Module, cin: Sequence[int], num_classes: int) -> None:
+    decode_head: nn.Module
+
+    def __init__(self, method: str, backbone: Any, cin: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.method, self.backbone, self.stages = method, backbone, len(cin)
         self.align_corners = method == "deeplabv3"
@@ -224,7 +227,8 @@ def create(
     if hasattr(net, "patch_embed1"):
         cin = [getattr(net, f"patch_embed{i}").proj.out_channels for i in range(1, 5)]
     else:
-        cin = list(sknet.VARIANTS[backbone]["out"])  # type: ignore[arg-type]
+        row: Any = sknet.VARIANTS[backbone]
+        cin = list(row["out"])
     if output_stride is None and method == "deeplabv3":
         output_stride = 8
     if output_stride is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from mindspore import Tensor
@@ -47,15 +49,16 @@ def compare(weights: Weights) -> tuple[float, float]:
     reference.load_state_dict(state)
     size = weights.preprocessing["image_size"]
     images = np.random.default_rng(0).standard_normal((1 if segmenter else 2, 3, *size), dtype=np.float32)
+    network: Any = weights.network()
     bgr = weights.dialect is not None and weights.dialect.bgr
     inputs = np.ascontiguousarray(images[:, ::-1]) if bgr else images
     if segmenter:
         with torch.no_grad():
             logits = reference.double().eval()(torch.from_numpy(inputs).double()).numpy()
-        return rms(weights.network()(Tensor(images)).asnumpy(), logits), BOUNDS.get(family, 5e-6)
+        return rms(network(Tensor(images)).asnumpy(), logits), BOUNDS.get(family, 5e-6)
     with torch.no_grad():
         taps = reference.double().eval().taps(torch.from_numpy(inputs).double())
-    outputs = weights.network()(Tensor(images))
+    outputs = network(Tensor(images))
     if weights.num_classes:
         return rms(outputs.asnumpy(), taps["logits"].numpy()), BOUNDS.get(family, 5e-6)
     stages = [rms(outputs[i].asnumpy(), taps[f"stage{i + 1}_norm"].numpy()) for i in range(len(outputs))]

@@ -128,7 +128,7 @@ def _entry_point(module: str, name: str) -> Callable[..., Segmenter]:
 def _register() -> None:
     for method, network in METHODS.items():
         names = [f"{method}_{backbone}" for backbone in network.published]
-        sys.modules[network.__module__].default_cfgs = {name: card(name) for name in names}
+        vars(sys.modules[network.__module__])["default_cfgs"] = {name: card(name) for name in names}
         for name in names:
             register_model(_entry_point(network.__module__, name))
 

@@ -134,7 +134,7 @@ class Backbone(nn.Cell):
                 raise SettingError(f"{name} is {rate}; expected a probability in [0, 1)")
         self.num_drop_paths = num_drop_paths
         self.noise_size = num_drop_paths + channels[-1]
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             dict(chs=chs, reduction=reduction, name=name) for chs, reduction, name in zip(channels, reductions, names)
         ]
         self.num_features = channels[-1]

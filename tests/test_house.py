@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "folding": {"models", "acceleration"},
     "segmentation": {"models", "data", "distributed", "evaluation", "dense_evaluation"},
     "weights": {"models", "data", "kernels", "segmentation", "detection"},
-    "reference": {"weights"},
+    "reference": {"weights", "segmentation"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"data", "distributed", "compile_cache"},
     "dense_evaluation": {"data", "distributed", "compile_cache"},

@@ -37,7 +37,7 @@ def compare(weights: Weights) -> tuple[float, float]:
         raise SettingError(f"--verify: the reference takes images of 3 channels, these weights {weights.in_channels}")
     overrides = {"num_classes": weights.num_classes} if weights.num_classes else {}
     try:
-        reference = create(weights.model, **{**overrides, **weights.non_default_options})
+        reference: Any = create(weights.model, **{**overrides, **weights.non_default_options})
     except TypeError as error:
         raise SettingError(f"--verify: the reference has no option {', '.join(weights.non_default_options)}") from error
     arrays = in_network(weights.source.named, weights.model).arrays

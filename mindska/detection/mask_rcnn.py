@@ -192,6 +192,7 @@ class MaskRCNN(Detector):
     """
 
     method = "mask_rcnn"
+    has_masks = True
     published = ("van_tiny_lska_k23", "van_small_lska_k23", "van_base_lska_k23")
     classifiers = ("roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg", "roi_head.mask_head.conv_logits")
     target_columns = ("boxes", "labels", "image_shapes", "masks")
@@ -446,12 +447,12 @@ class MaskRCNN(Detector):
             maps = self.graphs["masks"](pyramid, rois, Tensor(classes.reshape(-1))).asnumpy()
             for i, some in enumerate(found):
                 logits[i].append(maps[i * step : i * step + max(0, min(step, len(some) - start))])
-        return [
-            Detections(
-                some.boxes, some.scores, some.labels, paste_masks(sigmoid(np.concatenate(maps)), some.boxes, shape)
-            )
-            for some, maps, shape in zip(found, logits, shapes)
-        ]
+        with_masks = []
+        for some, parts, shape in zip(found, logits, shapes):
+            maps = sigmoid(np.concatenate(parts))
+            masks = paste_masks(maps, some.boxes, shape)
+            with_masks.append(Detections(some.boxes, some.scores, some.labels, masks, mask_maps=maps))
+        return with_masks
 
     def _filled_up(self, boxes: Sequence[np.ndarray], number: int) -> Tensor:
         """(B, number, 5): boxes and their levels, filled up with such as are on none."""

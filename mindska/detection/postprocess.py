@@ -30,6 +30,7 @@ class Detections:
         boxes: (n, 4) float32 x1, y1, x2, y2 in pixels; scores: (n,) float32; labels: (n,) int32, classes from 0.
         masks: (n, H, W) bool, or None where the method has none.
         kept: (n,) int64, of which proposals (box head) the detections are.
+        mask_maps: (n, m, m) float32, the probabilities that the masks were pasted from; or None.
     """
 
     boxes: np.ndarray
@@ -37,19 +38,22 @@ class Detections:
     labels: np.ndarray
     masks: Optional[np.ndarray] = None
     kept: Optional[np.ndarray] = None
+    mask_maps: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def in_original_pixels(self, scale_factor: tuple[float, float], original_size: Size) -> Detections:
-        """The boxes in the image before it was resized, and within it; masks are pasted after this.
+        """The boxes in the image before it was resized, and within it; masks are pasted anew.
 
         Args:
             scale_factor: (width, height) of the resized image over that of the original.
             original_size: (height, width).
         """
         factors = np.asarray([*scale_factor, *scale_factor], np.float32)
-        return replace(self, boxes=clip_boxes(self.boxes / factors, original_size))
+        boxes = clip_boxes(self.boxes / factors, original_size)
+        masks = None if self.mask_maps is None else paste_masks(self.mask_maps, boxes, original_size)
+        return replace(self, boxes=boxes, masks=masks)
 
     def mirrored(self, width: int) -> Detections:
         """Those of the mirrored image, in this one, which has so many columns."""

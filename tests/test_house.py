@@ -63,7 +63,7 @@ MAY_IMPORT = {
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
-        "summary",
+        "summary", "names", "weights",
     },
 }  # fmt: skip
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import mindcv
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from .. import kernels, summary
+from ..weights import methods
 
 
 def empty(name: str) -> nn.Cell:
     """A network of plain operators without values: for what does not depend on them."""
     with kernels.plain(), no_init_parameters():
-        net = mindcv.create_model(name)
+        net = methods.create(name)
     for parameter in net.get_parameters():
         parameter.set_data(Tensor(np.zeros(parameter.shape, np.float32)))
     return net

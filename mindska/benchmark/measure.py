@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from mindcv.models.registry import get_pretrained_cfg
 from PIL import Image
 
 from .. import builders
 from ..config import parse_args
 from ..data import TrainLoader, TrainTransform, open_dataset
 from ..distributed.cores import share_of_cores
+from ..names import task_of
+from ..weights import methods
 from . import WHAT
 from .worker import Variant
 
@@ -133,20 +134,33 @@ def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         variants = ours(model, options, group)
         if variants:
             first = variants[0]
-            results += measure(others(group[0], model, first.size, first.batch, options) + variants, options.rounds)
+            size = first.image_size
+            results += measure(others(group[0], model, size, first.batch, options) + variants, options.rounds)
     return results
 
 
-def own_size(model: str) -> int:
-    """The size that a model's weights expect."""
-    return get_pretrained_cfg(model)["input_size"][1]
+DENSE_SIZES = dict(segmentation=(512, 512), detection=(512, 640))  # what segmenters and detectors are measured at
+
+
+def own_size(model: str) -> tuple[int, int]:
+    """(height, width) that a model's weights expect; segmenters and detectors are measured at `DENSE_SIZES`."""
+    task = task_of(model)
+    if task == "classification" or model.startswith("ssdlite_"):
+        height, width = methods.card(model)["input_size"][1:]
+        return height, width
+    return DENSE_SIZES[task]
+
+
+def asked_size(model: str, options: argparse.Namespace) -> tuple[int, int]:
+    """(height, width) to measure at: what the command says, else the model's own."""
+    return (options.image_resize[0], options.image_resize[-1]) if options.image_resize else own_size(model)
 
 
 def scaling(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Cost against image size and batch, forward, and against the number of ranks, in training for us alone."""
-    size, results = options.image_resize or own_size(model), []
+    size, results = asked_size(model, options), []
     if options.what != ["train"]:
-        for side, batch in [(side, options.batch) for side in SIZES] + [(size, batch) for batch in BATCHES]:
+        for side, batch in [((side, side), options.batch) for side in SIZES] + [(size, batch) for batch in BATCHES]:
             variants = ours(model, options, ("forward", "folded"), side, batch)
             results += measure(others("forward", model, side, batch, options) + variants, options.rounds)
     ranks = 1
@@ -189,7 +203,7 @@ def busy_core() -> Iterator[None]:
 def import_orders(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A forward step after `import mindska` and after `import mindspore, mindska`: with one rank and two, on an idle
     machine and with a busy core."""
-    results, shape = [], (options.image_resize or own_size(model), options.batch)
+    results, shape = [], (asked_size(model, options)[0], options.batch)
     for ranks in (1, 2):
         for busy in (False, True):
             with busy_core() if busy else contextlib.nullcontext():
@@ -237,18 +251,22 @@ def ours(
     model: str,
     options: argparse.Namespace,
     what: tuple[str, ...] = WHAT,
-    size: Optional[int] = None,
+    size: Optional[tuple[int, int]] = None,
     batch: Optional[int] = None,
     **further: Any,
 ) -> list[Variant]:
     """Our variants of a model that are asked for, among the steps `what`."""
-    shape = size or options.image_resize or own_size(model), batch or options.batch
+    height, width = size or asked_size(model, options)
+    shape = height, batch or options.batch
+    further.update(task=task_of(model), **({"width": width} if width != height else {}))
     kernels = {"on": [True], "off": [False], "both": [True, False]}[options.kernels]
-    asked = [step for step in what if step in options.what]
+    # What is built on a backbone is not folded.
+    asked = [step for step in what if step in options.what and (step != "folded" or task_of(model) == "classification")]
     return [Variant("mindska", model, step, *shape, on, **further) for step in asked for on in kernels]
 
 
-def others(what: str, model: str, size: int, batch: int, options: argparse.Namespace) -> list[Variant]:
+def others(what: str, model: str, size: tuple[int, int], batch: int, options: argparse.Namespace) -> list[Variant]:
     """PyTorch's variants that are asked for."""
     names = ["pytorch"] * options.pytorch + ["compiled"] * options.compile
-    return [Variant(name, model, what, size, batch) for name in names]
+    width = size[1] if size[1] != size[0] else 0
+    return [Variant(name, model, what, size[0], batch, width=width, task=task_of(model)) for name in names]

@@ -10,7 +10,8 @@ def by_step(results: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     groups: dict[tuple, list] = {}
     for result in results:
         step = "train" if result["what"] == "train" else "forward"
-        groups.setdefault((result["model"], result["size"], result["batch"], step), []).append(result)
+        size = f"{result['size']}x{result['width']}" if result.get("width") else result["size"]
+        groups.setdefault((result["model"], size, result["batch"], step), []).append(result)
     return groups
 
 
@@ -29,7 +30,7 @@ def summary(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-def table(results: list[dict[str, Any]], rate: float, costs: dict[tuple[str, int], int]) -> str:
+def table(results: list[dict[str, Any]], rate: float, costs: dict[str, int]) -> str:
     """All of the results as Markdown."""
     lines = [
         "| model | step | variant | seconds (fastest to slowest) | speed-up | memory | first step | of GEMM |",
@@ -38,7 +39,7 @@ def table(results: list[dict[str, Any]], rate: float, costs: dict[tuple[str, int
     for (model, size, batch, step), group in by_step(results).items():
         reference = next((r for r in group if r["library"] == "pytorch"), None)
         for r in group:
-            cost = costs[model, size] * batch * (3 if step == "train" else 1)
+            cost = costs[model] * batch * (3 if step == "train" else 1)
             ratio = f"{reference['median'] / r['median']:.2f}" if reference else "—"
             memory = f"{r['memory'] / 2**30:.2f} GB"
             if reference and r is not reference and reference["memory"]:

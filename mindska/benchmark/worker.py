@@ -22,8 +22,15 @@ class Variant:
     batch: int
     kernels: bool = True
     ranks: int = 1
+    width: int = 0  # of the images, where it is not their height, `size`
+    task: str = "classification"
     mindspore_first: bool = False  # imported before mindska
     cached: bool = False  # the compiled graph is kept for the next start, as train.py, validate.py and predict.py do
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.size, self.width or self.size
 
     @property
     def name(self) -> str:
@@ -43,6 +50,34 @@ def peak_memory(reset: bool = False) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+CLASSES = dict(segmentation=21, detection=80)  # fewer than any of these networks has
+OBJECTS = 10  # of an image
+
+
+def targets(variant: Variant) -> list[Any]:
+    """What images are compared with in training, NumPy arrays; as the training transforms make them."""
+    import numpy as np
+
+    rng, (height, width), batch = np.random.default_rng(1), variant.image_size, variant.batch
+    if variant.task == "classification":
+        return [np.arange(batch, dtype=np.int32)]
+    if variant.task == "segmentation":
+        blocks = rng.integers(0, CLASSES["segmentation"], (batch, -(-height // 16), -(-width // 16)))
+        return [blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width].astype(np.int32)]
+    corners = rng.uniform(0, 0.7, (batch, OBJECTS, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0.1, 0.3, (batch, OBJECTS, 2))], 2)
+    boxes = (boxes * [width, height, width, height]).astype(np.float32)
+    labels = rng.integers(0, CLASSES["detection"], (batch, OBJECTS)).astype(np.int32)
+    arrays = [boxes, labels, np.full((batch, 2), (height, width), np.int32)]
+    if variant.model.startswith("mask_rcnn_"):
+        masks = np.zeros((batch, OBJECTS, height, width), bool)
+        for image, some in zip(masks, boxes.astype(int)):
+            for mask, (left, top, right, bottom) in zip(image, some):
+                mask[top:bottom, left:right] = True
+        arrays.append(np.packbits(masks, axis=3))
+    return arrays
 
 
 def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
@@ -65,11 +100,18 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
         return forward
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
-    labels = torch.arange(len(images))
+    compared = [torch.from_numpy(array) for array in targets(variant)]
+    compared = [array.long() if array.dtype == torch.int32 else array for array in compared]
+
+    def loss() -> Any:
+        if variant.task == "classification":
+            return torch.nn.functional.cross_entropy(run(batch), compared[0])
+        losses = net.losses(batch, *compared)
+        return sum(losses.values()) if isinstance(losses, dict) else losses
 
     def train() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(run(batch), labels).backward()
+        loss().backward()
         optimizer.step()
 
     return train
@@ -77,7 +119,6 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
 
 def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     """A step of ours in graph mode; in training the trainer's own, with AdamW, over the ranks that were started."""
-    import mindcv
     import mindspore as ms
     import numpy as np
     from mindspore import Tensor
@@ -88,25 +129,36 @@ def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     from mindska.distributed import world
     from mindska.folding import fold
     from mindska.training import TrainStep, build_optimizer
+    from mindska.weights.methods import create
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    net, batch = mindcv.create_model(variant.model), Tensor(images)
+    net, batch = create(variant.model), Tensor(images)
     if variant.what != "train":
         net.set_train(False)
         net = fold(net) if variant.what == "folded" else net
         if variant.cached:
             compile_cached(net, batch, options=variant.what)
-        return lambda: net(batch).asnumpy()
+        return lambda: finished(net(batch))
     config = Config(model=variant.model, opt="adamw", ema=False)
     net.set_train(True)
     optimizer = build_optimizer(config, net, [1e-4] * 1000)
-    step = TrainStep(net, builders.build_loss(config), optimizer, builders.build_step_options(config), world().size)
-    labels = Tensor(np.arange(len(images), dtype=np.int32))
+    loss = builders.build_loss(config) if variant.task == "classification" else None
+    step = TrainStep(net, loss, optimizer, builders.build_step_options(config), world().size)
+    compared = [Tensor(array) for array in targets(variant)]
     noise = Tensor(np.random.default_rng(0).random((len(images), net.noise_size), dtype=np.float32))
     step.set_train(True)
     if variant.cached:
-        compile_cached(step, batch, labels, noise, options=variant.what)
-    return lambda: step(batch, labels, noise)[0].asnumpy()
+        compile_cached(step, batch, *compared, noise, options=variant.what)
+    return lambda: step(batch, *compared, noise)[0].asnumpy()
+
+
+def finished(outputs: Any) -> None:
+    """Waits until all outputs are there."""
+    for output in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
+        if isinstance(output, (tuple, list)):
+            finished(output)
+        else:
+            output.asnumpy()
 
 
 def work(variant: Variant) -> None:
@@ -136,7 +188,7 @@ def answer(variant: Variant, asked: Callable[[], bool], silent: bool = False) ->
         if not silent:
             print(json.dumps(value), flush=True)
 
-    images = np.random.default_rng(0).standard_normal((variant.batch, 3, variant.size, variant.size), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal((variant.batch, 3, *variant.image_size), dtype=np.float32)
     before, start = peak_memory(reset=True), time.perf_counter()
     step = (mindska_step if variant.library == "mindska" else pytorch_step)(variant, images)
     step()

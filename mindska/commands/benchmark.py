@@ -1,6 +1,7 @@
 """Measures the speed of our networks, and of the PyTorch references beside them, on this machine.
 
     mindska benchmark                                  five models, with and without the C++ operators
+    mindska benchmark --models semantic_fpn_van_tiny_lska_k23 --batch_size 2
     mindska benchmark --models sknet50 --what forward folded --kernels both --compile
     mindska benchmark --models skanet_s --scaling      cost against image size, batch and ranks
     mindska benchmark --starts                         the first step of a first and of a second start
@@ -28,14 +29,17 @@ from mindska.benchmark import MODELS, WHAT
 from mindska.distributed.cores import share_of_cores
 from mindska.errors import clear_errors
 from mindska.files import check_writable, replacing, user_path
-from mindska.names import OUR_MODELS
+from mindska.names import OUR_MODELS, OUR_NETWORKS
 from mindska.recipes import find
 
 
 def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, aliases={"--model": "--models"})
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}")
-    parser.add_argument("--image_resize", type=int, metavar="N", help="size in pixels; default: the model's own")
+    parser.add_argument(
+        "--image_resize", type=int, nargs="+", metavar="N", help="height and width in pixels, or one number for both; "
+        "default: the model's own (segmenters 512 512, RetinaNet and Mask R-CNN 512 640)",
+    )  # fmt: skip
     parser.add_argument(
         "--batch_size", dest="batch", type=int, default=8, metavar="N", help="images a step (default: 8)"
     )
@@ -54,13 +58,16 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--loader", action="store_true", help="images a second of the training data alone instead")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures there as well")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.models if name not in OUR_MODELS]
+    unknown = [name for name in options.models if name not in OUR_NETWORKS]
     if unknown:
-        hint = nearest(unknown[0], OUR_MODELS, "{}") or f"; known: {', '.join(OUR_MODELS)}"
+        hint = nearest(unknown[0], OUR_NETWORKS, "{}") or f"; known: {', '.join(OUR_MODELS)}"
         parser.error(f"{unknown[0]} is not a model of mindska{hint}")
-    for name, value in dict(rounds=options.rounds, batch_size=options.batch, image_resize=options.image_resize).items():
-        if value is not None and value < 1:
+    size = options.image_resize or [1]
+    for name, value in dict(rounds=options.rounds, batch_size=options.batch, image_resize=min(size)).items():
+        if value < 1:
             parser.error(f"--{name} is {value}; expected at least 1")
+    if len(size) > 2:
+        parser.error(f"--image_resize has {len(size)} numbers; expected one or two")
     compared = (options.pytorch or options.compile) and not (options.loader or options.starts)
     if compared and not find_spec("torch"):
         parser.error("PyTorch is not installed (pip install torch); --no_pytorch leaves it out")
@@ -80,12 +87,12 @@ def measure(options: argparse.Namespace) -> None:
     from mindska.benchmark.count import count
     from mindska.benchmark.measure import (
         PHOTOS,
+        asked_size,
         compare,
         gemm_rate,
         import_orders,
         loader_rate,
         ours,
-        own_size,
         scaling,
         starts,
     )  # fmt: skip
@@ -98,8 +105,8 @@ def measure(options: argparse.Namespace) -> None:
             rate = loader_rate(find("skanet_s"), photo, options.rounds)
             print(f"{photo[0]}x{photo[1]} pixels: {rate:.0f} images/s on {machine}")
         return
-    sizes = {model: options.image_resize or own_size(model) for model in options.models}
-    costs = {(model, size): sum(count(model, size, size)[1:]) for model, size in sizes.items()}  # or it is too small
+    sizes = {model: asked_size(model, options) for model in options.models}
+    costs = {model: sum(count(model, *size)[1:]) for model, size in sizes.items()}  # or it is too small
     if options.starts:
         results = starts([variant for model in options.models for variant in ours(model, options, cached=True)])
         text = starts_table(results)

@@ -5,10 +5,13 @@ import re
 import threading
 import time
 
+import numpy as np
 import pytest
 from commands import script
 
 from mindska.benchmark import measure, tables
+from mindska.benchmark.worker import Variant, targets
+from mindska.names import task_of
 from mindska.recipes import find
 
 benchmark = script("benchmark")
@@ -35,7 +38,7 @@ def test_tables():
         "| `skanet_nano`, 64, batch 8 | train | 3.000 s | 1.50 | — |",
         "",
     ]
-    rows = tables.table(results, 1e9, {("skanet_nano", 64): 1e7}).splitlines()[2:]
+    rows = tables.table(results, 1e9, {"skanet_nano": 1e7}).splitlines()[2:]
     assert len(rows) == 5 and "| 0.500 (0.250 to 1.000) | 4.00 | 1.00 GB (1.00) | 1.5 s | 16 % |" in rows[2]
     assert rows[4].endswith("12 % |"), "a training step has three times the forward's products"
     assert tables.summary(results[1:2]) == ""
@@ -53,8 +56,24 @@ def test_what_is_asked_for_is_what_is_measured():
         ("forward", False, 224, 4),
         ("train", False, 224, 4),
     ]
-    assert [v.library for v in measure.others("train", "sknet50", 224, 4, options)] == ["pytorch", "compiled"]
+    assert [v.library for v in measure.others("train", "sknet50", (224, 224), 4, options)] == ["pytorch", "compiled"]
     assert [v.kernels for v in measure.ours("sknet50", benchmark.parse(["--what", "train"]))] == [True, False]
+    # What is built on a backbone is not folded, and has a size of its own.
+    dense = [(v.what, v.image_size, v.task) for v in measure.ours("retinanet_van_tiny", benchmark.parse([]))]
+    assert dense == [(what, (512, 640), "detection") for what in ("forward", "train") for _ in range(2)]
+
+
+@pytest.mark.parametrize("model", ["semantic_fpn_skanet_nano", "mask_rcnn_skanet_nano", "ssdlite_skanet_nano"])
+def test_targets_are_what_training_takes(model):
+    """Of the shapes and types that the networks ask for; objects lie within the images and have masks."""
+    task = task_of(model)
+    arrays = targets(Variant("mindska", model, "train", 64, 2, width=96, task=task))
+    shapes = dict(segmentation=[(2, 64, 96)], detection=[(2, 10, 4), (2, 10), (2, 2)])[task]
+    assert [array.shape for array in arrays[:3]] == shapes
+    if model.startswith("mask_rcnn"):
+        boxes, masks = arrays[0].astype(int), np.unpackbits(arrays[3], axis=3).astype(bool)
+        area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        assert masks.shape == (2, 10, 64, 96) and np.array_equal(masks.sum((2, 3)), area)
 
 
 @pytest.mark.parametrize(

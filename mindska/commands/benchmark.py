@@ -84,42 +84,34 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     # Only now, since they load MindSpore, which takes seconds.
+    from mindska.benchmark import measure as measured
     from mindska.benchmark.count import count
-    from mindska.benchmark.measure import (
-        PHOTOS,
-        asked_size,
-        compare,
-        gemm_rate,
-        import_orders,
-        loader_rate,
-        ours,
-        scaling,
-        starts,
-    )  # fmt: skip
     from mindska.benchmark.tables import import_orders_table, scaling_table, starts_table, summary, table
 
     results: list[dict[str, Any]]
     machine = f"{platform.machine()}, {share_of_cores(1)} cores"
     if options.loader:
-        for photo in PHOTOS:
-            rate = loader_rate(find("skanet_s"), photo, options.rounds)
+        for photo in measured.PHOTOS:
+            rate = measured.loader_rate(find("skanet_s"), photo, options.rounds)
             print(f"{photo[0]}x{photo[1]} pixels: {rate:.0f} images/s on {machine}")
         return
-    sizes = {model: asked_size(model, options) for model in options.models}
+    sizes = {model: measured.asked_size(model, options) for model in options.models}
     costs = {model: sum(count(model, *size)[1:]) for model, size in sizes.items()}  # or it is too small
     if options.starts:
-        results = starts([variant for model in options.models for variant in ours(model, options, cached=True)])
+        results = measured.starts(
+            [variant for model in options.models for variant in measured.ours(model, options, cached=True)]
+        )
         text = starts_table(results)
         finish(options, dict(machine=machine, results=results), f"{machine}, without imports\n\n{text}")
         return
     if options.import_orders:
-        results = [result for model in options.models for result in import_orders(model, options)]
+        results = [result for model in options.models for result in measured.import_orders(model, options)]
         finish(options, dict(machine=machine, results=results), f"{machine}\n\n{import_orders_table(results)}")
         return
-    rate = gemm_rate()
+    rate = measured.gemm_rate()
     results = []
     for model in options.models:
-        results += scaling(model, options) if options.scaling else compare(model, options)
+        results += measured.scaling(model, options) if options.scaling else measured.compare(model, options)
     machine += f", GEMM {2 * rate / 1e9:.0f} GFLOP/s"
     text = scaling_table(results) if options.scaling else summary(results) + table(results, rate, costs)
     figures = dict(machine=machine, gemm=rate, results=results)

@@ -73,12 +73,12 @@ class DeepLabV3(Segmenter):
     published = ("skanet_s",)
     card = VOC
     output_stride = 8
-    has_auxiliary_head = pools_to_one = True
+    has_auxiliary_head = pools_to_one = align_corners = over_valid = True
 
     def __init__(
         self, backbone: Backbone, num_classes: int = 21, drop_rate: float = 0.1, auxiliary_head: bool = True
     ) -> None:
-        super().__init__(backbone, num_classes, align_corners=True, over_valid=True)
+        super().__init__(backbone, num_classes)
         self.decode_head = ASPPHead(self.feature_channels[-1], 512, num_classes, drop_rate)
         if auxiliary_head:
             cin = self.feature_channels[-2]

@@ -182,13 +182,15 @@ class Segmenter(nn.Cell):
     card: dict[str, Any] = {}  # classes, and what the published networks expect of an image
     output_stride: Optional[int] = None  # by default; None for the backbone's own
     auxiliary_weight = 0.4
+    align_corners = False  # how logits get the images' size, see `bilinear`
+    over_valid = False  # whether the loss is a mean over the labelled pixels, see `PixelCrossEntropy`
     has_auxiliary_head = False
     pools_to_one = False  # whether a batch norm follows a pooling over the whole map
     neck: nn.Cell
     decode_head: nn.Cell
     auxiliary_head: nn.Cell
 
-    def __init__(self, backbone: Backbone, num_classes: int, align_corners: bool, over_valid: bool) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise SettingError(f"num_classes is {num_classes!r}; expected a number of classes")
@@ -204,8 +206,8 @@ class Segmenter(nn.Cell):
         self.options: dict[str, Any] = {**backbone.options, "output_stride": self.reductions[-1]}
         backbone.options.pop("norm_eps", None)
         self.padded_size = size_padding(backbone)
-        self.resize = Bilinear(align_corners)
-        self.criterion = PixelCrossEntropy(align_corners, over_valid)
+        self.resize = Bilinear(self.align_corners)
+        self.criterion = PixelCrossEntropy(self.align_corners, self.over_valid)
 
     def complete(self) -> None:
         """What follows from the heads: initial values, and how much noise they take."""

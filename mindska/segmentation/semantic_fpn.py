@@ -86,7 +86,7 @@ class SemanticFPN(Segmenter):
     card = ADE20K
 
     def __init__(self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1) -> None:
-        super().__init__(backbone, num_classes, align_corners=False, over_valid=False)
+        super().__init__(backbone, num_classes)
         self.neck = FPN(self.feature_channels, 256)
         self.decode_head = FPNHead(256, 128, len(self.levels), num_classes, drop_rate)
         self.complete()

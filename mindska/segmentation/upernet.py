@@ -120,7 +120,7 @@ class UPerNet(Segmenter):
     def __init__(
         self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1, auxiliary_head: bool = True
     ) -> None:
-        super().__init__(backbone, num_classes, align_corners=False, over_valid=False)
+        super().__init__(backbone, num_classes)
         self.decode_head = UPerHead(self.feature_channels, 512, num_classes, drop_rate)
         if auxiliary_head:
             self.auxiliary_head = FCNHead(self.feature_channels[-2], 256, num_classes, drop_rate)

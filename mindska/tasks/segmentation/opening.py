@@ -14,9 +14,10 @@ from ...config import Config
 from ...data import Preprocessing
 from ...dense_evaluation import Runner
 from ...errors import ConfigError, PredictionError
-from ...names import task_of
+from ...names import method_and_backbone, task_of
 from ...prediction import is_exported, open_exported
 from ...segmentation.evaluation import Inference, Logits, logits_of
+from ...segmentation.factory import METHODS
 from ...segmentation.transforms import SegmentationEvalTransform, Size
 from .task import evaluation_size, inference
 
@@ -106,7 +107,7 @@ def open_segmenter(config: Config) -> Segmenter:
         SegmentationEvalTransform(pixels, evaluation_size(config, record.get("evaluation", {}), pixels)),
         inference(config, pixels),
         weights.num_classes,
-        network.resize.align_corners,
+        network.align_corners,
         config.batch_size,
     )
 
@@ -135,6 +136,6 @@ def _exported(
         SegmentationEvalTransform(own, sizes),
         how,
         record["num_classes"],
-        bool(record.get("align_corners", False)),
+        METHODS[method_and_backbone(config.model)[0]].align_corners,
         batch or config.batch_size,
     )

@@ -154,7 +154,7 @@ class Segmentation(Task):
             self.num_classes,
             config.batch_size,
             inference(config, self.pixels),
-            align_corners=own.resize.align_corners,
+            align_corners=own.align_corners,
             **builders.loader_share(config, self.world),
         )
 

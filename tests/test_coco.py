@@ -192,6 +192,7 @@ def test_annotations_of_images_that_are_not_there(tmp_path):
     )
 
 
+@pytest.mark.fault("coco-ids")
 def test_names_are_utf8_whatever_the_locale(tmp_path):  # G1
     data = content(categories=((1, "Fußgänger"), (2, "自行车")))
     data["images"][1]["file_name"] = "größe 图.png"
@@ -216,6 +217,7 @@ def test_names_are_utf8_whatever_the_locale(tmp_path):  # G1
         CocoDataset(tmp_path / "a.json", tmp_path)
 
 
+@pytest.mark.fault("coco-ids")
 @pytest.mark.parametrize("ids", [(0, 1), (1, 2), (7, 90), (90, 7), ("a", "b")])  # G2
 def test_any_category_ids(tmp_path, ids):
     data = content([annotation(1, 1, ids[0]), annotation(2, 2, ids[1])], categories=zip(ids, ("cat", "dog")))
@@ -226,6 +228,7 @@ def test_any_category_ids(tmp_path, ids):
     assert sorted(dataset.object_labels.tolist()) == [0, 1]
 
 
+@pytest.mark.fault("coco-ids")
 def test_numbers_with_a_point_are_ids(tmp_path):  # G2
     data = content([annotation(1, 1, 3.0), annotation(2, 2.0, 4)], categories=((3, "cat"), (4.0, "dog")))
     data["images"][0]["id"] = 1.0
@@ -233,6 +236,7 @@ def test_numbers_with_a_point_are_ids(tmp_path):  # G2
     assert (dataset.category_ids, dataset.image_ids, dataset.object_labels.tolist()) == ([3, 4], [1, 2], [0, 1])
 
 
+@pytest.mark.fault("coco-ids")
 def test_a_category_that_is_only_a_parent(tmp_path):  # G3
     data = content(categories=((0, "animals"), (1, "cat"), (2, "dog")))
     for category in data["categories"][1:]:
@@ -253,6 +257,7 @@ def test_a_category_that_is_only_a_parent(tmp_path):  # G3
     assert read(tmp_path, data).class_names == ["cat", "dog"]
 
 
+@pytest.mark.fault("coco-ids")
 def test_categories_are_training_s_by_name(tmp_path):  # G4
     train = read(tmp_path, content())
     data = content()
@@ -276,6 +281,7 @@ def test_categories_are_training_s_by_name(tmp_path):  # G4
         read(tmp_path, content(categories=((1, "cat"), (2, "mouse"))), categories=train.categories)
 
 
+@pytest.mark.fault("coco-ids")
 def test_repeated_annotation_ids_lose_no_box(tmp_path):  # G5
     same = [annotation(0, 1), annotation(0, 1, 2, (50, 10, 20, 20)), annotation(0, 2), annotation(3, 2, 2)]
     dataset = read(tmp_path, content(same))
@@ -283,6 +289,7 @@ def test_repeated_annotation_ids_lose_no_box(tmp_path):  # G5
     assert "1 annotation ids are repeated (0): annotations are numbered anew, and none is lost" in warned(dataset)
 
 
+@pytest.mark.fault("coco-boxes")
 def test_boxes_without_area_are_left_out_and_counted(tmp_path):  # G6
     flat = [annotation(11, box=(5, 5, 0, 9)), annotation(12, box=(5, 5, 9, 0)), annotation(13, box=(5, 5, 1e-9, 9))]
     dataset = read(tmp_path, content([*flat, annotation(14)]))
@@ -291,12 +298,14 @@ def test_boxes_without_area_are_left_out_and_counted(tmp_path):  # G6
     assert "box of zeros" not in warned(dataset)
 
 
+@pytest.mark.fault("coco-boxes")
 def test_a_box_of_zeros_for_an_empty_image(tmp_path):  # G45
     dataset = read(tmp_path, content([annotation(1, box=(0, 0, 0, 0)), annotation(2, 2)]))
     assert len(dataset.objects(0).boxes) == 0 and len(dataset.with_objects()) == 1
     assert "an image without objects needs no annotation, and no box of zeros" in warned(dataset)
 
 
+@pytest.mark.fault("coco-boxes")
 def test_corners_in_the_place_of_sizes(tmp_path):  # G7
     corners = [annotation(i, box=(40 + i, 30, 80 + i, 70)) for i in range(10)]
     with pytest.raises(DataError, match="boxes look like x1, y1, x2, y2.*10 of 10.*annotations 0, 1"):
@@ -313,6 +322,7 @@ def test_corners_in_the_place_of_sizes(tmp_path):  # G7
     assert len(read(tmp_path, content(sound)).boxes) == 5
 
 
+@pytest.mark.fault("coco-boxes")
 def test_boxes_beyond_the_border_are_cut(tmp_path):  # G8
     boxes = [(-3, -2, 20, 30), (90, 70, 12, 13), (0, 0, 101, 81), (100, 10, 5, 5), (-9, 3, 9, 9), (10, 10, 5, 5)]
     dataset = read(tmp_path, content([annotation(i, box=box) for i, box in enumerate(boxes)]))
@@ -327,6 +337,7 @@ def test_boxes_beyond_the_border_are_cut(tmp_path):  # G8
     assert dataset.mask(0).all()
 
 
+@pytest.mark.fault("coco-masks")
 def test_short_polygons_are_left_out(tmp_path):  # G9
     both = [[5, 5, 20, 20], *SQUARE]
     data = content([annotation(1, segmentation=both), annotation(2, segmentation=[[1, 2, 3, 4]]), annotation(3)])
@@ -341,6 +352,7 @@ def test_short_polygons_are_left_out(tmp_path):  # G9
         read(tmp_path, content(), masks=True)
 
 
+@pytest.mark.fault("coco-masks")
 def test_polygons_and_run_lengths_are_the_same_mask(tmp_path):  # G10
     mask = decode(SQUARE, (80, 100))
     hollow = mask.copy()
@@ -362,6 +374,7 @@ def test_polygons_and_run_lengths_are_the_same_mask(tmp_path):  # G10
         assert ap(dataset, "segm") == 1
 
 
+@pytest.mark.fault("coco-masks")
 @pytest.mark.parametrize(
     "segmentation, said",
     [
@@ -389,6 +402,7 @@ def test_damaged_run_lengths_never_reach_pycocotools(tmp_path, segmentation, sai
     assert "a.json" in str(caught.value)
 
 
+@pytest.mark.fault("coco-masks")
 def test_area_and_iscrowd_may_be_missing(tmp_path):  # G11
     data = content([annotation(1, segmentation=SQUARE), annotation(2, 2, 2)])
     whole = read(tmp_path, data)
@@ -412,6 +426,7 @@ def turned_jpeg(path: Path, orientation: int = 6) -> None:
     image.save(path, exif=exif)
 
 
+@pytest.mark.fault("coco-files")
 def test_a_turned_jpeg(tmp_path):  # G12
     data = content([annotation(1)], 1)
     data["images"][0]["file_name"] = "1.jpg"
@@ -427,6 +442,7 @@ def test_a_turned_jpeg(tmp_path):  # G12
     assert read(tmp_path, data, exif_orientation=True).load(0).size == (80, 100)
 
 
+@pytest.mark.fault("coco-files")
 @pytest.mark.parametrize("missing", [-1, 0, None, "absent"])
 def test_sizes_that_the_file_does_not_say(tmp_path, missing):  # G13
     data = content()
@@ -441,6 +457,7 @@ def test_sizes_that_the_file_does_not_say(tmp_path, missing):  # G13
     assert "1 images have no size in the file: it is read from them" in warned(dataset)
 
 
+@pytest.mark.fault("coco-files")
 @pytest.mark.parametrize("size, said", [((80, 100), "exchanged"), ((200, 160), "was resized")])
 def test_a_size_that_is_not_the_image_s(tmp_path, size, said):  # G13
     Image.new("RGB", size).save(tmp_path / "1.png")
@@ -455,6 +472,7 @@ def test_a_size_is_compared_when_an_image_is_read(tmp_path, monkeypatch):
         dataset.load(1)
 
 
+@pytest.mark.fault("coco-files")
 def test_names_written_on_windows(tmp_path):  # G14
     (tmp_path / "sub" / "dir").mkdir(parents=True)
     data = content(images=3)
@@ -474,6 +492,7 @@ def test_names_written_on_windows(tmp_path):  # G14
         CocoDataset(path, folder)
 
 
+@pytest.mark.fault("coco-files")
 def test_images_that_are_not_on_disk(tmp_path):  # G15
     data = content([annotation(i, i) for i in range(1, 10)], 9)
     path = write(tmp_path, data)
@@ -490,6 +509,7 @@ def test_images_that_are_not_on_disk(tmp_path):  # G15
         CocoDataset(path, tmp_path, skip_missing=True)
 
 
+@pytest.mark.fault("any-image")
 def test_all_kinds_of_pixels_become_rgb(tmp_path):  # G37
     data = content([annotation(1)], 6)
     for image, mode in zip(data["images"], ("RGBA", "L", "CMYK", "P", "1", "LA")):
@@ -538,6 +558,7 @@ def test_the_twelve_figures_are_pycocotools(coco_a):
     assert {name: found[name] for name in expected["bbox"]} == pytest.approx(expected["bbox_no_crowd_flags"], abs=1e-12)
 
 
+@pytest.mark.fault("coco-figures")
 def test_the_main_ap_is_that_of_the_largest_limit(coco_a):  # G28
     truth, results, expected = golden_coco()
     found = figures_of(coco_a, truth, results, max_detections=(1, 2, 3))["bbox"]
@@ -552,6 +573,7 @@ def test_the_main_ap_is_that_of_the_largest_limit(coco_a):  # G28
             figures_of(coco_a, truth, results, max_detections=limits)
 
 
+@pytest.mark.fault("coco-figures")
 def test_more_objects_than_count_are_said(tmp_path, caplog):  # G28
     boxes = [annotation(i, box=(i % 10 * 10, i // 10 * 6, 8, 5)) for i in range(130)]
     dataset = read(tmp_path, content(boxes))
@@ -566,6 +588,7 @@ def test_more_objects_than_count_are_said(tmp_path, caplog):  # G28
     assert figures["bbox"]["AP"] == pytest.approx(1) and "at most 200 detections" in table(figures)
 
 
+@pytest.mark.fault("coco-figures")
 def test_ranks_that_repeat_images(coco_a):  # G24
     truth, results, _ = golden_coco()
     truth = copy.deepcopy(truth)
@@ -599,6 +622,7 @@ def json_copy(state):
     return copy.deepcopy(state)
 
 
+@pytest.mark.fault("coco-figures")
 def test_no_ground_truth_is_said(tmp_path):  # G25
     for found in ([], [dict(annotation(1), iscrowd=1)]):
         dataset = read(tmp_path, content(found))
@@ -610,6 +634,7 @@ def test_no_ground_truth_is_said(tmp_path):  # G25
         assert "-1" not in table(figures) and "-100" not in table(figures)
 
 
+@pytest.mark.fault("coco-figures")
 def test_results_of_other_images_or_categories_are_refused(tmp_path):  # G25
     evaluator = CocoEvaluator(read(tmp_path, content()))
     result = dict(image_id=1, category_id=1, bbox=[1, 1, 5, 5], score=0.5)
@@ -635,11 +660,13 @@ def test_results_of_other_images_or_categories_are_refused(tmp_path):  # G25
         evaluator.read_results(tmp_path / "r.json")
 
 
+@pytest.mark.fault("coco-figures")
 def test_annotations_numbered_from_0(tmp_path):  # G26
     data = content([annotation(0), annotation(1, 2, 2)])
     assert ap(read(tmp_path, data)) == 1
 
 
+@pytest.mark.fault("coco-figures")
 def test_nothing_was_detected(tmp_path):  # G27
     for kinds in (("bbox",), ("bbox", "segm")):
         dataset = read(tmp_path, content([annotation(1, segmentation=SQUARE)]), masks="segm" in kinds)
@@ -656,6 +683,7 @@ def test_nothing_was_detected(tmp_path):  # G27
     assert evaluator.figures()["bbox"]["AP"] == 0
 
 
+@pytest.mark.fault("coco-figures")
 def test_a_false_alarm_in_an_empty_image_counts(tmp_path):  # G29
     dataset = read(tmp_path, content([annotation(1), annotation(2, 2, 2)], 3))
     evaluator = CocoEvaluator(dataset)

@@ -155,6 +155,7 @@ def test_a_batch_without_objects_has_no_mined_negatives():
     assert not assign.hard_negatives(np.ones((2, 9), np.float32), np.zeros((2, 9), bool)).any()
 
 
+@pytest.mark.fault("coco-boxes")
 @pytest.mark.parametrize("box", [[0, 0, 0, 0], [5, 5, 5, 9], [9, 5, 5, 9], [0, 0, np.nan, 5], [0, 0, np.inf, 5]])
 def test_a_box_without_area_is_refused_with_a_hint(box):
     boxes = np.float32([[1, 1, 8, 8], box])
@@ -215,6 +216,7 @@ def test_the_term_in_the_iou_of_ssd():
     assert assign.match_ssd(box, priors).tolist() == [-1, -1, 0]
 
 
+@pytest.mark.fault("many-objects")
 def test_thousands_of_boxes_take_bounded_memory(monkeypatch):
     sizes = RETINANET_ANCHORS.map_sizes((256, 320))
     anchors, boxes = RETINANET_ANCHORS(sizes), random_boxes(2000, 320, 80)
@@ -375,6 +377,7 @@ def test_boxes_of_ssd_in_pixels_lie_within_the_image():
     assert np.allclose(pixels.boxes, np.clip(shares.boxes * np.float32([300, 100, 300, 100]), 0, [300, 100, 300, 100]))
 
 
+@pytest.mark.fault("coco-figures")
 def test_detections_return_to_the_original_pixels():
     found = postprocess.Detections(np.float32([[20, 30, 90, 400]]), np.float32([0.5]), np.int32([1]))
     assert found.in_original_pixels((2.0, 3.0), (120, 40)).boxes.tolist() == [[10, 10, 40, 120]]

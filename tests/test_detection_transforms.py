@@ -185,6 +185,7 @@ def test_more_objects_than_the_maximum(tmp_path, caplog):
     assert "1 images have more than max_boxes (15) objects, up to 40" in caplog.text
 
 
+@pytest.mark.fault("many-objects")
 def test_an_image_without_objects_becomes_a_sample(tmp_path):  # G44, G45
     dataset = data_set(tmp_path, [])
     for transform in (DetectionTrainTransform(augmentation=SMALL), SsdTrainTransform(ssd_pixels((64, 64)))):
@@ -246,6 +247,7 @@ def test_a_tiny_image_is_cropped_without_end(tmp_path):
         assert SsdTrainTransform(ssd_pixels((32, 32))).sample(dataset, 0, rng(seed))[2][0] == 0
 
 
+@pytest.mark.fault("any-image")
 def test_all_kinds_of_images_give_the_same_pixels(tmp_path):  # G37, G38
     array = picture(3, 40, 60)
     Image.fromarray(array).save(tmp_path / "a.png")
@@ -281,6 +283,7 @@ def bright_box(image: np.ndarray) -> Detections:
     return Detections(np.float32([box]), np.float32([0.9]), np.int32([0]))
 
 
+@pytest.mark.fault("coco-figures")
 @pytest.mark.parametrize("kind", ["keep_ratio", "fixed"])
 def test_boxes_are_those_of_the_original_pixels(kind):  # G39
     keep_ratio = DetectionEvalTransform(mmdetection_pixels((160, 256)))

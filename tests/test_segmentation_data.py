@@ -77,6 +77,7 @@ def grey_png(numbers: np.ndarray, bits: int) -> bytes:
 # ------------------------------------------------------------------------------------------------- masks
 
 
+@pytest.mark.fault("mask-files")
 def test_a_mask_is_read_as_its_numbers_whatever_file_holds_them(tmp_path):
     wide = np.array([[0, 1, 300, 256], [65535, 2, 1, 255]], np.uint16)
     files = {
@@ -107,6 +108,7 @@ def test_a_mask_is_read_as_its_numbers_whatever_file_holds_them(tmp_path):
         np.testing.assert_array_equal(read_mask(tmp_path / name), NUMBERS == 1, err_msg=name)
 
 
+@pytest.mark.fault("mask-files")
 def test_labels_of_8_and_16_bits_are_equal_and_int32(tmp_path):
     for kind in (np.uint8, np.uint16):
         Image.fromarray(NUMBERS.astype(kind)).save(tmp_path / "mask.png")
@@ -115,6 +117,7 @@ def test_labels_of_8_and_16_bits_are_equal_and_int32(tmp_path):
         np.testing.assert_array_equal(labels, NUMBERS)
 
 
+@pytest.mark.fault("mask-numbers")
 def test_reduce_zero_label_shifts_all_but_what_is_ignored():
     numbers = np.array([[0, 1, 2, 150, 255]])
     for kind in (np.uint8, np.uint16, np.int32):
@@ -126,6 +129,7 @@ def test_reduce_zero_label_shifts_all_but_what_is_ignored():
         to_labels(np.array([[256, 256, 0]], np.uint16), 254, True, "m")  # not 255, which would be ignored
 
 
+@pytest.mark.fault("mask-numbers")
 @pytest.mark.parametrize(
     "numbers, classes, said",
     [
@@ -144,6 +148,7 @@ def test_a_number_beyond_the_classes_is_refused(numbers, classes, said):
         to_labels(np.array(numbers, np.int32), classes, False, "m")
 
 
+@pytest.mark.fault("mask-files")
 def test_what_is_no_mask_is_refused_with_what_to_do(tmp_path):
     grey = Image.fromarray(NUMBERS)
     colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
@@ -284,6 +289,7 @@ def test_a_pair_of_folders_in_every_place(tmp_path):
         open_segmentation_dataset("", flat, "train")
 
 
+@pytest.mark.fault("pairs")
 def test_pairs_are_by_name_whatever_the_order_of_the_listing(tmp_path, monkeypatch):
     root = tmp_path / "data"
     (root / "masks").mkdir(parents=True)
@@ -312,6 +318,7 @@ def test_pairs_are_by_name_whatever_the_order_of_the_listing(tmp_path, monkeypat
     assert again.identity() == dataset.identity() and loaded(again) == loaded(dataset)
 
 
+@pytest.mark.fault("pairs")
 def test_names_in_nfc_and_nfd_belong_together(tmp_path):
     nfc, nfd = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     write_pair(tmp_path, f"images/train/{nfc}.png", f"masks/train/{nfd}.png")
@@ -319,6 +326,7 @@ def test_names_in_nfc_and_nfd_belong_together(tmp_path):
     assert len(open_segmentation_dataset("", tmp_path, "train")) == 1
 
 
+@pytest.mark.fault("pairs")
 def test_missing_masks_and_two_of_a_name_are_refused(tmp_path, caplog):
     root = write_folders(tmp_path / "data")
     write_pair(root, "images/train/9.png", "")
@@ -345,6 +353,7 @@ def test_missing_masks_and_two_of_a_name_are_refused(tmp_path, caplog):
         open_segmentation_dataset("coco", root, "train")
 
 
+@pytest.mark.fault("pairs")
 def test_class_names_are_utf_8_in_any_locale(tmp_path):
     for name in ("é", unicodedata.normalize("NFD", "ö")):
         write_pair(tmp_path, f"images/{name}.png", f"masks/{unicodedata.normalize('NFC', name)}.png")
@@ -370,6 +379,7 @@ def test_as_many_classes_as_numbers_beside_255(count, tmp_path):
 # ------------------------------------------------------------------------------------------------- before training
 
 
+@pytest.mark.fault("mask-numbers")
 def test_another_size_than_the_image_is_found_before_training(tmp_path):
     root = write_folders(tmp_path, train=200)
     Image.fromarray(NUMBERS[:, :3]).save(root / "masks" / "train" / "137.png")
@@ -415,6 +425,7 @@ def test_the_kind_of_every_mask_and_the_numbers_of_some_are_looked_at_before_tra
         dataset.load(index)
 
 
+@pytest.mark.fault("mask-files")
 def test_two_classes_in_black_and_white_are_refused_before_training(tmp_path):
     root = write_folders(tmp_path, names="background\ncrack\n")
     for path in root.glob("masks/*/*.png"):
@@ -433,6 +444,7 @@ def test_two_classes_in_black_and_white_are_refused_before_training(tmp_path):
     open_segmentation_dataset("", root, "train").check()
 
 
+@pytest.mark.fault("mask-numbers")
 def test_exif_turns_an_image_and_never_its_mask(tmp_path):
     root = write_folders(tmp_path, train=1)
     exif = Image.Exif()
@@ -454,6 +466,7 @@ def test_exif_turns_an_image_and_never_its_mask(tmp_path):
         stored.check()
 
 
+@pytest.mark.fault("any-image")
 @pytest.mark.parametrize("kind", ["RGBA", "L", "CMYK", "P", "1", "LA"])
 def test_an_image_of_any_kind_becomes_rgb(kind, tmp_path):
     name = "0.tif" if kind == "CMYK" else "0.png"
@@ -492,6 +505,7 @@ def test_a_split_by_ratio_depends_on_names_alone(tmp_path):
     assert datasets.find_layout(tmp_path) == "folders"
 
 
+@pytest.mark.fault("mask-numbers")
 def test_a_wrong_mask_ends_a_run_and_a_damaged_file_is_replaced(tmp_path):
     root = write_folders(tmp_path)
     Image.fromarray(NUMBERS + np.uint8(2)).save(root / "masks" / "train" / "0.png")

@@ -46,6 +46,7 @@ def whole(scenes, tmp_path_factory):
     return out
 
 
+@pytest.mark.fault("dense-runs")
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(scenes, whole, tmp_path):
     config = settings(scenes, tmp_path, ema=True, ema_decay=0.9)
@@ -59,6 +60,7 @@ def test_a_killed_run_resumes_to_the_bit(scenes, whole, tmp_path):
     assert float(rows[0][-1]["miou"]) > 0 and not rows[0][0]["miou"]
 
 
+@pytest.mark.fault("dense-runs")
 @pytest.mark.slow
 def test_a_bad_batch_changes_nothing(scenes, tmp_path):
     out = tmp_path / "out"
@@ -71,6 +73,7 @@ def test_a_bad_batch_changes_nothing(scenes, tmp_path):
     assert int(made.step.skipped.asnumpy()) == 1
 
 
+@pytest.mark.fault("whole-set")
 @pytest.mark.slow
 def test_figures_do_not_depend_on_ranks_batches_or_mode(scenes, whole):
     """Of the whole image, of a sliding window, of several scales; against all images one by one."""
@@ -147,6 +150,7 @@ def test_settings_that_do_not_fit_the_task(scenes):
         check_model("upernet_van_tin")
 
 
+@pytest.mark.fault("ignored-batch")
 def test_one_image_a_batch_is_refused_where_a_map_is_pooled(scenes, tmp_path):
     config = settings(scenes, tmp_path, model="deeplabv3_skanet_nano", batch_size=1)
     task = create_task(config, World())
@@ -155,6 +159,7 @@ def test_one_image_a_batch_is_refused_where_a_map_is_pooled(scenes, tmp_path):
         task.build_network(None, {})
 
 
+@pytest.mark.fault("mask-numbers")
 def test_a_mask_is_never_replaced_by_another_image(scenes, tmp_path):
     """Unreadable images may be: max_damaged says how many."""
     task = create_task(settings(scenes, tmp_path, max_damaged=1.0), World())

@@ -327,6 +327,62 @@ FAULTS = {
         "HTML in class names",
         "shown as text",
     ),
+    "mask-files": (
+        "masks in palettes, 16 or few bits, several channels, JPEG, WebP, floats, black and white",
+        "read as their numbers, or refused with file and remedy before training",
+    ),
+    "mask-numbers": (
+        "masks with numbers beyond the classes, shifted labels, another size than their image's, turned images",
+        "refused with file, what was found and expected; never resized, never replaced",
+    ),
+    "pairs": (
+        "masks missing, listed in another order, of equal names; names in any locale",
+        "paired by name, or refused with the names",
+    ),
+    "whole-set": (
+        "mean IoU over batches or ranks, absent classes, ignored pixels",
+        "one table of the whole set; n/a where nothing counts",
+    ),
+    "ignored-batch": (
+        "a batch of ignored pixels only; batch norms that see one value",
+        "loss and gradients 0; refused with the reason",
+    ),
+    "any-image": (
+        "images of any size, kind and order of colours, for segmenters and detectors",
+        "converted, padded inside and cropped, or refused with the order that is expected",
+    ),
+    "corner-rule": (
+        "a resize by another corner rule in an exported segmenter",
+        "not written",
+    ),
+    "coco-ids": (
+        "COCO's ids with holes, repeated, in another order, parents among the categories",
+        "matched by name and id, mapped back; said",
+    ),
+    "coco-boxes": (
+        "boxes without area, in corner form, beyond the border",
+        "left out and counted, refused, or cut",
+    ),
+    "coco-masks": (
+        "polygons of two points, run lengths as lists or text, damaged ones, no area or iscrowd",
+        "all forms give the same mask; what is none is named; defaults",
+    ),
+    "coco-files": (
+        "sizes that contradict the files, turned JPEGs, names of Windows, images that are not there",
+        "filled in or refused; listed at the start",
+    ),
+    "coco-figures": (
+        "no truth, no detections, ids from 0, false alarms on empty images, repeated images, more than 100 objects",
+        "n/a, 0, 1.0, counted, once, and the limit is said",
+    ),
+    "many-objects": (
+        "images without objects, thousands of objects",
+        "finite losses; bounded memory, the same result",
+    ),
+    "dense-runs": (
+        "runs of segmentation and detection killed, a batch that is NaN, two ranks",
+        "weights equal to the bit, nothing changed, the figures of one rank",
+    ),
 }
 
 

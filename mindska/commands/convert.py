@@ -54,16 +54,9 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 
 def renew_classifier(weights: Weights, num_classes: int) -> None:
     """Puts a classifier for other classes, with initial values, in the place of the file's."""
-    import mindspore as ms
+    from mindska.weights.convert import initial_classifier
 
-    from mindska.weights.convert import classifier_prefixes, create
-
-    ms.set_seed(0)
-    heads, new = classifier_prefixes(weights.model), create(weights.model, num_classes).get_parameters()
-    own = {p.name: p.asnumpy() for p in new if p.name.startswith(heads)}
-    if weights.num_classes is not None:  # a segmenter may be without its auxiliary head
-        own = {name: value for name, value in own.items() if name in weights.parameters}
-    weights.parameters.update(own)
+    weights.parameters.update(initial_classifier(weights.model, num_classes, weights.parameters))
 
 
 def read_class_names(path: Path) -> list[str]:

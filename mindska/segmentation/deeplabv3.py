@@ -43,6 +43,10 @@ class ASPPHead(nn.Cell):
         self.dropout = Dropout2d(drop_rate)
         self.conv_seg = conv(channels, num_classes)
 
+    def norms_in_training(self) -> bool:
+        """Whether the head's batch norms take the batch's statistics."""
+        return self.project.norm.training
+
     def branches(self, x: Tensor) -> list[Tensor]:
         """What is concatenated, (B, channels, H, W) each."""
         pooled = len(self.aspp) - 1

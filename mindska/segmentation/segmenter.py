@@ -6,7 +6,7 @@ Parts have MMSegmentation's names: `backbone`, `neck`, `decode_head`, `auxiliary
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -125,13 +125,32 @@ def check_labels(images: tuple[int, ...], labels: tuple[int, ...]) -> None:
 
 
 @constexpr
-def check_values(values: int, what: str) -> None:
-    """SettingError where a batch norm in training would have one value a channel, whose variance is none."""
-    if values == 1:
+def check_values(images: tuple[int, ...], stride: int, pools_to_one: bool, norms_in_training: bool) -> None:
+    """SettingError where a batch norm in training would have one value a channel, whose variance is none.
+
+    stride: of the coarsest feature; pools_to_one: whether a batch norm follows its mean.
+    """
+    values = images[0] * (1 if pools_to_one else -(-images[2] // stride) * -(-images[3] // stride))
+    if norms_in_training and values == 1:
+        what = "the map is pooled to one pixel" if pools_to_one else "the coarsest map has one pixel"
         raise SettingError(
-            f"training with one image a batch: a batch norm has one value a channel ({what}), and no variance. Take at "
-            f"least two images (of each process), or larger ones where the map is of one pixel"
+            f"training with one image a batch: a batch norm would have one value a channel ({what}), and no variance; "
+            f"expected at least two images a batch (of each process)" + ("" if pools_to_one else ", or larger ones")
         )
+
+
+def size_padding(backbone: Backbone) -> Callable[[int, int], tuple[int, int]]:
+    """What gives the size to which images of (height, width) pixels are padded: their own unless the backbone needs
+    more."""
+
+    @constexpr
+    def padded_size(height: int, width: int) -> tuple[int, int]:
+        if not backbone.why_too_small(height, width):
+            return height, width
+        smallest = next(side for side in range(1, 1025) if not backbone.why_too_small(side, side))
+        return max(height, smallest), max(width, smallest)
+
+    return padded_size
 
 
 class Segmenter(nn.Cell):
@@ -143,8 +162,8 @@ class Segmenter(nn.Cell):
         align_corners: of every enlargement of logits.
         over_valid: see `PixelCrossEntropy`.
 
-    A subclass sets `decode_head`, which has `channels` (those that its dropout drops), and may set `neck` and
-    `auxiliary_head`; then it calls `complete`.
+    A subclass sets `decode_head`, which has `channels` (those that its dropout drops) and `norms_in_training()`, and
+    may set `neck` and `auxiliary_head`; then it calls `complete`.
 
     Inputs:
         images (B, in_channels, H, W), of any size: where the backbone needs more pixels, zeros are added at the right
@@ -184,6 +203,7 @@ class Segmenter(nn.Cell):
         # dense backbone may differ from the classifier's whose weights it starts from: it is the segmenter's.
         self.options: dict[str, Any] = {**backbone.options, "output_stride": self.reductions[-1]}
         backbone.options.pop("norm_eps", None)
+        self.padded_size = size_padding(backbone)
         self.resize = Bilinear(align_corners)
         self.criterion = PixelCrossEntropy(align_corners, over_valid)
 
@@ -208,13 +228,6 @@ class Segmenter(nn.Cell):
 
     def check_image_size(self, height: int, width: int) -> None:
         """Nothing: images of any size are taken."""
-
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """What images of height x width pixels are padded to: their own size unless the backbone needs more."""
-        if not self.backbone.why_too_small(height, width):
-            return height, width
-        smallest = next(side for side in range(1, 1025) if not self.backbone.why_too_small(side, side))
-        return max(height, smallest), max(width, smallest)
 
     def features(self, images: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         """The features of the backbone's stages for padded images, from the finest to the coarsest."""
@@ -257,13 +270,9 @@ class Segmenter(nn.Cell):
             SettingError: the inputs have other shapes; in training, a batch norm would see one value only.
         """
         check_labels(images.shape, labels.shape)
-        x = self.prepared(images, noise)
+        x, in_training = self.prepared(images, noise), self.training and self.decode_head.norms_in_training()
+        check_values(x.shape, self.reductions[-1], self.pools_to_one, in_training)
         size, features = (x.shape[2], x.shape[3]), self.features(x, noise)
-        if self.training:
-            last = features[-1]
-            if self.pools_to_one and self.decode_head.training:
-                check_values(last.shape[0], "the map is pooled to one pixel")
-            check_values(last.shape[0] * last.shape[2] * last.shape[3], "the last map has one pixel")
         total = self.criterion(self.decode(features, noise), labels, size)
         if not self.has_auxiliary:
             return total

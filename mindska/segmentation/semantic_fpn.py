@@ -59,6 +59,10 @@ class FPNHead(nn.Cell):
         self.dropout = Dropout2d(drop_rate)
         self.conv_seg = conv(channels, num_classes)
 
+    def norms_in_training(self) -> bool:
+        """Whether the head's batch norms take the batch's statistics."""
+        return self.scale_heads[0].convs[0].norm.training
+
     def construct(self, maps: Maps, noise: Optional[Tensor] = None) -> Tensor:
         total = self.scale_heads[0](maps[0])
         for i in range(1, len(self.scale_heads)):

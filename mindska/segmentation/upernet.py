@@ -86,13 +86,13 @@ class UPerHead(nn.Cell):
         self.dropout = Dropout2d(drop_rate)
         self.conv_seg = conv(channels, num_classes)
 
-    def pyramid_pooling(self, x: Tensor) -> Tensor:
-        """The coarsest level's part, (B, channels, h, w)."""
-        return self.bottleneck(self.psp(x))
+    def norms_in_training(self) -> bool:
+        """Whether the head's batch norms take the batch's statistics."""
+        return self.bottleneck.norm.training
 
     def construct(self, maps: Maps, noise: Optional[Tensor] = None) -> Tensor:
         last = len(self.lateral_convs)
-        merged = [self.pyramid_pooling(maps[last])]  # from the coarsest to the finest
+        merged = [self.bottleneck(self.psp(maps[last]))]  # from the coarsest to the finest
         for i in range(last - 1, -1, -1):
             lateral = self.lateral_convs[i](maps[i])
             merged.append(lateral + self.resize(merged[-1], (lateral.shape[2], lateral.shape[3])))

@@ -8,6 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Optional
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
@@ -65,6 +66,16 @@ def classifier_prefixes(model_name: str) -> tuple[str, ...]:
         return methods.classifiers(model_name)
     classifier = card(model_name).get("classifier")
     return (f"{classifier}." if isinstance(classifier, str) and classifier else HEAD,)
+
+
+def initial_classifier(model_name: str, num_classes: int, parameters: Collection[str]) -> dict[str, np.ndarray]:
+    """A classifier's initial values, name -> array; of an auxiliary head only where `parameters` have one."""
+    ms.set_seed(0)
+    heads = classifier_prefixes(model_name)
+    if not any(name.startswith(heads[-1]) for name in parameters):
+        heads = heads[:1]
+    new = create(model_name, num_classes).get_parameters()
+    return {p.name: p.asnumpy() for p in new if p.name.startswith(heads)}
 
 
 def optional_prefix(model_name: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any, Union
 
 import numpy as np
 
-from ..segmentation.factory import split_name
 from . import segmentation, skanet, sknet, van
 
 __all__ = ["create", "rms", "segmentation", "skanet", "sknet", "van"]
@@ -22,9 +21,9 @@ def create(model_name: str, **options: Any) -> Reference:
         KeyError: there is no such model.
         TypeError: the reference does not have an option.
     """
-    parts = split_name(model_name)
-    if parts:
-        return segmentation.create(*parts, **options)
+    for method in segmentation.METHODS:
+        if model_name.startswith(f"{method}_"):
+            return segmentation.create(method, model_name.removeprefix(f"{method}_"), **options)
     families = {"skanet": skanet, "van": van}
     return families.get(model_name.split("_")[0], sknet).create(model_name, **options)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+METHODS = ("semantic_fpn", "upernet", "deeplabv3")
 Maps = list[torch.Tensor]
 
 

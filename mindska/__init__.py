@@ -63,7 +63,7 @@ def _register_models() -> None:
 
 
 def _complete_models() -> None:
-    """Ties packages together that must not import each other."""
+    """Ties packages together that must not import each other, and registers segmenters on the models."""
     from .models import factory
 
     factory.AFTER_CREATION[:] = [_accelerate]

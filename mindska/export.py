@@ -82,6 +82,7 @@ def export(
         if path.suffix == ".mindir":
             with graph_mode():
                 return _export(net, path, [shape], record, _write_mindir)
+        from . import onnx_segmentation  # noqa: F401  registers its writers
         from .onnx_graph import onnx_model, sizes_are_fixed
 
         dynamic_size = dynamic_size and not sizes_are_fixed(net)

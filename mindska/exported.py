@@ -33,6 +33,7 @@ MINDIR_OPERATORS = _words(
     "Add AvgPool BatchMatMul BatchNorm BiasAdd Concat Conv2D Depend Div Erf ExpandDims Gather LayerNorm Load MakeTuple",
     "MatMul MaxPool Maximum Mul Muls ReLU ReduceMean Reshape Sigmoid Softmax Split Sqrt Stack StridedSlice Sub SumExt",
     "TopK Transpose TupleGetItem UpdateState",
+    "BroadcastTo ResizeBilinearV2 Zeros",  # of segmenters
     # others that are as plain
     "Abs AddExt Cast ConcatExt DepthwiseConv2dNative Exp Flatten GatherD GeLU HSigmoid HSwish Identity ListGetItem Log",
     "LogSoftmax MakeList MeanExt Minimum Neg Pow RealDiv ReLU6 ReduceMax ReduceMin ReduceSum Rsqrt SiLU Square Squeeze",
@@ -48,11 +49,12 @@ ONNX_OPERATORS = _words(
     "Add AveragePool BatchNormalization Cast Concat Conv DequantizeLinear Div Erf Flatten Gather GatherND Gemm",
     "GlobalAveragePool GlobalMaxPool Identity LayerNormalization MatMul Max MaxPool Mul QuantizeLinear ReduceMax",
     "ReduceSum Relu Reshape Sigmoid Softmax Split Sqrt Sub TopK Transpose",
+    "Expand Pad Resize Shape Slice",  # of segmenters
     # what earlier versions wrote
-    "ConcatFromSequence Constant ReduceMean ReduceSumSquare SequenceConstruct Slice Softsign Squeeze",
+    "ConcatFromSequence Constant ReduceMean ReduceSumSquare SequenceConstruct Softsign Squeeze",
     # others that are as plain
     "Abs ArgMax Clip Dropout Exp Gelu HardSigmoid HardSwish LeakyRelu Log LogSoftmax Min Neg Pow ReduceL2 ReduceMin",
-    "Reciprocal Shape Tanh Unsqueeze",
+    "Reciprocal Tanh Unsqueeze",
 )
 ONNX_DOMAINS = ("", "ai.onnx")
 ATTRIBUTE_TYPES = _words(

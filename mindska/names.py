@@ -30,6 +30,7 @@ OUR_SEGMENTERS, OUR_DETECTORS = (
     tuple(f"{method}_{backbone}" for method, task in METHODS.items() if task == each for backbone in OUR_MODELS)
     for each in TASKS[1:]
 )
+OUR_NETWORKS = (*OUR_MODELS, *OUR_SEGMENTERS, *OUR_DETECTORS)
 
 
 def method_and_backbone(name: str) -> tuple[str, str]:

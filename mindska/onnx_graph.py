@@ -29,14 +29,17 @@ from .models.van import LargeKernelAttention
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; runtimes of 2022 and later read it
 DIMENSIONS = ("batch", "channels", "height", "width")
-WRITERS: dict[type, Callable[[OnnxGraph, Any, str], str]] = {}  # exact class of a cell -> what writes it
+WRITERS: dict[type, Callable[[OnnxGraph, Any, Any], Any]] = {}  # exact class of a cell -> what writes it
+FIXED_SIZES: dict[type, str] = {NearestNodes: "SkaNet's relative position belongs to one height and width"}
 
 
 def sizes_are_fixed(net: nn.Cell) -> str:
     """Why a network is exported for one height and width; empty where both can stay free."""
-    if any(isinstance(cell, NearestNodes) for _, cell in net.cells_and_names()):
-        return "SkaNet's relative position belongs to one height and width"
-    if isinstance(getattr(getattr(net, "net", net), "pool", None), nn.MaxPool2d):
+    for _, cell in net.cells_and_names():
+        if type(cell) in FIXED_SIZES:
+            return FIXED_SIZES[type(cell)]
+    backbone = getattr(net, "backbone", getattr(net, "net", net))
+    if isinstance(getattr(backbone, "pool", None), nn.MaxPool2d):
         return "MindCV's stem pads by whether height and width are even"
     return ""
 
@@ -66,8 +69,8 @@ class OnnxGraph:
         self.nodes.append(helper.make_node(operator, inputs, results, name=name, **attributes))
         return results[0] if outputs == 1 else results
 
-    def write(self, cell: nn.Cell, x: str) -> str:
-        """The output of a cell for x.
+    def write(self, cell: nn.Cell, x: Any) -> Any:
+        """The output of a cell for x; of some cells, both are lists.
 
         Raises:
             ExportError: there is no writer for such a cell.
@@ -345,7 +348,7 @@ def _stage(graph: OnnxGraph, cell: Stage, x: str) -> str:
     return x
 
 
-def _features(graph: OnnxGraph, net: Backbone, x: str) -> list[str]:
+def backbone_features(graph: OnnxGraph, net: Backbone, x: str) -> list[str]:
     """What `forward_stages` returns."""
     features = []
     if isinstance(net, SKNet):
@@ -385,15 +388,20 @@ def onnx_model(
         ExportError: the network is not one of mindska's, or float16 cannot hold a weight.
     """
     wrapped, net = net, getattr(net, "net", net)
-    if not isinstance(net, Backbone):
+    if not isinstance(net, Backbone) and type(net) not in WRITERS:
         raise ExportError(
             f"{type(net).__name__} is not one of mindska's networks, and only these are written to ONNX; "
             f"mindspore.onnx.export may write it"
         )
     graph = OnnxGraph({id(cell): name for name, cell in net.cells_and_names()}, shape[2:], half)
     x = graph.cast("images", np.float16) if half else "images"
-    features = _features(graph, net, x)
-    results = [features[i] for i in wrapped.return_index] if net.features_only else [_head(graph, net, features[-1])]
+    if isinstance(net, Backbone):
+        features = backbone_features(graph, net, x)
+        results = (
+            [features[i] for i in wrapped.return_index] if net.features_only else [_head(graph, net, features[-1])]
+        )
+    else:
+        results = [graph.write(net, x)]
     last: dict[str, Any] = dict(op_type="Cast", to=TensorProto.FLOAT) if half else dict(op_type="Identity")
     graph.nodes += [
         helper.make_node(inputs=[x], outputs=[name], name=name, **last) for x, name in zip(results, outputs)

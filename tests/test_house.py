@@ -35,7 +35,10 @@ MAY_IMPORT = {
     "exported": {"weights"},
     "verification": {"models", "exported"},
     "onnx_graph": {"models", "acceleration"},
-    "export": {"models", "acceleration", "weights", "exported", "verification", "onnx_graph"},
+    "onnx_segmentation": {"models", "segmentation", "onnx_graph"},
+    "export": {
+        "models", "acceleration", "weights", "exported", "verification", "onnx_graph", "onnx_segmentation",
+    },
     "quantization": {"data", "weights", "evaluation", "export", "exported"},
     "prediction": {"data", "weights", "compile_cache", "export"},
     "validation": {

@@ -13,7 +13,7 @@ from typing import Optional
 from mindska.arguments import Parser, add_model, add_overwrite, add_use_ema
 from mindska.errors import SettingError, clear_errors, formatted_list, printable
 from mindska.files import check_target, check_there, user_path
-from mindska.names import OUR_MODELS, OUR_SEGMENTERS
+from mindska.names import OUR_NETWORKS
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -22,7 +22,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument(
         "--to", required=True, type=user_path, metavar="OUT", help=".ckpt, .safetensors or .pth to write"
     )
-    add_model(parser, (*OUR_MODELS, *OUR_SEGMENTERS), "the model, where the files do not say it")
+    add_model(parser, OUR_NETWORKS, "the model, where the files do not say it")
     add_use_ema(parser, "take")
     add_overwrite(parser)
     options = parser.parse_args(arguments)

@@ -11,13 +11,13 @@ from typing import Optional
 from mindska.arguments import Parser, add_model, add_use_ema
 from mindska.errors import clear_errors, printable
 from mindska.files import check_there, check_writable, sha256, user_path
-from mindska.names import OUR_MODELS, OUR_SEGMENTERS
+from mindska.names import OUR_NETWORKS
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = Parser(description=__doc__, aliases={"--ckpt_path": ""})
     parser.add_argument("path", type=user_path, metavar="FILE", help="training checkpoint")
-    add_model(parser, (*OUR_MODELS, *OUR_SEGMENTERS), "the model, where the file does not say it")
+    add_model(parser, OUR_NETWORKS, "the model, where the file does not say it")
     add_use_ema(parser, "keep")
     parser.add_argument("--to", type=user_path, metavar="FOLDER", help="where to write; default: beside the checkpoint")
     options = parser.parse_args(arguments)

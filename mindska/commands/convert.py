@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from mindska.arguments import Parser, add_model, add_overwrite, add_use_ema
 from mindska.errors import SettingError, clear_errors, printable
 from mindska.files import check_target, check_there, user_path
-from mindska.names import OUR_MODELS, OUR_SEGMENTERS
+from mindska.names import OUR_NETWORKS
 
 if TYPE_CHECKING:
     from mindska.weights import Weights
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = Parser(description=__doc__, aliases={"--ckpt_path": "--from"})
     add_model(
-        parser,
-        (*OUR_MODELS, *OUR_SEGMENTERS),
-        "model of mindska; default: the one that the file names, or the only one that it fits",
+        parser, OUR_NETWORKS, "model of mindska; default: the one that the file names, or the only one that it fits"
     )
     parser.add_argument(
         "--from", dest="source", required=True, type=user_path, metavar="FILE", help="weights to convert"

@@ -20,7 +20,7 @@ from typing import Optional
 from mindska.arguments import Parser, add_model, add_overwrite, add_use_ema
 from mindska.errors import ExportError, clear_errors, printable
 from mindska.files import check_there, check_writable, user_path
-from mindska.names import OUR_MODELS, OUR_SEGMENTERS
+from mindska.names import OUR_NETWORKS
 
 FORMATS = ("mindir", "onnx")
 
@@ -28,9 +28,7 @@ FORMATS = ("mindir", "onnx")
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_model(
-        parser,
-        (*OUR_MODELS, *OUR_SEGMENTERS),
-        "model of mindska; default: the one that the file names, or the only one that it fits",
+        parser, OUR_NETWORKS, "model of mindska; default: the one that the file names, or the only one that it fits"
     )
     parser.add_argument(
         "--ckpt_path", required=True, type=user_path, metavar="FILE", help="weights of any kind that is read"

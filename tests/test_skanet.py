@@ -10,6 +10,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from mindska.errors import SettingError
+from mindska.models.layers import graph
 from mindska.models.layers.graph import NearestNodes, bicubic_taps, relative_position
 from mindska.models.skanet import VARIANTS, fewest_nodes
 
@@ -222,3 +223,27 @@ def test_drop_path_follows_the_given_numbers():
 def test_rates_are_probabilities(name):
     with pytest.raises(ValueError, match=rf"{name} is 1.5"):
         nano(**{name: 1.5})
+
+
+def test_the_relative_position_of_a_dense_size_is_made_in_strips():
+    """Of 512x512 the whole map of the first stage has 16,384 x 16,384 numbers, a gigabyte: it is never made. What is
+    made is to the bit what the whole map, interpolated, would give."""
+    import tracemalloc
+
+    for channels, nodes, reduced in ((64, 1600, 100), (16, 1156, 64), (96, 1300, 324)):
+        grid = int(nodes**0.5)
+        embedding = graph.sincos_pos_embed(channels, grid)
+        whole = (2 * embedding @ embedding.T / channels).astype(np.float32)
+        columns, weights = graph.bicubic_taps(grid * grid, reduced)
+        whole = sum(whole[:, columns[:, i]] * weights[:, i] for i in range(4))
+        if grid * grid != nodes:
+            rows, weights = graph.bicubic_taps(grid * grid, nodes)
+            whole = sum(whole[rows[:, i]] * weights[:, i, None] for i in range(4))
+        np.testing.assert_allclose(graph.relative_position(channels, nodes, reduced), -whole, atol=3e-7)
+    graph.relative_position.cache_clear()
+    tracemalloc.start()
+    result = graph.relative_position(16, 128 * 128, 32 * 32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    graph.relative_position.cache_clear()
+    assert result.shape == (16384, 1024) and peak < 0.6 * 2**30

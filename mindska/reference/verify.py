@@ -8,16 +8,29 @@ from mindspore import Tensor
 
 from ..errors import SettingError
 from ..weights import Weights
+from ..segmentation.factory import split_name
 from ..weights.convert import as_float32, key_map
+from ..weights.names import SegmenterDialect, dialects
 from . import create, rms
 
 # Float32 against float64 (tests/parity/test_families.py). SkaNet may swap neighbours that are equally near to rounding.
 BOUNDS = {"skanet": 1e-3}
 
 
+def reference_keys(model_name: str) -> dict[str, str]:
+    """MindSpore parameter name -> the reference's key; of a segmenter's backbone its authors', below `backbone.`."""
+    parts = split_name(model_name)
+    if not parts:
+        return key_map(model_name)
+    authors = dialects(parts[1], "torch")[0]
+    found = [d for d in dialects(model_name, "torch") if isinstance(d, SegmenterDialect) and d.of_backbone == authors]
+    return key_map(model_name, found[0])
+
+
 def compare(weights: Weights) -> tuple[float, float]:
     """The rms difference of the outputs over their standard deviation, on two random images, and its bound."""
-    family = weights.model.split("_")[0].rstrip("0123456789")
+    segmenter = split_name(weights.model)
+    family = (segmenter[1] if segmenter else weights.model).split("_")[0].rstrip("0123456789")
     if weights.in_channels != 3:
         raise SettingError(f"--verify: the reference takes images of 3 channels, these weights {weights.in_channels}")
     overrides = {"num_classes": weights.num_classes} if weights.num_classes else {}
@@ -26,15 +39,19 @@ def compare(weights: Weights) -> tuple[float, float]:
     except TypeError as error:
         raise SettingError(f"--verify: the reference has no option {', '.join(weights.non_default_options)}") from error
     theirs, state = key_map(weights.model, weights.dialect), reference.state_dict()
-    for name, key in key_map(weights.model).items():
+    for name, key in reference_keys(weights.model).items():
         if name in theirs and name in weights.parameters:  # a backbone has no classifier
             value = as_float32(weights.source.arrays[theirs[name]])
             state[key] = torch.from_numpy(value).reshape(state[key].shape)
     reference.load_state_dict(state)
     size = weights.preprocessing["image_size"]
-    images = np.random.default_rng(0).standard_normal((2, 3, *size), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal((1 if segmenter else 2, 3, *size), dtype=np.float32)
     bgr = weights.dialect is not None and weights.dialect.bgr
     inputs = np.ascontiguousarray(images[:, ::-1]) if bgr else images
+    if segmenter:
+        with torch.no_grad():
+            logits = reference.double().eval()(torch.from_numpy(inputs).double()).numpy()
+        return rms(weights.network()(Tensor(images)).asnumpy(), logits), BOUNDS.get(family, 5e-6)
     with torch.no_grad():
         taps = reference.double().eval().taps(torch.from_numpy(inputs).double())
     outputs = weights.network()(Tensor(images))

@@ -18,12 +18,16 @@ from ..errors import WeightsError, formatted_list
 from ..models.factory import OUR_MODELS
 from . import methods
 from .methods import AUXILIARY, METHODS, card, split_name
-from .names import Dialect, dialects
+from .names import BACKBONE, Dialect, dialects
 from .wrappers import COUNTERS, Named, is_array, split
 
 log = logging.getLogger("mindska")
 
 HEAD = "classifier."
+HEADS_BEGIN = (  # the names of the other parts of what is built on a backbone
+    *("neck.", "decode_head.", "auxiliary_head.", "seg_head."),
+    *("bbox_head.", "rpn_head.", "roi_head.", "extra_layers.", "ssd_heads."),
+)
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds
 
@@ -253,10 +257,14 @@ def _without_counters(source: Mapping) -> dict[str, Any]:
 def suggestion(model_name: str, source: Mapping, *frameworks: str, beside: Collection[str] = ()) -> str:
     """Return ", but NAME's" where the weights fit a relative of the model (another kernel or size), else nothing."""
     method, backbone = split_name(model_name) or ("", model_name)
-    family = OUR_MODELS.get(backbone)
-    relatives = [name for name, module in OUR_MODELS.items() if module == family and name != backbone]
-    if method:
-        relatives = [f"{method}_{name}" for name in relatives]
+    relatives = [name for name, module in OUR_MODELS.items() if module == OUR_MODELS.get(backbone) and name != backbone]
+    if method:  # by the backbone alone; where that fits, another one is not meant
+        inside = {str(key).removeprefix(BACKBONE): value for key, value in source.items()}
+        beside = [key for key in inside if key.startswith(HEADS_BEGIN)]
+        if models_that_fit(inside, *frameworks, among=[backbone], beside=beside):
+            return ""
+        fitting = models_that_fit(inside, *frameworks, among=relatives, beside=beside)
+        return f", but {' or '.join(f'{method}_{name}' for name in fitting)}'s" if fitting else ""
     fitting = models_that_fit(source, *frameworks, among=relatives, beside=beside)
     return f", but {' or '.join(fitting)}'s" if fitting else ""
 

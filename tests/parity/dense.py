@@ -17,9 +17,9 @@ from mindska import create_segmenter
 from mindska.acceleration import decelerate
 from mindska.models.layers.graph import MaxRelativeConv
 from mindska.reference import create as create_reference
+from mindska.reference.verify import reference_keys
 from mindska.weights import from_torch, load_into
 from mindska.weights.convert import key_map, recognise
-from mindska.weights.names import SegmenterDialect, dialects
 
 # golden case -> our segmenter, and what else it is made with
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -134,14 +134,6 @@ def differences(taps: dict[str, np.ndarray], case: str) -> dict[str, float]:
 def reference(name: str, **options: Any) -> torch.nn.Module:
     """The PyTorch reference of a segmenter of ours."""
     return create_reference(name, **options)
-
-
-def reference_keys(name: str) -> dict[str, str]:
-    """Our parameter name -> the reference's key: the backbone's are its authors', below `backbone.`."""
-    method = name.partition("_van")[0].partition("_sk")[0]
-    own = dialects(name.removeprefix(f"{method}_"), "torch")[0]
-    found = [d for d in dialects(name, "torch") if isinstance(d, SegmenterDialect) and d.of_backbone == own]
-    return key_map(name, found[0])
 
 
 def reference_like(net: nn.Cell, **options: Any) -> torch.nn.Module:

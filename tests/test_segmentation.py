@@ -349,23 +349,23 @@ def test_a_segmenters_file_has_a_backbone(saved):
 @pytest.mark.slow
 def test_commands(saved, tmp_path, capsys):
     """Converted to PyTorch and back, compared with the PyTorch reference; averaged; exported."""
-    from commands import script
+    from mindska.commands import main
 
     _, folder = saved
     pth, back = tmp_path / "b.pth", tmp_path / "c.ckpt"
-    script("convert").main(["--from", str(folder / "a.ckpt"), "--to", str(pth)])
+    main(["convert", "--from", str(folder / "a.ckpt"), "--to", str(pth)])
     model = ["--model", "deeplabv3_skanet_nano"]
-    script("convert").main([*model, "--from", str(pth), "--to", str(back), "--num_classes", "4"])
+    main(["convert", *model, "--from", str(pth), "--to", str(back), "--num_classes", "4"])
     assert "PyTorch with the names of ml-cvnets, the authors of SkaNet" in capsys.readouterr().out
     weights = open_weights(back)
     assert weights.num_classes == 4 and weights.parameters["auxiliary_head.conv_seg.bias"].shape == (4,)
-    script("average").main([str(folder / "a.ckpt"), str(folder / "a.safetensors"), "--to", str(tmp_path / "mean.ckpt")])
+    main(["average", str(folder / "a.ckpt"), str(folder / "a.safetensors"), "--to", str(tmp_path / "mean.ckpt")])
     first, mean = open_weights(folder / "a.ckpt"), open_weights(tmp_path / "mean.ckpt")
     assert mean.options["output_stride"] == 16 and mean.record["class_names"] == ["a", "b", "c"]
     for name, value in first.parameters.items():
         np.testing.assert_allclose(mean.parameters[name], value, rtol=1e-6)
     words = ["--ckpt_path", str(folder / "a.ckpt"), "--format", "onnx", "--input_size", "64"]
-    script("export").main([*words, "--to", str(tmp_path / "a.onnx")])
+    main(["export", *words, "--to", str(tmp_path / "a.onnx")])
     from mindska.export import open_with_record
 
     run, record = open_with_record(tmp_path / "a.onnx")

@@ -225,9 +225,10 @@ def test_rates_are_probabilities(name):
         nano(**{name: 1.5})
 
 
+@pytest.mark.slow
 def test_the_relative_position_of_a_dense_size_is_made_in_strips():
     """Of 512x512 the whole map of the first stage has 16,384 x 16,384 numbers, a gigabyte: it is never made. What is
-    made is to the bit what the whole map, interpolated, would give."""
+    made is, to rounding, what the whole map would give when it is interpolated."""
     import tracemalloc
 
     for channels, nodes, reduced in ((64, 1600, 100), (16, 1156, 64), (96, 1300, 324)):

@@ -7,8 +7,8 @@ import torch
 from mindspore import Tensor
 
 from ..errors import SettingError
-from ..weights import Weights
 from ..segmentation.factory import split_name
+from ..weights import Weights
 from ..weights.convert import as_float32, key_map
 from ..weights.names import SegmenterDialect, dialects
 from . import create, rms

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "folding": {"models", "acceleration"},
     "segmentation": {"models", "data", "distributed", "compile_cache", "evaluation"},
     "weights": {"models", "data", "kernels", "segmentation", "detection"},
-    "reference": {"weights", "segmentation"},
+    "reference": {"weights", "detection", "models"},
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"data", "distributed", "compile_cache"},
     "training": {"models", "data", "kernels", "weights", "config", "distributed", "compile_cache", "evaluation"},

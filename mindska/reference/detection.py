@@ -21,12 +21,13 @@ from ..detection.roi_align import box_matrices, roi_levels
 from ..models.layers.boxes import KEY_COLUMNS, KEY_NOISE
 from .segmentation import Block, ConvModule
 
+METHODS = ("retinanet", "mask_rcnn", "ssdlite")
 Maps = list[torch.Tensor]
 Losses = dict[str, torch.Tensor]
 
 
 class FPN(nn.Module):
-    """`extra`: the strided convolutions beyond the backbone's levels (of the last feature), or -1 for a pooled level."""
+    """`extra`: how many strided convolutions follow the backbone's levels, or -1 for a pooled level."""
 
     def __init__(self, cin: Sequence[int], channels: int, extra: int) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class MaskHead(nn.Module):
         return self.conv_logits(F.relu(self.upsample(x)))
 
 
-class Strided(nn.Module):
+class Separable(nn.Module):
     """ml-cvnets' separable convolution: keys `dw_conv` and `pw_conv`."""
 
     def __init__(self, cin: int, cout: int, stride: int = 1, norm: bool = True) -> None:
@@ -134,7 +135,7 @@ class SSDHead(nn.Module):
         super().__init__()
         if cin != channels:
             self.proj_layer = Block(cin, channels)
-        self.loc_cls_layer = Block(channels, cout, norm=False) if pooled else Strided(channels, cout, norm=False)
+        self.loc_cls_layer = Block(channels, cout, norm=False) if pooled else Separable(channels, cout, norm=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.loc_cls_layer(self.proj_layer(x) if hasattr(self, "proj_layer") else x)
@@ -175,8 +176,7 @@ class Detector(nn.Module):
     def __init__(self, method: str, backbone: nn.Module, cin: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.method, self.stages, self.num_classes = method, len(cin), num_classes
-        if method != "ssdlite":
-            self.backbone = backbone
+        self.backbone = backbone
         if method == "retinanet":
             self.neck, self.bbox_head = FPN(cin[1:], 256, 2), RetinaHead(256, 9, num_classes)
         elif method == "mask_rcnn":
@@ -184,9 +184,8 @@ class Detector(nn.Module):
             heads = {"bbox_head": BoxHead(256, num_classes), "mask_head": MaskHead(256, num_classes)}
             self.roi_head = nn.ModuleDict(heads)
         else:
-            self.backbone = backbone
             channels = [*cin[-2:], 256, 128, 128, 64]
-            layers = {f"os_{64 << i}": Strided(channels[i + 1], channels[i + 2], 2) for i in range(3)}
+            layers = {f"os_{64 << i}": Separable(channels[i + 1], channels[i + 2], 2) for i in range(3)}
             self.extra_layers = nn.ModuleDict({**layers, "os_-1": Pooled(channels[4], channels[5])})
             heads = zip(channels, (512, 256, 256, 128, 128, 64), ssd_priors_per_cell())
             self.ssd_heads = nn.ModuleList(

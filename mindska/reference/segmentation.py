@@ -208,10 +208,8 @@ class Segmenter(nn.Module):
         return main if auxiliary is None else main + 0.4 * loss(auxiliary)
 
 
-def create(
-    method: str, backbone: str, num_classes: Optional[int] = None, output_stride: Optional[int] = None, **options: Any
-) -> Segmenter:
-    """The reference of `mindska.create_segmenter`; `options`: of the reference backbone."""
+def headless(backbone: str, **options: Any) -> tuple[nn.Module, list[int]]:
+    """A reference backbone without its classifier, and the channels of its stages; VAN's with the dense epsilon."""
     from . import create as create_backbone
     from . import sknet
 
@@ -222,9 +220,15 @@ def create(
         if hasattr(net, name):
             setattr(net, name, nn.Identity())
     if hasattr(net, "patch_embed1"):
-        cin = [getattr(net, f"patch_embed{i}").proj.out_channels for i in range(1, 5)]
-    else:
-        cin = list(sknet.VARIANTS[backbone]["out"])  # type: ignore[arg-type]
+        return net, [getattr(net, f"patch_embed{i}").proj.out_channels for i in range(1, 5)]
+    return net, list(sknet.VARIANTS[backbone]["out"])  # type: ignore[arg-type]
+
+
+def create(
+    method: str, backbone: str, num_classes: Optional[int] = None, output_stride: Optional[int] = None, **options: Any
+) -> Segmenter:
+    """The reference of `mindska.create_segmenter`; `options`: of the reference backbone."""
+    net, cin = headless(backbone, **options)
     if output_stride is None and method == "deeplabv3":
         output_stride = 8
     if output_stride is not None:

@@ -147,6 +147,15 @@ def by_anchor(x: torch.Tensor, anchors: int) -> torch.Tensor:
     return x.reshape(b, anchors, channels // anchors, -1).permute(0, 3, 1, 2).reshape(b, -1, channels // anchors)
 
 
+def map_sizes(maps: Maps) -> list[tuple[int, int]]:
+    return [(x.shape[2], x.shape[3]) for x in maps]
+
+
+def padded_size(image_shape: np.ndarray) -> tuple[int, int]:
+    """Of an image alone, to multiples of 32."""
+    return -(-int(image_shape[0]) // 32) * 32, -(-int(image_shape[1]) // 32) * 32
+
+
 def arrays(maps: Maps, i: int) -> list[np.ndarray]:
     return [x[i].detach().float().numpy() for x in maps]
 
@@ -181,19 +190,21 @@ class Detector(nn.Module):
             self.neck, self.bbox_head = FPN(cin[1:], 256, 2), RetinaHead(256, 9, num_classes)
         elif method == "mask_rcnn":
             self.neck, self.rpn_head = FPN(cin, 256, -1), RPNHead(256, 3)
-            heads = {"bbox_head": BoxHead(256, num_classes), "mask_head": MaskHead(256, num_classes)}
-            self.roi_head = nn.ModuleDict(heads)
+            self.roi_head = nn.ModuleDict()
+            self.roi_head["bbox_head"] = BoxHead(256, num_classes)
+            self.roi_head["mask_head"] = MaskHead(256, num_classes)
         else:
             channels = [*cin[-2:], 256, 128, 128, 64]
             layers = {f"os_{64 << i}": Separable(channels[i + 1], channels[i + 2], 2) for i in range(3)}
             self.extra_layers = nn.ModuleDict({**layers, "os_-1": Pooled(channels[4], channels[5])})
-            heads = zip(channels, (512, 256, 256, 128, 128, 64), ssd_priors_per_cell())
+            rows = enumerate(zip(channels, (512, 256, 256, 128, 128, 64), ssd_priors_per_cell()))
             self.ssd_heads = nn.ModuleList(
-                [SSDHead(c, width, priors * (5 + num_classes), i == 5) for i, (c, width, priors) in enumerate(heads)]
+                [SSDHead(c, width, priors * (5 + num_classes), i == 5) for i, (c, width, priors) in rows]
             )
 
     def features(self, x: torch.Tensor) -> Maps:
-        taps = self.backbone.taps(x)
+        backbone: Any = self.backbone
+        taps = backbone.taps(x)
         name = "layer{}" if "layer1" in taps else "stage{}_norm"
         return [taps[name.format(i)] for i in range(1, self.stages + 1)]
 
@@ -211,9 +222,10 @@ class Detector(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[Maps, Maps]:
         if self.method != "ssdlite":
             head = self.bbox_head if self.method == "retinanet" else self.rpn_head
-            scores, deltas = zip(*(head(level) for level in self.pyramid(x)))
-            return list(scores), list(deltas)
-        scores, deltas = [], []
+            pairs = [head(level) for level in self.pyramid(x)]
+            return [score for score, _ in pairs], [delta for _, delta in pairs]
+        scores: Maps = []
+        deltas: Maps = []
         for y, priors in zip(self.raw_maps(x), ssd_priors_per_cell()):
             b, _, h, w = y.shape
             y = y.reshape(b, priors, -1, h, w)
@@ -232,22 +244,24 @@ class Detector(nn.Module):
     ) -> Losses:
         objects = [(boxes[i][labels[i] >= 0], labels[i][labels[i] >= 0]) for i in range(len(labels))]
         if self.method == "retinanet":
-            return retinanet_losses(*self(x), objects, image_shapes)
+            scores, deltas = self(x)
+            return retinanet_losses(scores, deltas, objects, image_shapes)
         if self.method == "ssdlite":
             return ssdlite_losses(self.raw_maps(x), objects, x.shape[2:], self.num_classes)
         assert bits is not None and noise is not None
         return self.mask_rcnn_losses(x, objects, image_shapes, bits, noise, labels.shape[1])
 
     def mask_rcnn_losses(self, x, objects, image_shapes, bits, noise, rows) -> Losses:
-        pyramid = self.pyramid(x)
-        scores, deltas = zip(*(self.rpn_head(level) for level in pyramid))
-        sizes, pyramid = [tuple(y.shape[2:]) for y in scores], pyramid[:4]
+        pyramid: Any = self.pyramid(x)
+        pairs = [self.rpn_head(level) for level in pyramid]
+        scores, deltas = [score for score, _ in pairs], [delta for _, delta in pairs]
+        sizes, pyramid = map_sizes(scores), pyramid[:4]
         anchors = RPN_ANCHORS(sizes)
         logits = torch.cat([by_anchor(y, 3) for y in scores], 1)[..., 0]
         predicted = torch.cat([by_anchor(y, 3) for y in deltas], 1)
         sums, counts = dict.fromkeys(("rpn_cls", "rpn_bbox", "cls", "bbox", "mask"), x.new_zeros(())), [0, 0, 0]
         for i, (boxes, labels) in enumerate(objects):
-            padded = tuple(-(-int(side) // 32) * 32 for side in image_shapes[i])
+            padded = padded_size(image_shapes[i])
             targets = assign.rpn_targets(anchors, boxes, RPN_ANCHORS.valid(sizes, padded))
             keys = keys_of(noise[i, :KEY_NOISE], len(anchors))
 
@@ -285,14 +299,14 @@ class Detector(nn.Module):
 
 
 def retinanet_losses(scores: Maps, deltas: Maps, objects: Sequence[Any], image_shapes: np.ndarray) -> Losses:
-    sizes = [tuple(x.shape[2:]) for x in scores]
+    sizes = map_sizes(scores)
     anchors = RETINANET_ANCHORS(sizes)
     logits = torch.cat([by_anchor(x, 9) for x in scores], 1)
     predicted = torch.cat([by_anchor(x, 9) for x in deltas], 1)
     cls = bbox = logits.new_zeros(())
     divisor = 0
     for i, (boxes, labels) in enumerate(objects):
-        padded = tuple(-(-int(side) // 32) * 32 for side in image_shapes[i])
+        padded = padded_size(image_shapes[i])
         targets = assign.retinanet_targets(anchors, boxes, labels, RETINANET_ANCHORS.valid(sizes, padded))
         counted = torch.from_numpy(np.flatnonzero(targets.labels != assign.IGNORED))
         positive = np.flatnonzero(targets.labels >= 0)
@@ -309,9 +323,9 @@ def retinanet_losses(scores: Maps, deltas: Maps, objects: Sequence[Any], image_s
 
 
 def ssdlite_losses(maps: Maps, objects: Sequence[Any], image_size: Sequence[int], num_classes: int) -> Losses:
-    priors = ssd_priors([tuple(x.shape[2:]) for x in maps])
+    priors = ssd_priors(map_sizes(maps))
     every = torch.cat([by_anchor(x, count) for x, count in zip(maps, ssd_priors_per_cell())], 1)
-    shares = np.float32([image_size[1], image_size[0]] * 2)
+    shares = np.asarray([image_size[1], image_size[0]] * 2, np.float32)
     targets = [assign.ssd_targets(priors, boxes / shares, labels) for boxes, labels in objects]
     classes = torch.from_numpy(np.stack([np.maximum(t.labels + 1, 0) for t in targets])).long()
     wanted, positive = torch.from_numpy(np.stack([t.deltas for t in targets])).to(every), classes > 0

@@ -36,8 +36,10 @@ MAY_IMPORT = {
     "verification": {"models", "exported"},
     "onnx_graph": {"models", "acceleration"},
     "onnx_segmentation": {"models", "segmentation", "onnx_graph"},
+    "onnx_detection": {"detection", "onnx_graph", "onnx_segmentation"},
     "export": {
         "models", "acceleration", "weights", "exported", "verification", "onnx_graph", "onnx_segmentation",
+        "onnx_detection",
     },
     "quantization": {"data", "weights", "evaluation", "export", "exported"},
     "prediction": {"data", "weights", "compile_cache", "export"},

@@ -19,7 +19,7 @@ from .errors import ExportError, UserError, WeightsError
 from .exported import Exported, private_copy, read_exported
 from .files import replacing
 from .modes import graph_mode, pynative_mode
-from .verification import Agreement, compare
+from .verification import Agreement, as_arrays, compare
 from .weights.files import METADATA, read_bytes
 from .weights.record import EXPORTED, checked_record, read_record
 
@@ -83,7 +83,7 @@ def export(
         if path.suffix == ".mindir":
             with graph_mode():
                 return _export(net, path, [shape], record, _write_mindir)
-        from . import onnx_segmentation  # noqa: F401  registers its writers
+        from . import onnx_detection, onnx_segmentation  # noqa: F401  register their writers
         from .onnx_graph import onnx_model, sizes_are_fixed
 
         dynamic_size = dynamic_size and not sizes_are_fixed(net)
@@ -155,7 +155,7 @@ class _Runnables:
 
 
 def _outputs(net: nn.Cell, images: np.ndarray) -> list[np.ndarray]:
-    outputs = _as_list(net(Tensor(images)))
+    outputs = as_arrays(net(Tensor(images)))
     if not all(np.isfinite(output).all() for output in outputs):
         raise ExportError("The network itself gives NaN or infinity for random images; are its weights damaged?")
     return outputs
@@ -163,6 +163,8 @@ def _outputs(net: nn.Cell, images: np.ndarray) -> list[np.ndarray]:
 
 def _output_names(net: nn.Cell, count: int) -> list[str]:
     inner = getattr(net, "net", net)
+    if hasattr(inner, "head_maps"):  # a detector
+        return [f"{kind}{level}" for kind in ("scores", "deltas") for level in range(count // 2)]
     if getattr(inner, "features_only", False):
         return [f"feature{i}" for i in range(count)]
     return ["logits" if getattr(inner, "num_classes", None) != 0 else "features"]
@@ -193,7 +195,7 @@ def _runnable(model: Exported) -> Any:
                 graph = nn.GraphCell(ms.load(str(copy)))
 
             def run(images: np.ndarray) -> list[np.ndarray]:
-                return _as_list(graph(Tensor(images)))
+                return as_arrays(graph(Tensor(images)))
 
         else:
             runtime = _onnxruntime()
@@ -285,10 +287,6 @@ def shape_text(input_shape: Sequence[Optional[int]]) -> str:
         name if side is None else side for side, name in zip(input_shape, ("batch", "channels", "height", "width"))
     )
     return f"({', '.join(map(str, words))})"
-
-
-def _as_list(outputs: Any) -> list[np.ndarray]:
-    return [output.asnumpy() for output in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
 
 
 @contextmanager

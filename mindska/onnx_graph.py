@@ -401,7 +401,8 @@ def onnx_model(
             [features[i] for i in wrapped.return_index] if net.features_only else [_head(graph, net, features[-1])]
         )
     else:
-        results = [graph.write(net, x)]
+        written = graph.write(net, x)
+        results = written if isinstance(written, list) else [written]
     last: dict[str, Any] = dict(op_type="Cast", to=TensorProto.FLOAT) if half else dict(op_type="Identity")
     graph.nodes += [
         helper.make_node(inputs=[x], outputs=[name], name=name, **last) for x, name in zip(results, outputs)

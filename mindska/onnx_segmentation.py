@@ -111,16 +111,21 @@ def _aspp_head(graph: OnnxGraph, cell: ASPPHead, maps: Sequence[str]) -> str:
     return graph.write(cell.conv_seg, graph.write(cell.project, graph("Concat", *branches, axis=1)))
 
 
+def padded_images(graph: OnnxGraph, net: Any, x: str) -> str:
+    """Images of the size that a network pads them to; of a free size nothing is known, and none is padded."""
+    height, width = graph.size
+    size = net.padded_size(height, width) if height and width else (height, width)
+    if size == (height, width):
+        return x
+    graph.size = size
+    pads = graph.integers(0, 0, 0, 0, 0, 0, size[0] - height, size[1] - width)
+    return graph("Pad", x, pads, graph.scalar(0.0))
+
+
 @writes(SemanticFPN, UPerNet, DeepLabV3)
 def _segmenter(graph: OnnxGraph, net: Segmenter, x: str) -> str:
     height, width = graph.size
-    whole = x
-    if height and width:  # of a free size nothing is known, and no image is padded
-        size = net.padded_size(height, width)
-        if size != (height, width):
-            pads = graph.integers(0, 0, 0, 0, 0, 0, size[0] - height, size[1] - width)
-            whole = graph("Pad", x, pads, graph.scalar(0.0))
-            graph.size = size
+    whole = padded_images(graph, net, x)
     features = backbone_features(graph, net.backbone, whole)
     if height and width:
         images = np.zeros((1, net.in_channels, height, width), np.float32)

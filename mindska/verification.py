@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Callable
+from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
@@ -77,10 +77,16 @@ def compare(
         raise ExportError(f"The exported model has {len(chosen)} neighbour searches, the network {len(searches)}")
     counts: list[int] = []
     with _handed(searches, chosen, counts, distance):
-        result = net(Tensor(images))
-    given = [output.asnumpy() for output in (result if isinstance(result, (tuple, list)) else (result,))]
+        given = as_arrays(net(Tensor(images)))
     total = sum(index.size for index in chosen)
     return _checked(Agreement(_difference(outputs, given), tolerance, sum(counts), total))
+
+
+def as_arrays(outputs: Any) -> list[np.ndarray]:
+    """A network's output, or its outputs one after the other, in NumPy."""
+    if isinstance(outputs, (tuple, list)):
+        return [array for output in outputs for array in as_arrays(output)]
+    return [outputs.asnumpy()]
 
 
 def with_neighbours(model: Exported) -> Exported:

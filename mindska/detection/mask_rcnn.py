@@ -48,6 +48,7 @@ CHANNELS = 256
 BOX_SIZE, MASK_ROI_SIZE = 7, 14  # of the features of a box
 RPN_SAMPLES, RPN_POSITIVE = 256, 0.5  # of an image, and the largest part of them that is positive
 BOX_SAMPLES, BOX_POSITIVE = 512, 0.25
+MASK_SLOTS = (16, 48, int(BOX_SAMPLES * BOX_POSITIVE))  # boxes of an image that the mask head may be trained on
 NMS_PROPOSALS = 0.7
 LEAST_SCORE = -3e38  # below those of all proposals
 
@@ -174,12 +175,12 @@ class MapsGraph(Graph):
 
 
 class BoxGraph(Graph):
-    def construct(self, pyramid: tuple, rois: Tensor) -> tuple:
+    def construct(self, rois: Tensor, *pyramid: Tensor) -> tuple:  # what is in a tuple would be compiled as constants
         return self.network.box_outputs(pyramid, rois)
 
 
 class MaskGraph(Graph):
-    def construct(self, pyramid: tuple, rois: Tensor, classes: Tensor) -> Tensor:
+    def construct(self, rois: Tensor, classes: Tensor, *pyramid: Tensor) -> Tensor:
         return self.network.mask_outputs(pyramid, rois, classes)
 
 
@@ -279,7 +280,7 @@ class MaskRCNN(Detector):
         proposed, valid = self.proposals(scores, deltas, image_shapes)
         pyramid = pyramid[: self.num_levels]
         second = self.roi_losses(pyramid, proposed, valid, boxes, labels, masks, keys[:, KEY_NOISE:])
-        return {**first, **second}
+        return joined(first, second)
 
     def matched_anchors(self, scores: Maps, boxes: Tensor, image_shapes: Tensor) -> Tensor:
         """Which object each anchor is to find: (B, A) int32, as of `MaxIouAssigner`."""
@@ -385,9 +386,29 @@ class MaskRCNN(Detector):
     def mask_loss(
         self, pyramid: Maps, rois: Tensor, positive: Tensor, objects: Tensor, labels: Tensor, masks: Tensor
     ) -> Tensor:
-        """The mean over the positives and the pixels of their masks; 0 where there are none."""
-        most = min(int(BOX_SAMPLES * BOX_POSITIVE), rois.shape[1])  # the positives come first
-        rois, positive, objects = rois[:, :most], positive[:, :most], objects[:, :most]
+        """The mean over the positives and the pixels of their masks; 0 where there are none.
+
+        The mask head takes as many boxes as an image has positive ones, rounded up to one of a few numbers.
+        """
+        most = ops.amax(ops.sum(positive.astype(mstype.float32), 1))
+        if most <= MASK_SLOTS[0]:
+            return self.mask_loss_of(MASK_SLOTS[0], pyramid, rois, positive, objects, labels, masks)
+        if most <= MASK_SLOTS[1]:
+            return self.mask_loss_of(MASK_SLOTS[1], pyramid, rois, positive, objects, labels, masks)
+        return self.mask_loss_of(MASK_SLOTS[2], pyramid, rois, positive, objects, labels, masks)
+
+    def mask_loss_of(
+        self,
+        slots: int,
+        pyramid: Maps,
+        rois: Tensor,
+        positive: Tensor,
+        objects: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+    ) -> Tensor:
+        """The same, of at most so many boxes of each image; the positive ones come first."""
+        rois, positive, objects = rois[:, :slots], positive[:, :slots], objects[:, :slots]
         numbers = ops.select(positive, objects, ops.full_like(objects, -1)).astype(mstype.float32).expand_dims(2)
         wanted = ops.stop_gradient(self.mask_targets(masks, ops.concat((rois, numbers), 2)))
         classes = ops.relu(at(labels, objects)).reshape(-1)
@@ -421,7 +442,7 @@ class MaskRCNN(Detector):
         max_detections: int,
     ) -> list[Detections]:
         """The detections among proposals (n, 4) of each image, of at most `num_proposals`."""
-        scores, deltas = self.graphs["boxes"](pyramid, self._filled_up(rois, self.num_proposals))
+        scores, deltas = self.graphs["boxes"](self._filled_up(rois, self.num_proposals), *pyramid)
         every, found = self.num_proposals, []
         scores, deltas = scores.asnumpy(), deltas.asnumpy()
         for i, (boxes, shape) in enumerate(zip(rois, shapes)):
@@ -444,7 +465,7 @@ class MaskRCNN(Detector):
             for i, some in enumerate(found):
                 part = some.labels[start : start + step]
                 classes[i, : len(part)] = part
-            maps = self.graphs["masks"](pyramid, rois, Tensor(classes.reshape(-1))).asnumpy()
+            maps = self.graphs["masks"](rois, Tensor(classes.reshape(-1)), *pyramid).asnumpy()
             for i, some in enumerate(found):
                 logits[i].append(maps[i * step : i * step + max(0, min(step, len(some) - start))])
         with_masks = []
@@ -461,6 +482,15 @@ class MaskRCNN(Detector):
         for i, some in enumerate(boxes):
             result[i, : len(some)], valid[i, : len(some)] = some, True
         return with_levels(Tensor(result), Tensor(valid), self.num_levels)
+
+
+def joined(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both; graph mode unpacks no dictionaries."""
+    every = {}
+    for part in (first, second):
+        for name, value in part.items():
+            every[name] = value
+    return every
 
 
 def kept(x: Tensor, which: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any, Union
 
 import numpy as np
 
-from . import segmentation, skanet, sknet, van
+from . import detection, segmentation, skanet, sknet, van
 
-__all__ = ["create", "rms", "segmentation", "skanet", "sknet", "van"]
+__all__ = ["create", "detection", "rms", "segmentation", "skanet", "sknet", "van"]
 
-Reference = Union[skanet.SkaNet, sknet.SKNet, van.VAN, segmentation.Segmenter]
+Reference = Union[skanet.SkaNet, sknet.SKNet, van.VAN, segmentation.Segmenter, detection.Detector]
 
 
 def create(model_name: str, **options: Any) -> Reference:
@@ -21,9 +21,10 @@ def create(model_name: str, **options: Any) -> Reference:
         KeyError: there is no such model.
         TypeError: the reference does not have an option.
     """
-    for method in segmentation.METHODS:
-        if model_name.startswith(f"{method}_"):
-            return segmentation.create(method, model_name.removeprefix(f"{method}_"), **options)
+    for package in (segmentation, detection):
+        for method in package.METHODS:
+            if model_name.startswith(f"{method}_"):
+                return package.create(method, model_name.removeprefix(f"{method}_"), **options)
     families = {"skanet": skanet, "van": van}
     return families.get(model_name.split("_")[0], sknet).create(model_name, **options)
 

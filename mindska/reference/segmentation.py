@@ -211,10 +211,8 @@ class Segmenter(nn.Module):
         return main if auxiliary is None else main + 0.4 * loss(auxiliary)
 
 
-def create(
-    method: str, backbone: str, num_classes: Optional[int] = None, output_stride: Optional[int] = None, **options: Any
-) -> Segmenter:
-    """The reference of `mindska.create_segmenter`; `options`: of the reference backbone."""
+def headless(backbone: str, **options: Any) -> tuple[nn.Module, list[int]]:
+    """A reference backbone without its classifier, and the channels of its stages; VAN's with the dense epsilon."""
     from . import create as create_backbone
     from . import sknet
 
@@ -225,10 +223,16 @@ def create(
         if hasattr(net, name):
             setattr(net, name, nn.Identity())
     if hasattr(net, "patch_embed1"):
-        cin = [getattr(net, f"patch_embed{i}").proj.out_channels for i in range(1, 5)]
-    else:
-        row: Any = sknet.VARIANTS[backbone]
-        cin = list(row["out"])
+        return net, [getattr(net, f"patch_embed{i}").proj.out_channels for i in range(1, 5)]
+    row: Any = sknet.VARIANTS[backbone]
+    return net, list(row["out"])
+
+
+def create(
+    method: str, backbone: str, num_classes: Optional[int] = None, output_stride: Optional[int] = None, **options: Any
+) -> Segmenter:
+    """The reference of `mindska.create_segmenter`; `options`: of the reference backbone."""
+    net, cin = headless(backbone, **options)
     if output_stride is None and method == "deeplabv3":
         output_stride = 8
     if output_stride is not None:

@@ -26,16 +26,9 @@ log = logging.getLogger("mindska")
 
 HEAD = "classifier."
 KERNEL_SIZE = re.compile(r"_k\d+$")  # models of several have the same names of parameters
-# How the names of the other parts begin of what is built on a backbone.
-HEADS_BEGIN = (
-    "neck.",
-    "decode_head.",
-    "auxiliary_head.",
-    "seg_head.",
-    "bbox_head.",
-    "rpn_head.",
-    "roi_head.",
-    "ssd_heads.",
+HEADS_BEGIN = (  # the names of the other parts of what is built on a backbone
+    *("neck.", "decode_head.", "auxiliary_head.", "seg_head."),
+    *("bbox_head.", "rpn_head.", "roi_head.", "extra_layers.", "ssd_heads."),
 )
 EMA_PREFIX = "ema."  # MindCV's convention: averaged weights lie beside the raw ones under this prefix
 STATE_PREFIX = "state."  # everything else that a training checkpoint of ours holds

@@ -13,6 +13,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindska import create_detector
 from mindska.acceleration import decelerate
+from mindska.detection.mask_rcnn import joined
 from mindska.detection.masks import pack
 from mindska.models.layers.boxes import KEY_NOISE
 from mindska.weights import from_torch, load_into
@@ -125,7 +126,7 @@ class MaskRcnnGradients(Gradients):
         matched = net.matched_anchors(scores, boxes, shapes)
         first = net.rpn_losses(scores, deltas, boxes, matched, indices, positive, negative)
         second = net.roi_losses(pyramid[: net.num_levels], proposed, valid, boxes, labels, masks, noise)
-        return {**first, **second}
+        return joined(first, second)
 
 
 def trained(step: Gradients, case: str, *inputs: Tensor) -> tuple[list[float], dict[str, np.ndarray]]:

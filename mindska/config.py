@@ -459,6 +459,26 @@ class Config:
     more_ckpt_paths: tuple[str, ...] = _option(
         (), "validate: further checkpoints; --ckpt_path A B C sets them", may_change=True
     )
+    corruptions: Words = _option(
+        (),
+        "validate: top-1 on corrupted images, and mean corruption errors: all (19), common (15), or names of "
+        "ImageNet-C's corruptions",
+        metavar="NAME",
+        may_change=True,
+    )
+    severities: tuple[int, ...] = _option(
+        (1, 2, 3, 4, 5), "validate, with corruptions: the severities", at_least=1, at_most=5, may_change=True
+    )
+    corruptions_dir: str = _option(
+        "",
+        "validate, with corruptions: folder in ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/IMAGE; default: they are "
+        "made of the validation images",
+        path=True,
+        may_change=True,
+    )
+    corruptions_plot: str = _option(
+        "", "validate, with corruptions: draw the error by severity into this file (PNG)", path=True, may_change=True
+    )
 
     def __post_init__(self) -> None:
         if self.task is None:
@@ -557,7 +577,8 @@ VALIDATION = frozenset((
     "dataset", "data_dir", "val_split", "class_map", "exif_orientation", "batch_size", "num_parallel_workers",
     "val_skip_damaged", "image_resize", "crop_pct", "interpolation", "mean", "std", "amp_level", "result_json",
     "train_split", "val_ratio", "val_seed", "classes", "allow_outside_data_dir", "result_csv", "details",
-    "mask_classes", "tta", "real_labels", "more_ckpt_paths",
+    "mask_classes", "tta", "real_labels", "more_ckpt_paths", "corruptions", "severities", "corruptions_dir",
+    "corruptions_plot",
 ))  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def validate(config: Config, world: World) -> None:
         error: Optional[UserError] = None
         try:
             segmenter = open_segmenter(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()))
-            dataset = _open_data(segmenter)
+            dataset = open_data(segmenter)
         except UserError as raised:
             if len(paths) == 1 or isinstance(raised, DataError):  # without images there is nothing to go on with
                 raise
@@ -61,7 +61,12 @@ def validate(config: Config, world: World) -> None:
         raise RunError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated: {few(failed)}")
 
 
-def _open_data(segmenter: Segmenter) -> SegmentationDataset:
+def open_data(segmenter: Segmenter) -> SegmentationDataset:
+    """The validation images and masks for a segmenter.
+
+    Raises:
+        DataError: something is missing or not what it should be. ConfigError: the data is of other classes.
+    """
     config = segmenter.config
     options = ("class_map", "reduce_zero_label", "exif_orientation", "allow_outside_data_dir")
     given = {name: getattr(config, name) for name in options}

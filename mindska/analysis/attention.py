@@ -25,7 +25,7 @@ from ..models.sknet import SelectiveKernel, SKNet
 from ..modes import graph_mode, pynative_mode
 from ..streams import unfailing_stderr
 from .drawing import grid, name_classes, new_figure, save_figure, shown, write_json
-from .opening import Images, Subject, batches, displayed, open_labelled, some_images
+from .opening import Images, Subject, batches, displayed, open_labelled, short_name, some_images
 
 
 class AttentionProbe(nn.Cell):
@@ -236,7 +236,7 @@ def draw_images(path: Path, subject: Subject, images: Images, scales: Sequence[f
                 curve.set_xticks(range(len(units)), units, rotation=90, fontsize=6)
                 curve.yaxis.set_major_locator(_locator())
                 curve.tick_params(axis="y", labelsize=6)
-                axes[place, 0].set_ylabel(shown(Path(images.names[place]).name, 20), fontsize=7)
+                axes[place, 0].set_ylabel(shown(short_name(images.names[place]), 20), fontsize=7)
     for place in np.flatnonzero(~drawn):
         for each in axes[place]:
             each.set_axis_off()
@@ -293,5 +293,5 @@ def write(out: Path, subject: Subject, scales: Sequence[float], files: Sequence[
     yield f"{len(images)} single images: {out / f'attention_images.{ending}'}, {out / 'attention_images.csv'}"
 
 
-def _cells(values: Any) -> list[str]:
-    return [f"{value:.6f}" if np.isfinite(value) else "" for value in values]
+def _cells(values: Any) -> list[Any]:
+    return [round(float(value), 7) if np.isfinite(value) else "" for value in values]

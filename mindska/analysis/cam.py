@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from ..acceleration import accelerate, decelerate
 from ..data import EvalTransform
 from ..data.lists import write_table
 from ..errors import ConfigError
@@ -24,7 +25,17 @@ from ..prediction import softmax
 from ..segmentation.transforms import resize_logits
 from ..streams import unfailing_stderr
 from .drawing import grid, save_figure, shown, write_json
-from .opening import Images, Subject, batches, displayed, feature_names, find_classes, find_features, some_images
+from .opening import (
+    Images,
+    Subject,
+    batches,
+    displayed,
+    feature_names,
+    find_classes,
+    find_features,
+    short_name,
+    some_images,
+)
 from .stages import Cut
 
 METHODS = ("gradcam", "eigencam", "scorecam")
@@ -119,7 +130,7 @@ def explain(
         elif method == "eigencam":
             found = eigencam(values)
         else:
-            found = _scorecam(subject, cut, images, values, targets, masks)
+            found = _scorecam(subject, images, values, targets, masks)
         maps.append(enlarged(found, size))
     return Maps(np.stack(maps), targets, predictions, probabilities)
 
@@ -141,21 +152,25 @@ def _commonest(answers: np.ndarray, classes: int, background: Optional[int]) -> 
 
 
 def _scorecam(
-    subject: Subject, cut: Cut, images: np.ndarray, features: np.ndarray, targets: np.ndarray,
+    subject: Subject, images: np.ndarray, features: np.ndarray, targets: np.ndarray,
     masks: Optional[np.ndarray],
 ) -> np.ndarray:  # fmt: skip
     found, size = [], subject.config.batch_size
-    for i, image in enumerate(images):
-        seen = score_masks(features[i], image.shape[1:])
-        scores: list[np.ndarray] = []
-        for first in range(0, len(seen), size):
-            with pynative_mode():
-                masked = image[None] * seen[first : first + size, None]
-                logits = subject.network(Tensor(masked.astype(np.float32))).asnumpy()
-            each = logits[:, targets[i]]
-            scores.append(each if masks is None else (each * masks[i]).sum((1, 2)))
-        weights = softmax(np.concatenate(scores)[None])[0].astype(np.float32)
-        found.append((features[i] * weights[:, None, None]).sum(0))
+    accelerate(subject.network)  # there are many passes, and none backward
+    try:
+        for i, image in enumerate(images):
+            seen = score_masks(features[i], image.shape[1:])
+            scores: list[np.ndarray] = []
+            for first in range(0, len(seen), size):
+                with pynative_mode():
+                    masked = image[None] * seen[first : first + size, None]
+                    logits = subject.network(Tensor(masked.astype(np.float32))).asnumpy()
+                each = logits[:, targets[i]]
+                scores.append(each if masks is None else (each * masks[i]).sum((1, 2)))
+            weights = softmax(np.concatenate(scores)[None])[0].astype(np.float32)
+            found.append((features[i] * weights[:, None, None]).sum(0))
+    finally:
+        decelerate(subject.network)
     return np.stack(found)
 
 
@@ -191,7 +206,7 @@ def write(
             truth = _truth(subject, images, place)
             axes[place, 0].imshow(picture)
             axes[place, 0].set_title(f"{shown(answer, 14)} {100 * share:.0f} %", fontsize=8)
-            axes[place, 0].set_ylabel(shown(truth or Path(images.names[place]).name, 16), fontsize=8)
+            axes[place, 0].set_ylabel(shown(truth or short_name(images.names[place]), 16), fontsize=8)
             for column, stage in enumerate(numbers):
                 overlay = found.maps[column, i]
                 kept[place, column] = overlay
@@ -200,7 +215,7 @@ def write(
                 axes[place, column + 1].set_title(f"{names[stage]}: {shown(goal, 12)}", fontsize=7)
                 row, col = np.unravel_index(int(overlay.argmax()), overlay.shape)
                 above = float((overlay >= 0.5).mean())
-                rows.append([images.names[place], truth, answer, f"{share:.6f}", goal, names[stage], int(row), int(col), f"{above:.6f}"])  # fmt: skip # noqa: E501
+                rows.append([images.names[place], truth, answer, round(share, 6), goal, names[stage], int(row), int(col), round(above, 6)])  # fmt: skip # noqa: E501
         bar.update(len(places))
     bar.close()
     for place in np.flatnonzero(~drawn):

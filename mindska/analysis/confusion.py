@@ -202,8 +202,8 @@ def write_errors(out: Path, config: Config, world: World, number: int) -> Iterat
             dataset.describe(int(outcomes.indices[i])),
             names[outcomes.labels[i]],
             names[guessed[i]],
-            f"{confidence[i]:.6f}",
-            f"{np.exp(-outcomes.losses[i]):.6f}",
+            round(float(confidence[i]), 6),
+            round(float(np.exp(-outcomes.losses[i])), 6),
             int(outcomes.before[i]) + 1,
         ]
         for i in wrong

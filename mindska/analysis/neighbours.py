@@ -18,7 +18,7 @@ from ..models.layers.graph import MaxRelativeConv
 from ..modes import pynative_mode
 from ..streams import unfailing_stderr
 from .drawing import grid, new_figure, save_figure, shown, write_json
-from .opening import Subject, batches, displayed, some_images
+from .opening import Subject, batches, displayed, short_name, some_images
 
 DRAWN = 8  # images in the picture
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4")
@@ -148,8 +148,8 @@ def write(
                 for i, place in enumerate(places):
                     near = graph.neighbours[i, node]
                     for rank, key in enumerate(near, start=1):
-                        at = [f"{value:.1f}" for value in (*middles[node], *keys[key])]
-                        rows.append([images.names[place], graph.block, row, column, rank, *at, f"{each[i, node, rank - 1]:.2f}"])  # fmt: skip # noqa: E501
+                        at = [round(float(value), 1) for value in (*middles[node], *keys[key])]
+                        rows.append([images.names[place], graph.block, row, column, rank, *at, round(float(each[i, node, rank - 1]), 2)])  # fmt: skip # noqa: E501
                     if place < DRAWN and graph.block in blocks:
                         picture = displayed(pixels[0, i], subject.pixels)
                         title = graph.block if place == 0 else ""
@@ -157,7 +157,7 @@ def write(
                         _draw(spot, picture, middles[node], keys[near], COLOURS[place_of_node % len(COLOURS)], title)
         for place in places:
             if place < DRAWN:
-                axes[place, 0].set_ylabel(shown(Path(images.names[place]).name, 16), fontsize=7)
+                axes[place, 0].set_ylabel(shown(short_name(images.names[place]), 16), fontsize=7)
         seen += len(places)
         bar.update(len(places))
     bar.close()
@@ -171,9 +171,9 @@ def write(
     _draw_distances(out / f"neighbours_distance.{ending}", table)
     yield f"{seen} images, distance of the neighbours in pixels of {size[0]}x{size[1]}"
     yield f"{'block':<12}{'mean':>8}{'median':>8}{'p90':>8}{'by chance':>11}"
-    for row in table:
-        figures = "".join(f"{row[name]:8.1f}" for name in ("mean", "median", "p90"))
-        yield f"{row['block']:<12}{figures}{row['by_chance']:11.1f}"
+    for each_block in table:
+        figures = "".join(f"{each_block[name]:8.1f}" for name in ("mean", "median", "p90"))
+        yield f"{each_block['block']:<12}{figures}{each_block['by_chance']:11.1f}"
     yield f"{out / f'neighbours.{ending}'}, {out / f'neighbours_distance.{ending}'}, and CSV"
 
 

@@ -89,8 +89,7 @@ def open_subject(config: Config, plain: bool = True) -> Subject:
         raise ConfigError(f"{path} takes images of {weights.in_channels} channels, not {pixels.in_channels}")
     builders.check_image_size(network, pixels)
     number = weights.num_classes or 0
-    recorded = weights.record.get("class_names")
-    names = readable_names(number, recorded)[:number] if number else []
+    names = list(readable_names(number, weights.record.get("class_names"))[:number]) if number else []
     names += [f"class {i}" for i in range(len(names), number)]
     return Subject(config, decelerate(network) if plain else network, weights.record, pixels, names)
 
@@ -222,7 +221,7 @@ def displayed(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 def feature_names(backbone: Backbone) -> list[str]:
     """What the features of a network are called: "stages.0", ..., before them a "stem" where there is one."""
-    return [info["name"] for info in backbone.feature_info]
+    return [str(info["name"]) for info in backbone.feature_info]
 
 
 def find_features(subject: Subject, asked: Sequence[str]) -> list[int]:
@@ -267,6 +266,11 @@ def find_classes(subject: Subject, asked: Sequence[str]) -> list[int]:
                 f"below {len(names)}"
             )
     return found
+
+
+def short_name(name: str) -> str:
+    """What to call an image in a picture: its file, and the folder that it is in."""
+    return "/".join(Path(name).parts[-2:])
 
 
 def one_process(world: World) -> None:

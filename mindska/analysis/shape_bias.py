@@ -195,8 +195,8 @@ def write(out: Path, config: Config, ending: str) -> Iterator[str]:
         raise DataError(f"{config.data_dir} has no image whose shape and texture are of different classes")
     found, rows = [], []
     for ckpt_path in (config.ckpt_path, *config.more_ckpt_paths):
-        size = config.image_resize and (config.image_resize[0], config.image_resize[-1])
-        predictor = open_predictor(ckpt_path, config.model, config.use_ema, config.batch_size, size or None)
+        size = (config.image_resize[0], config.image_resize[-1]) if config.image_resize else None
+        predictor = open_predictor(ckpt_path, config.model, config.use_ema, config.batch_size, size)
         answers = decide(predictor, paths, decision_matrix(categories, predictor.class_names))
         name = Path(ckpt_path).name
         found.append((name, figures(answers, shapes, textures, categories)))

@@ -244,6 +244,7 @@ def test_maps_are_those_of_the_published_formula(pairs, model, stages, method):
         assert each.min() == 0 and each.max() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GradCAM", "EigenCAM", "ScoreCAM"])
 def test_maps_are_those_of_the_package(pairs, method):
     """The package `grad-cam`, where it is installed: it brings torchvision, which must fit PyTorch's own build."""
@@ -446,7 +447,7 @@ def test_matrices_of_many_classes_are_drawn(tmp_path):
 
 def test_the_sixteen_classes():
     sizes = {name: len(shape_bias.members(name)) for name in shape_bias.SIXTEEN}
-    assert len(sizes) == 16 and sizes["bird"] == 49 and sizes["dog"] == 110 and sum(sizes.values()) == 207
+    assert len(sizes) == 16 and sizes["bird"] == 49 and sizes["dog"] == 109 and sum(sizes.values()) == 207
     assert len({n for name in sizes for n in shape_bias.members(name)}) == 207
     names = list(imagenet_classes().values())
     assert names[404] == "airliner" and names[499] == "cleaver" and {names[n] for n in (385, 386)} == {

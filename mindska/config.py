@@ -797,15 +797,23 @@ def check_results(config: Config) -> None:
         ConfigError: a file that is of one checkpoint is asked for several.
         WriteError: one cannot be written.
     """
-    for name in ("result_json", "result_csv", "class_csv", "details"):
+    of_several = ("result_csv", "corruptions_plot", *(("result_json",) if config.corruptions else ()))
+    for name in ("result_json", "result_csv", "class_csv", "details", "corruptions_plot"):
         path = getattr(config, name)
-        if path and config.more_ckpt_paths and name != "result_csv":
+        if path and config.more_ckpt_paths and name not in of_several:
             raise ConfigError(
                 f"{name} is of one checkpoint, ckpt_path names {1 + len(config.more_ckpt_paths)}; --result_csv FILE "
                 f"has a row for each"
             )
         if path:
             check_writable(Path(path))
+    for name in ("class_csv", "details", "real_labels"):
+        if config.corruptions and getattr(config, name):
+            raise ConfigError(f"{name} is of images as they are; with corruptions, leave it out")
+    if config.corruptions_plot and Path(config.corruptions_plot).suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(
+            f"corruptions_plot is {config.corruptions_plot}; expected a name that ends in .png, .pdf or .svg"
+        )
     if config.real_labels and not exists(config.real_labels):
         raise ConfigError(f"No file of labels at {Path(config.real_labels).absolute()}")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import families
@@ -13,6 +16,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 from mindspore import Tensor
 from PIL import Image
 from test_validation import checkpoint as tiny_checkpoint
@@ -150,7 +154,7 @@ def test_attention_by_class(saved, tmp_path, monkeypatch):
     opened = open_subject(configured(saved, "sk_resnet18"), plain=False)
     said = list(attention.write(tmp_path, opened, [1.0, 1.5], [], 1, "png"))
     rows = table(tmp_path / "attention.csv")
-    assert len(rows) == 2 * 8 * 3 and "7 images at 2 scales: 5x5 less 3x3" in said[0]
+    assert len(rows) == 2 * 8 * 3 and "7 images at 2 scales: 5x5 minus 3x3" in said[0]
     dataset = attention.open_labelled(opened)
     network = opened.network
     for scale in (1.0, 1.5):
@@ -612,3 +616,55 @@ def test_one_process_only():
 
     with pytest.raises(ConfigError, match="works in one process; 2 were started"):
         analyse("cam", Config(), SimpleNamespace(), World(0, 2))
+
+
+@pytest.mark.slow
+def test_the_command(saved, tmp_path):
+    """In graph mode, with accelerated cells, started in a clone: the figures are those of PyNative mode."""
+    words = [sys.executable, str(ROOT / "scripts" / "analyze.py"), "attention", "--ckpt_path", saved["sk_resnet18"],
+             "--data_dir", saved["data"], "--scales", "1", "--number", "1", "--batch_size", "3", "--out", tmp_path]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "7 images at 1 scales: 5x5 minus 3x3" in done.stdout and "SK_5_2" in done.stdout
+    opened = open_subject(configured(saved, "sk_resnet18"))
+    dataset = attention.open_labelled(opened)
+    x = np.stack([attention.EvalTransform(opened.pixels)(dataset.load(i)) for i in range(7)])
+    expected = attention.AttentionProbe(opened.network)(Tensor(x)).asnumpy()
+    for row in table(tmp_path / "attention.csv"):
+        mine = expected[
+            dataset.labels == NAMES.index(row["class"]), attention.unit_names(opened.network).index(row["unit"])
+        ]
+        assert float(row["difference"]) == pytest.approx(float((mine[:, 1] - mine[:, 0]).mean()), abs=1e-5)
+    words[2:6] = ["attention", "--ckpt_path", saved["skanet_nano"], "--batch_size"]
+    words[6:] = ["3", "--data_dir", saved["data"]]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 1 and "has no attention over kernels" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_segmenters(tmp_path):
+    """Maps, receptive field and pixels of a segmenter, on scenes of digits."""
+    from mindska.analysis.run import analyse
+    from mindska.commands.prepare_digit_scenes import main as prepare_digit_scenes
+    from mindska.segmentation.factory import create_segmenter
+
+    prepare_digit_scenes(["--train", "2", "--val", "4", "--image_size", "64", "64", str(tmp_path / "scenes")])
+    names, model = ["background", *map(str, range(10))], "semantic_fpn_skanet_nano"
+    network = create_segmenter(model, num_classes=11)
+    known = dict(record(model, names), task="segmentation", evaluation=dict(scale=None))
+    write_checkpoint(tmp_path / "net.ckpt", {p.name: p for p in network.get_parameters()}, known)
+    config = Config(ckpt_path=str(tmp_path / "net.ckpt"), data_dir=str(tmp_path / "scenes"), batch_size=2)
+    options = SimpleNamespace(
+        out=tmp_path, format="png", images=[], number=3, stages=["3"], method="gradcam", target="", stage="", models=[]
+    )
+    said = {name: list(analyse(name, config, options, World())) for name in ("cam", "receptive_field", "confusion")}
+    assert said["cam"][0].startswith("3 images:") and "3 images each" in said["receptive_field"][-1]
+    assert [row["feature"] for row in table(tmp_path / "receptive_field.csv")] == ["decode_head"] * 4
+    matrix = np.array([[int(row[name]) for name in names] for row in table(tmp_path / "confusion.csv")])
+    assert matrix.sum() == 4 * 64 * 64
+    with pytest.raises(ConfigError, match="no attention"):
+        options.scales = [1.0]
+        list(analyse("attention", config, options, World()))

@@ -14,7 +14,7 @@ from test_validation import checkpoint
 
 from mindska.analysis import corruptions
 from mindska.analysis.corruptions import ALEXNET, ALEXNET_CLEAN, ALL, COMMON, Robustness, chosen_corruptions
-from mindska.config import Config, parse_args
+from mindska.config import Config, check_results, parse_args
 from mindska.data import Preprocessing, open_dataset
 from mindska.distributed import World
 from mindska.errors import ConfigError, DataError, SettingError
@@ -201,3 +201,18 @@ def test_made_corruptions_are_evaluated(images, tmp_path):
     found = json.loads(results[0])["networks"][0]
     assert [row["name"] for row in found["corruptions"]] == ["brightness", "fog"]
     assert found["clean_top1"] is not None
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(details="d.csv"), "details is of images as they are"),
+        (dict(corruptions_plot="p.gif"), "ends in .png, .pdf or .svg"),
+        (dict(class_csv="c.csv", more_ckpt_paths=("b",)), "class_csv is of one checkpoint"),
+    ],
+)
+def test_results_of_corrupted_images(settings, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        check_results(Config(ckpt_path="a", corruptions=("fog",), **settings))
+    check_results(Config(ckpt_path="a", corruptions=("fog",), more_ckpt_paths=("b",), result_json="r.json"))

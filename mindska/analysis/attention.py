@@ -1,7 +1,7 @@
 """SKNet's attention: how much each unit chooses its larger kernel, for each class and at several sizes of the object.
 
-The figure of the paper (section 4.4): the mean over the channels of the weights of the last path less those of the
-first, in SKNet-50 5x5 less 3x3, averaged over the validation images of each class. The object grows by cropping the
+The figure of the paper (section 4.4): the mean over the channels of the weights of the last path minus those of the
+first, in SKNet-50 5x5 minus 3x3, averaged over the validation images of each class. The object grows by cropping the
 middle of the image and enlarging it: at scale 1.5 the network sees the middle 1/1.5 of each side.
 """
 
@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..models.sknet import SelectiveKernel, SKNet
 from ..modes import graph_mode, pynative_mode
 from ..streams import unfailing_stderr
-from .drawing import grid, name_classes, new_figure, save_figure, shown, write_json
+from .drawing import grid, name_classes, new_figure, save_figure, show_picture, shown, write_json
 from .opening import Images, Subject, batches, displayed, open_labelled, short_name, some_images
 
 
@@ -120,7 +120,7 @@ class ClassAttention:
 
     @property
     def difference(self) -> np.ndarray:
-        """(scales, units, classes): the last path's mean weight less the first's."""
+        """(scales, units, classes): the last path's mean weight minus the first's."""
         return self.mean[..., -1] - self.mean[..., 0]
 
     def over_all(self) -> np.ndarray:
@@ -181,12 +181,13 @@ def draw_by_class(path: Path, found: ClassAttention, units: Sequence[int]) -> No
             style = "o-" if len(order) <= 40 else "-"
             place.plot(found.difference[number, unit, order], style, markersize=3, linewidth=1, label=f"{scale:g}x")
         place.axhline(0, color="grey", linewidth=0.5)
-        place.set(title=found.units[unit], ylabel=f"{found.paths[-1]} less {found.paths[0]}")
+        place.set(title=found.units[unit], ylabel=f"{found.paths[-1]} minus {found.paths[0]}")
         name_classes(place.xaxis, [found.class_names[i] for i in order], rotation=0 if len(order) <= 10 else 90)
         place.set_xlabel("class, sorted at the first scale")
     for place in axes[len(units) :]:
         place.set_axis_off()
-    axes[0].legend(title="object", fontsize=8)
+    lines, said = axes[0].get_legend_handles_labels()
+    figure.legend(lines, said, title="size of the object", fontsize=8, ncols=len(said), loc="outside lower center")
     figure.suptitle("Mean attention, by class")
     save_figure(figure, path)
 
@@ -199,8 +200,8 @@ def draw_by_unit(path: Path, found: ClassAttention) -> None:
         axes.plot(found.over_all()[number], "o-", markersize=4, label=f"{scale:g}x")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set_xticks(range(len(found.units)), found.units, rotation=90 if len(found.units) > 9 else 45, fontsize=8)
-    axes.set(ylabel=f"{found.paths[-1]} less {found.paths[0]}", title="Mean attention over all images, by unit")
-    axes.legend(title="object", fontsize=8)
+    axes.set(ylabel=f"{found.paths[-1]} minus {found.paths[0]}", title="Mean attention over all images, by unit")
+    axes.legend(title="size of the object", fontsize=8)
     save_figure(figure, path)
 
 
@@ -223,7 +224,7 @@ def draw_images(path: Path, subject: Subject, images: Images, scales: Sequence[f
             for i, place in enumerate(places):
                 drawn[place] = True
                 for number, scale in enumerate(scales):
-                    axes[place, number].imshow(displayed(pixels[number, i], subject.pixels))
+                    show_picture(axes[place, number], displayed(pixels[number, i], subject.pixels))
                     axes[place, number].set_title(f"{scale:g}x", fontsize=8)
                     for unit, each in zip(units, weights[number, i]):
                         difference = float(each[-1] - each[0])
@@ -241,7 +242,7 @@ def draw_images(path: Path, subject: Subject, images: Images, scales: Sequence[f
         for each in axes[place]:
             each.set_axis_off()
     axes[0, -1].legend(fontsize=6)
-    axes[0, -1].set_title(f"{paths[-1]} less {paths[0]}", fontsize=8)
+    axes[0, -1].set_title(f"{paths[-1]} minus {paths[0]}", fontsize=8)
     save_figure(figure, path)
     return rows
 
@@ -279,7 +280,7 @@ def write(out: Path, subject: Subject, scales: Sequence[float], files: Sequence[
         write_json(out / "attention.json", dict(facts, images=int(found.images.sum()), mean_difference=overall))
         draw_by_class(out / f"attention.{ending}", found, last_of_stages(network))
         draw_by_unit(out / f"attention_by_unit.{ending}", found)
-        yield f"{int(found.images.sum()):,} images at {len(scales)} scales: {found.paths[-1]} less {found.paths[0]}"
+        yield f"{int(found.images.sum()):,} images at {len(scales)} scales: {found.paths[-1]} minus {found.paths[0]}"
         yield "unit      " + "".join(f"{f'{scale:g}x':>9}" for scale in scales)
         for unit, values in zip(found.units, found.over_all().T):
             yield f"{unit:<10}" + "".join(f"{value:9.4f}" for value in values)

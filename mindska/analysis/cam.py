@@ -24,7 +24,7 @@ from ..modes import pynative_mode
 from ..prediction import softmax
 from ..segmentation.transforms import resize_logits
 from ..streams import unfailing_stderr
-from .drawing import grid, save_figure, shown, write_json
+from .drawing import grid, save_figure, show_picture, shown, write_json
 from .opening import (
     Images,
     Subject,
@@ -204,14 +204,14 @@ def write(
             answer, share = subject.class_names[found.predictions[i]], float(found.probabilities[i])
             goal = subject.class_names[found.targets[i]]
             truth = _truth(subject, images, place)
-            axes[place, 0].imshow(picture)
+            show_picture(axes[place, 0], picture)
             axes[place, 0].set_title(f"{shown(answer, 14)} {100 * share:.0f} %", fontsize=8)
             axes[place, 0].set_ylabel(shown(truth or short_name(images.names[place]), 16), fontsize=8)
             for column, stage in enumerate(numbers):
                 overlay = found.maps[column, i]
                 kept[place, column] = overlay
-                axes[place, column + 1].imshow(picture)
-                axes[place, column + 1].imshow(overlay, cmap="jet", alpha=0.45, vmin=0, vmax=1)
+                show_picture(axes[place, column + 1], picture)
+                show_picture(axes[place, column + 1], overlay, cmap="jet", alpha=0.45, vmin=0, vmax=1)
                 axes[place, column + 1].set_title(f"{names[stage]}: {shown(goal, 12)}", fontsize=7)
                 row, col = np.unravel_index(int(overlay.argmax()), overlay.shape)
                 above = float((overlay >= 0.5).mean())

@@ -222,7 +222,7 @@ def write_errors(out: Path, config: Config, world: World, number: int) -> Iterat
             image = dataset.load(
                 int(outcomes.indices[i]), lambda size: (min(size[0], 2 * SIDE), min(size[1], 2 * SIDE))
             )
-            said = f"{100 * confidence[i]:.1f} % {names[guessed[i]]}"
+            said = f"{names[guessed[i]]}, {100 * confidence[i]:.1f} %"
             yield Picture(image, (said, f"is {names[outcomes.labels[i]]}", Path(dataset.describe(int(outcomes.indices[i]))).name))  # fmt: skip # noqa: E501
 
     title = f"{config.model}: the most confident mistakes"

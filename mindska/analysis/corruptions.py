@@ -30,6 +30,7 @@ from ..distributed import World
 from ..errors import ConfigError, DataError, SettingError, few
 from ..evaluation import Result
 from ..streams import print_result
+from ..tasks import task_of_file
 from ..validation import Prepared, Shared, predict_all, prepare
 from .drawing import new_figure, save_figure, shown, write_json
 
@@ -334,7 +335,11 @@ def validate(config: Config, world: World) -> None:
     Raises:
         UserError: a checkpoint or the data cannot be used.
     """
+    if task_of_file(config.ckpt_path, config.model) != "classification":
+        raise ConfigError(f"corruptions are for classifiers; {config.ckpt_path} is none")
     corruptions, severities = chosen_corruptions(config.corruptions), sorted(set(config.severities))
+    if not (corruptions and severities):
+        raise ConfigError("corruptions and severities must name something: --corruptions all --severities 1 2 3 4 5")
     folder, clean = config.corruptions_dir, bool(config.data_dir)
     if folder:
         check_folders(Path(folder), corruptions, severities)

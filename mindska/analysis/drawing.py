@@ -40,6 +40,12 @@ def grid(rows: int, columns: int, side: float = 1.8, more: float = 0.3) -> tuple
     return figure, axes
 
 
+def show_picture(axes: Any, picture: np.ndarray, **options: Any) -> None:
+    """Shows a picture; the pixels of a small one stay squares, a large one is made smaller smoothly."""
+    small = max(picture.shape[:2]) < 1.5 * DPI
+    axes.imshow(picture, interpolation="nearest" if small else "auto", **options)
+
+
 def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
     """Writes a figure, in the format that the file's name ends with (png, pdf, svg).
 

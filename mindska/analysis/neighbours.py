@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..models.layers.graph import MaxRelativeConv
 from ..modes import pynative_mode
 from ..streams import unfailing_stderr
-from .drawing import grid, new_figure, save_figure, shown, write_json
+from .drawing import grid, new_figure, save_figure, show_picture, shown, write_json
 from .opening import Subject, batches, displayed, short_name, some_images
 
 DRAWN = 8  # images in the picture
@@ -179,7 +179,7 @@ def write(
 
 def _draw(axes: Any, picture: np.ndarray, node: np.ndarray, near: np.ndarray, colour: str, title: str) -> None:
     if not axes.images:
-        axes.imshow(picture)
+        show_picture(axes, picture)
         axes.set_title(title, fontsize=8)
     for y, x in near:
         axes.plot([node[1] - 0.5, x - 0.5], [node[0] - 0.5, y - 0.5], "-", color=colour, linewidth=0.8)

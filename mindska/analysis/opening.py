@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -79,6 +79,8 @@ def open_subject(config: Config, plain: bool = True) -> Subject:
         )
     weights = builders.configured_weights(config)
     assert weights is not None  # the command asks for a checkpoint
+    if not config.model and task_of(weights.model) == "segmentation":
+        config = replace(config, model=weights.model, task="segmentation", dataset=None)
     config = builders.with_recorded_model(config, weights.record)
     if weights.dialect is None:
         raise ConfigError(f"{path} holds {weights.model} of MindCV; the analyses know the models of mindska only")

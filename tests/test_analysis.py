@@ -622,12 +622,13 @@ def test_one_process_only():
 def test_the_command(saved, tmp_path):
     """In graph mode, with accelerated cells, started in a clone: the figures are those of PyNative mode."""
     words = [sys.executable, str(ROOT / "scripts" / "analyze.py"), "attention", "--ckpt_path", saved["sk_resnet18"],
-             "--data_dir", saved["data"], "--scales", "1", "--number", "1", "--batch_size", "3", "--out", tmp_path]  # fmt: skip
+             "--data_dir", saved["data"], "--scales", "1", "--number", "1", "--batch_size", "3",
+             "--out", tmp_path]  # fmt: skip
     done = subprocess.run(
         list(map(str, words)), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stderr
-    assert "7 images at 1 scales: 5x5 minus 3x3" in done.stdout and "SK_5_2" in done.stdout
+    assert "7 images at 1 scale: 5x5 minus 3x3" in done.stdout and "SK_5_2" in done.stdout
     opened = open_subject(configured(saved, "sk_resnet18"))
     dataset = attention.open_labelled(opened)
     x = np.stack([attention.EvalTransform(opened.pixels)(dataset.load(i)) for i in range(7)])

@@ -280,7 +280,7 @@ def write(out: Path, subject: Subject, scales: Sequence[float], files: Sequence[
         write_json(out / "attention.json", dict(facts, images=int(found.images.sum()), mean_difference=overall))
         draw_by_class(out / f"attention.{ending}", found, last_of_stages(network))
         draw_by_unit(out / f"attention_by_unit.{ending}", found)
-        yield f"{int(found.images.sum()):,} images at {len(scales)} scales: {found.paths[-1]} minus {found.paths[0]}"
+        yield f"{int(found.images.sum()):,} images at {_counted(scales)}: {found.paths[-1]} minus {found.paths[0]}"
         yield "unit      " + "".join(f"{f'{scale:g}x':>9}" for scale in scales)
         for unit, values in zip(found.units, found.over_all().T):
             yield f"{unit:<10}" + "".join(f"{value:9.4f}" for value in values)
@@ -292,6 +292,10 @@ def write(out: Path, subject: Subject, scales: Sequence[float], files: Sequence[
     header = ("image", "scale", "unit", "path", "mean_weight", "difference")
     write_table(out / "attention_images.csv", header, rows_of_images)
     yield f"{len(images)} single images: {out / f'attention_images.{ending}'}, {out / 'attention_images.csv'}"
+
+
+def _counted(scales: Sequence[float]) -> str:
+    return f"{len(scales)} scale" + ("s" if len(scales) > 1 else "")
 
 
 def _cells(values: Any) -> list[Any]:

@@ -484,6 +484,26 @@ class Config:
     more_ckpt_paths: tuple[str, ...] = _option(
         (), "validate: further checkpoints; --ckpt_path A B C sets them", may_change=True
     )
+    corruptions: Words = _option(
+        (),
+        "validate: top-1 on corrupted images, and mean corruption errors: all (19), common (15), or names of "
+        "ImageNet-C's corruptions",
+        metavar="NAME",
+        may_change=True,
+    )
+    severities: tuple[int, ...] = _option(
+        (1, 2, 3, 4, 5), "validate, with corruptions: the severities", at_least=1, at_most=5, may_change=True
+    )
+    corruptions_dir: str = _option(
+        "",
+        "validate, with corruptions: folder in ImageNet-C's layout, CORRUPTION/SEVERITY/CLASS/IMAGE; default: they are "
+        "made of the validation images",
+        path=True,
+        may_change=True,
+    )
+    corruptions_plot: str = _option(
+        "", "validate, with corruptions: draw the error by severity into this file (PNG)", path=True, may_change=True
+    )
 
     def __post_init__(self) -> None:
         if self.task is None:
@@ -586,6 +606,7 @@ VALIDATION = frozenset((
     "mask_classes", "tta", "real_labels", "more_ckpt_paths",
     "task", "class_csv", "reduce_zero_label", "output_stride", "img_scale", "resize_library", "val_resize",
     "size_divisor", "slide_stride", "scales", "flip", "val_images", "skip_missing", "score_threshold", "max_detections",
+    "corruptions", "severities", "corruptions_dir", "corruptions_plot",
 ))  # fmt: skip
 
 
@@ -804,15 +825,23 @@ def check_results(config: Config) -> None:
         ConfigError: a file that is of one checkpoint is asked for several.
         WriteError: one cannot be written.
     """
-    for name in ("result_json", "result_csv", "class_csv", "details"):
+    of_several = ("result_csv", "corruptions_plot", *(("result_json",) if config.corruptions else ()))
+    for name in ("result_json", "result_csv", "class_csv", "details", "corruptions_plot"):
         path = getattr(config, name)
-        if path and config.more_ckpt_paths and name != "result_csv":
+        if path and config.more_ckpt_paths and name not in of_several:
             raise ConfigError(
                 f"{name} is of one checkpoint, ckpt_path names {1 + len(config.more_ckpt_paths)}; --result_csv FILE "
                 f"has a row for each"
             )
         if path:
             check_writable(Path(path))
+    for name in ("class_csv", "details", "real_labels"):
+        if config.corruptions and getattr(config, name):
+            raise ConfigError(f"{name} is of images as they are; with corruptions, leave it out")
+    if config.corruptions_plot and Path(config.corruptions_plot).suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(
+            f"corruptions_plot is {config.corruptions_plot}; expected a name that ends in .png, .pdf or .svg"
+        )
     if config.real_labels and not exists(config.real_labels):
         raise ConfigError(f"No file of labels at {Path(config.real_labels).absolute()}")
 

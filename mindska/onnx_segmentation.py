@@ -114,8 +114,7 @@ def _aspp_head(graph: OnnxGraph, cell: ASPPHead, maps: Sequence[str]) -> str:
 def padded_images(graph: OnnxGraph, net: Any, x: str) -> str:
     """Images of the size that a network pads them to; of a free size nothing is known, and none is padded."""
     height, width = graph.size
-    size = net.padded_size(height, width) if height and width else (height, width)
-    if size == (height, width):
+    if not (height and width) or (size := net.padded_size(height, width)) == (height, width):
         return x
     graph.size = size
     pads = graph.integers(0, 0, 0, 0, 0, 0, size[0] - height, size[1] - width)

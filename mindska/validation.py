@@ -321,7 +321,7 @@ def validate(config: Config, world: World) -> None:
     for path in paths:
         error: Optional[UserError] = None
         try:
-            prepared = _prepare(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()), world, shared)
+            prepared = prepare(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()), world, shared)
         except UserError as raised:
             if len(paths) == 1 or isinstance(raised, DataError):  # without images there is nothing to go on with
                 raise
@@ -340,8 +340,12 @@ def validate(config: Config, world: World) -> None:
         raise RunError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated: {few(failed)}")
 
 
-def _prepare(config: Config, world: World, shared: Shared) -> Prepared:
-    """Opens a checkpoint, and the images for it."""
+def prepare(config: Config, world: World, shared: Shared) -> Prepared:
+    """Opens a checkpoint, and the images for it.
+
+    Raises:
+        UserError: a checkpoint or the data cannot be used.
+    """
     exported: Optional[Logits] = None
     weights: Optional[Weights] = None
     if is_exported(config.ckpt_path):

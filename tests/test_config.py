@@ -161,7 +161,7 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
     write(tmp_path, "".join(f"{name}: ~/{name}\n" for name in paths[:3]) + "model: ~/m\n")
     config = parse_args(["--config=~/recipe.yaml", "--ckpt_save_dir=~/ckpt_save_dir", "--result_json=~/result_json"])
     assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
-    more = {"result_csv", "details", "class_csv", "real_labels"}
+    more = {"result_csv", "details", "class_csv", "real_labels", "corruptions_dir", "corruptions_plot"}
     assert config.model == "~/m" and settings_that("path") == {*paths, *more}
 
 

@@ -229,6 +229,7 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
     # A network is always made with these, which change training only.
     read -= {"drop_rate", "drop_path_rate", "pretrained", "freeze", "freeze_backbone"}
     read |= {"train_split", "val_seed"}  # of a val_ratio above 0
+    read |= {"severities", "corruptions_dir"}  # of corruptions
     assert read & set(config.TYPES) == config.VALIDATION
 
 

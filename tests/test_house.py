@@ -63,6 +63,10 @@ MAY_IMPORT = {
         "config", "names", "distributed", "data", "weights", "evaluation", "builders", "segmentation", "detection",
         "validation", "export", "prediction", "dense_evaluation",
     },
+    "analysis": {
+        "config", "names", "distributed", "models", "acceleration", "data", "compile_cache", "evaluation",
+        "prediction", "validation", "builders", "segmentation", "tasks",
+    },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
         "summary", "names", "weights",

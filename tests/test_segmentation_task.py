@@ -130,7 +130,7 @@ def test_a_segmenter_starts_from_a_classifier_and_takes_other_classes(scenes, wh
         with pytest.raises(ConfigError, match="The checkpoint knows 11 classes, the data has 11"):
             from mindska.tasks.segmentation import validation
 
-            validation._open_data(open_segmenter(settings(scenes, "o", ckpt_path=str(whole / f"{MODEL}_best.ckpt"))))
+            validation.open_data(open_segmenter(settings(scenes, "o", ckpt_path=str(whole / f"{MODEL}_best.ckpt"))))
     finally:
         (scenes / "kept.txt").replace(scenes / "classes.txt")
     other = tmp_path / "other.ckpt"

@@ -39,6 +39,7 @@ COMMANDS = {
     "clean": Command("reduce a training checkpoint to its weights and record"),
     "check_data": Command("look through a data set before it is trained on"),
     "compare": Command("compare runs: curves, figures and settings that differ", lists=True),
+    "analyze": Command("look inside networks: attention, class activation, receptive fields, mistakes"),
     "lr_find": Command("try which learning rate a recipe should have"),
     "recipes": Command("list the recipes that --config finds by name", lists=True),
     "count": Command("print parameters and multiply-accumulates of the models", lists=True),

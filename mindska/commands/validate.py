@@ -27,7 +27,11 @@ def main(arguments: Optional[Sequence[str]] = None, description: Optional[str] =
 
     # Only now, since they load MindSpore, which takes seconds.
     from mindska import builders
-    from mindska.tasks import validate
+
+    if config.corruptions:
+        from mindska.analysis.corruptions import validate
+    else:
+        from mindska.tasks import validate
 
     with clear_errors(), distributed(builders.device_target(config)) as world, clear_errors():
         builders.set_up(config, world)

@@ -38,10 +38,15 @@ def validate(config: Config, world: World) -> None:
 
 def _prepare(config: Config) -> tuple[Segmenter, SegmentationDataset]:
     segmenter = open_segmenter(config)
-    return segmenter, _open_data(segmenter)
+    return segmenter, open_data(segmenter)
 
 
-def _open_data(segmenter: Segmenter) -> SegmentationDataset:
+def open_data(segmenter: Segmenter) -> SegmentationDataset:
+    """The validation images and masks for a segmenter.
+
+    Raises:
+        DataError: something is missing or not what it should be. ConfigError: the data is of other classes.
+    """
     config = segmenter.config
     options = ("class_map", "reduce_zero_label", "exif_orientation", "allow_outside_data_dir")
     given = {name: getattr(config, name) for name in options}

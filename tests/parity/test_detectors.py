@@ -222,3 +222,11 @@ def test_mask_rcnns_targets():
         found = np.sort(numbers.asnumpy()[i][is_positive])
         np.testing.assert_array_equal(found, np.sort(arrays[f"rcnn_targets/{i}/pos_gt"]))
     assert objects(MASK_RCNN)[1].max() == max(map(max, meta["gt_labels"]))
+
+
+@pytest.mark.slow
+def test_mask_rcnn_in_graph_mode(graph):
+    """Detection is in graphs as well: boxes must not be compiled into them."""
+    net = port(MASK_RCNN)
+    check_mask_rcnn(net)
+    check_mask_rcnn_training(net)

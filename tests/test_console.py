@@ -21,6 +21,7 @@ from tiny import make_images
 
 from mindska import commands, config, names, recipes
 from mindska.arguments import ALIASES, Parser, add_use_ema
+from mindska.detection import factory as detection
 from mindska.models import factory
 from mindska.segmentation import factory as segmentation
 
@@ -88,12 +89,14 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch, capsys):
 def test_models_are_known_without_loading_them():
     assert sorted(names.OUR_MODELS) == sorted(factory.OUR_MODELS)
     assert list(segmentation.METHODS) == [name for name, task in names.METHODS.items() if task == "segmentation"]
+    assert list(detection.METHODS) == [name for name, task in names.METHODS.items() if task == "detection"]
     registered = {name for name in mindcv.list_models() if mindcv.is_model(name)}
     assert registered & set(names.OUR_SEGMENTERS) == set(segmentation.SEGMENTERS)
-    theirs = registered - set(names.OUR_MODELS) - set(names.OUR_SEGMENTERS) - {"tiny", "tiny_bn"}
+    assert registered & set(names.OUR_DETECTORS) == set(detection.DETECTORS)
+    theirs = registered - set(names.OUR_NETWORKS) - {"tiny", "tiny_bn"}
     assert names._in_mindcvs_sources() == theirs
     assert "tiny" in names.known_models()  # registered by this program
-    assert not names.known_models() & set(names.OUR_SEGMENTERS)
+    assert names.known_models() & set(names.OUR_NETWORKS) == set(names.OUR_MODELS)
     names.check_model("upernet_sk_resnet18")
     with pytest.raises(config.ConfigError, match="semantic_fpn is there on our backbones.*did you mean van_tiny"):
         names.check_model("semantic_fpn_van_tin")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import script
 
-from mindska import prediction
+from mindska import prediction, tasks
 from mindska.errors import UserError, WeightsError, WriteError, clear_errors
 from mindska.files import check_writable, replacing, user_path
 from mindska.prediction import Prediction
@@ -128,6 +128,7 @@ def test_a_name_that_the_output_cannot_have_ends_nothing(tmp_path, monkeypatch, 
         return (Prediction(path, [(0, "猫 \U0001f431", 1.0)]) for path in paths)
 
     monkeypatch.setattr(prediction, "open_predictor", lambda *_, **__: predictor)
+    monkeypatch.setattr(tasks, "task_of_file", lambda *_: "classification")
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", out)
     predict.main([str(tmp_path), "--ckpt_path", str(tmp_path), "--format", format])

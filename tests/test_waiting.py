@@ -112,7 +112,7 @@ def test_the_network_for_evaluation_is_compiled_before_the_first_step(images, tm
     for module in (loop, evaluation):
         monkeypatch.setattr(module, "compile_cached", note)
     running = trainer(images, tmp_path / "run", "val", epoch_size=1, warmup_epochs=0)
-    batches = [[(Tensor(array).shape, Tensor(array).dtype) for array in batch] for batch in running.eval_loader]
+    batches = [[(Tensor(array).shape, Tensor(array).dtype) for array in batch] for batch in running.evaluator.loader]
     fit(running)
     assert [(what, on_signal, step) for what, on_signal, _, step in compiled] == [
         ("the training step", end_before_the_first_step, 0),
@@ -160,7 +160,7 @@ def test_half_precision_on_cpu_is_told(caplog):
 
 def test_the_time_left_counts_what_comes_between_the_steps():
     config = Config(epoch_size=10, val_interval=2, ckpt_save_interval=5, ckpt_save_steps=30)
-    left = TimeLeft(config, steps_per_epoch=10, evaluates=True)
+    left = TimeLeft(config, steps_per_epoch=10, total_steps=100, evaluates=True)
     assert left.seconds(0, 2.0) == 50
     left.note_evaluation(11.0)
     left.note_evaluation(7.0)
@@ -169,4 +169,4 @@ def test_the_time_left_counts_what_comes_between_the_steps():
     left.saving = 1.0
     assert left.seconds(0, 2.0) == 50 + 5 * 7 + 2 + 4
     assert left.seconds(60, 2.0) == 20 + 2 * 7 + 1 + 2 and left.seconds(100, 2.0) == 0
-    assert TimeLeft(config, 10, evaluates=False).seconds(50, 1.0) == 50
+    assert TimeLeft(config, 10, 100, evaluates=False).seconds(50, 1.0) == 50

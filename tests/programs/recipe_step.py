@@ -15,10 +15,11 @@ from mindspore import Tensor
 from mindspore.dataset import GeneratorDataset
 
 from mindska import builders
+from mindska.benchmark.worker import CLASSES, Variant, finished, targets
 from mindska.config import Config, read_yaml
 from mindska.training import TrainStep, build_optimizer
 
-BATCH, SIZE, CLASSES = 2, 64, 10
+BATCH, SIZE = 2, 64
 
 
 def main(recipe: str, what: str, *options: str) -> None:
@@ -30,7 +31,7 @@ def main(recipe: str, what: str, *options: str) -> None:
     config = dataclasses.replace(Config(**settings), **everything)
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_device(os.environ.get("DEVICE", "CPU"))
-    network = builders.build_network(config, CLASSES)
+    network = builders.build_network(config, CLASSES.get(config.task, 10))
     rng = np.random.default_rng(0)
     images = rng.random((BATCH, 3, SIZE, SIZE), np.float32)
     if what == "forward":
@@ -38,16 +39,18 @@ def main(recipe: str, what: str, *options: str) -> None:
         run(network, options, Tensor(images))
         return
     optimizer = build_optimizer(config, network, [1e-3] * 10)
-    step = TrainStep(network, builders.build_loss(config), optimizer, builders.build_step_options(config))
+    loss = builders.build_loss(config) if config.task == "classification" else None
+    step = TrainStep(network, loss, optimizer, builders.build_step_options(config))
     step.set_train(True)
-    labels, noise = np.arange(BATCH, dtype=np.int32), rng.random((BATCH, getattr(network, "noise_size", 1)), np.float32)
+    noise = rng.random((BATCH, getattr(network, "noise_size", 1)), np.float32)
+    batch = (images, *targets(Variant("mindska", config.model, "train", SIZE, BATCH, task=config.task)), noise)
     if what == "sink":
-        data = GeneratorDataset([(images, labels, noise)] * 4, ["image", "label", "noise"], shuffle=False)
+        data = GeneratorDataset([batch] * 4, [f"column{i}" for i in range(len(batch))], shuffle=False)
         advance = ms.data_sink(step, data)
         for _ in range(2):
             advance()[0].asnumpy()
         return
-    run(step, options, Tensor(images), Tensor(labels), Tensor(noise))
+    run(step, options, *map(Tensor, batch))
 
 
 def run(cell, options, *inputs) -> None:
@@ -55,8 +58,7 @@ def run(cell, options, *inputs) -> None:
         cell.compile(*inputs)
         return
     for _ in range(2):  # of two steps the second updates
-        out = cell(*inputs)
-        (out[0] if isinstance(out, tuple) else out).asnumpy()
+        finished([cell(*inputs)])
 
 
 if __name__ == "__main__":

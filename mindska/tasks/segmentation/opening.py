@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from ...segmentation.evaluation import Inference, Logits, logits_of
 from ...segmentation.factory import METHODS
 from ...segmentation.transforms import SegmentationEvalTransform, Size
 from .task import evaluation_size, inference
+
+log = logging.getLogger("mindska")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def _exported(
         # Every image gets this size, or is seen through a window of it.
         own = replace(own, image_size=pixels.image_size)
         if how.window is None:
+            log.info("Every image is resized to %dx%d, the only size that the model takes", *own.image_size)
             sizes = replace(sizes, scale=None, fixed=own.image_size, size_divisor=1)
         else:
             how = replace(how, window=own.image_size)

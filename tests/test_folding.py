@@ -54,6 +54,7 @@ def test_the_same_function(name):
     assert len(set(names)) == len(names) and not any("layer_scale" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folded_plain", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["skanet_nano", pytest.param("van_tiny_lska_k7", marks=pytest.mark.slow), "sknet26"])
 def test_with_plain_operators(name, folded_plain):
@@ -77,6 +78,7 @@ def test_other_networks_are_not_folded():
         fold(mindcv.create_model("resnet18"))
 
 
+@pytest.mark.slow
 def test_features_and_graph_mode():
     net = settled("van_tiny_lska_k7", features_only=True)
     before = outputs(net, (64, 64))

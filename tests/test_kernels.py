@@ -413,6 +413,7 @@ def built(source, program, *flags) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("threads")
 @pytest.mark.parametrize("flags", [[], ["-fsanitize=thread"]])
 def test_pool_of_threads(tmp_path, flags):
@@ -538,6 +539,7 @@ def test_max_relative_of_nan():
 SLOW_NETWORKS = (("skanet_nano", 64), ("van_tiny_lska_k11", 64), ("van_tiny", 65), ("sknet26", 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, size", [("skanet_nano", 33), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_NETWORKS]]
 )

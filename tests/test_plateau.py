@@ -58,6 +58,7 @@ def test_the_warm_up_and_the_cooldown_are_those_of_any_schedule():
     assert rates[:6] == before[:6] and set(rates[6:-2]) == {0.05} and rates[-2:] == [0.02] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault("plateau")
 def test_a_run_resumes_to_the_bit(images, tmp_path, monkeypatch, caplog):
     """Stopped right after the learning rate fell, and resumed: every learning rate, weight and state is the same."""

@@ -63,6 +63,7 @@ def test_roi_align_is_numpys(out, channels, accelerated):
     np.testing.assert_allclose(found, expected_of(pyramid, boxes, valid, out), atol=2e-5)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_gradient_of_roi_align(mode, accelerated):

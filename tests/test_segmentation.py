@@ -116,6 +116,7 @@ def test_every_backbone_can_be_had(backbone):
         assert all(c.epsilon == 1e-5 for _, c in net.cells_and_names() if isinstance(c, nn.LayerNorm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["skanet_nano", "van_tiny_lska_k7", "sk_resnet18"])
 @pytest.mark.parametrize("output_stride, strides", [(8, [4, 8, 8, 8]), (16, [4, 8, 16, 16]), (32, [4, 8, 16, 32])])
 def test_output_strides(backbone, output_stride, strides):
@@ -162,6 +163,7 @@ def test_noise_decides_what_is_dropped():
     net.losses(x, labels)  # without noise MindSpore draws
 
 
+@pytest.mark.slow
 @pytest.mark.fault("ignored-batch")
 @pytest.mark.parametrize("method", factory.METHODS)
 def test_ignored_labels_alone(method):

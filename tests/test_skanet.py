@@ -157,6 +157,7 @@ def test_bicubic_weights_sum_to_one_and_interpolate_exactly_at_the_same_size():
     np.testing.assert_array_equal(identity, np.tile(np.float32([0, 1, 0, 0]), (9, 1)))
 
 
+@pytest.mark.slow
 def test_graph_and_pynative_agree():
     net, x = nano(), images(2, 3, 96, 64)
     interpreted = net(x).asnumpy()

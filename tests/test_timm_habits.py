@@ -110,6 +110,7 @@ def test_in_chans_is_in_channels():
         assert mindcv.create_model("skanet_nano", num_classes=0, **keywords)(IMAGES[:, :1]).shape == (2, 96)
 
 
+@pytest.mark.slow
 def test_weights_without_their_classifier(tmp_path, caplog):
     """They load into a network without a classifier, which is said; pooling is recorded where it matters."""
     full = make("skanet_nano", num_classes=7, global_pool="max")

@@ -69,6 +69,7 @@ def nets(made, monkeypatch):
     assert [cell.construct for cell in searches(net)] == before and ms.get_context("mode") == ms.PYNATIVE_MODE
 
 
+@pytest.mark.slow
 @pytest.mark.fault("swapped-neighbours")
 def test_a_swapped_neighbour_is_no_fault(nets):
     net, expected, coarse = nets

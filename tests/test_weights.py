@@ -318,6 +318,7 @@ def test_an_average_that_is_not_there(state, tmp_path):
         open_weights(tmp_path / "a.pth", MODEL, ema=True)
 
 
+@pytest.mark.slow
 def test_models_of_several_kernel_sizes_have_the_same_names():
     """`models_that_fit` makes one of them, where the names are not those of a file."""
     first = convert.parameter_shapes("van_tiny_lska_k7")

@@ -553,6 +553,7 @@ def sharded(folder, state, suffix="safetensors", parts=3):
     return index
 
 
+@pytest.mark.slow
 @pytest.mark.fault("shards")
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_with_an_index(state, ours, tmp_path, capsys, suffix):

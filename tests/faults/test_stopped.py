@@ -331,6 +331,7 @@ def test_a_run_goes_on_without_events_whatever_is_raised_later(tmp_path, monkeyp
     assert finished_steps(tmp_path) == 2 and caplog.text.count("(division by zero)") == 1
 
 
+@pytest.mark.slow
 def test_a_picture_leaves_nothing_in_memory(tmp_path):
     from matplotlib.figure import Figure
 

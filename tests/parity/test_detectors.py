@@ -71,6 +71,7 @@ def check_retinanet_training(net) -> None:
     assert max(gradient_values(gradients, RETINANET).values()) < 1e-3
 
 
+@pytest.mark.slow
 def test_retinanets_maps_and_detections():
     check_retinanet(port(RETINANET))
 
@@ -123,6 +124,7 @@ def check_ssdlite_training(net) -> None:
     assert max(values.values()) < (1.0 if swapped else 1e-3)
 
 
+@pytest.mark.slow
 def test_ssdlites_maps_and_detections():
     check_ssdlite(port(SSDLITE))
 

@@ -130,6 +130,7 @@ REFERENCES = [  # of each method and family; sizes that no power of two divides
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, backbone, size, options",
     [pytest.param(*entry, marks=() if i == 5 else pytest.mark.slow) for i, entry in enumerate(REFERENCES)],

@@ -32,6 +32,7 @@ def test_stages_and_logits(case):
     assert max(differences.values()) < (NOISE if agree else SWAP), differences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", figures.CASES)
 def test_a_difference_is_a_swap(case):
     """Handed the port's neighbours, the float64 reference agrees to rounding: nothing else can differ."""

@@ -810,6 +810,7 @@ def check_given(config: Config, *needed: str) -> None:
             raise ConfigError(f"No data folder at {Path(value).absolute()}")
     if config.model:
         names.check_model(config.model)
+        names.check_parts(config.model, config.freeze)
     if config.class_map and not exists(config.class_map):
         raise ConfigError(f"No class map at {Path(config.class_map).absolute()}")
     resumes = "ckpt_path" not in needed and any(Path(config.ckpt_save_dir).glob("*.ckpt"))  # it needs it no more

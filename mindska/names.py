@@ -46,6 +46,41 @@ def task_of(model: str) -> str:
     return METHODS.get(method_and_backbone(model)[0], "classification")
 
 
+METHODS_PARTS = dict(  # what a network of a method consists of
+    semantic_fpn=("backbone", "neck", "decode_head"),
+    upernet=("backbone", "decode_head", "auxiliary_head"),
+    deeplabv3=("backbone", "decode_head", "auxiliary_head"),
+    retinanet=("backbone", "neck", "bbox_head"),
+    mask_rcnn=("backbone", "neck", "rpn_head", "roi_head"),
+    ssdlite=("backbone", "extra_layers", "ssd_heads"),
+)
+
+
+def parts_of(model: str) -> tuple[str, ...]:
+    """The parts of a network of ours, by the names of its parameters; none of a model that is not ours."""
+    method, backbone = method_and_backbone(model)
+    if method or backbone not in OUR_MODELS:
+        return METHODS_PARTS.get(method, ())
+    stem = () if backbone.startswith(("skanet", "van")) else ("stem",)
+    stages = 3 if backbone == "sknet29_16x32d" else 4
+    return (*stem, *(f"stages.{i}" for i in range(stages)), "classifier")
+
+
+def check_parts(model: str, named: tuple[str, ...]) -> None:
+    """Checks that a network has parts of these names, as far as that is known without it.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    known = parts_of(model)
+    for part in (name.rstrip(".") for name in named):
+        if known and not any(f"{part}.".startswith(f"{each}.") or f"{each}.".startswith(f"{part}.") for each in known):
+            raise ConfigError(
+                f"freeze names {part!r}, but {model} has no such part{nearest(part, known)} It has {', '.join(known)} "
+                f"(and parts of these)"
+            )
+
+
 @cache
 def _in_mindcvs_sources() -> frozenset[str]:
     """The models that MindCV's files register."""

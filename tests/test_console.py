@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 from commands import ROOT, rows
 from documented import five_commands
+from mindspore.nn.utils import no_init_parameters
 from test_messages import nano
 from tiny import make_images
 
@@ -24,6 +25,7 @@ from mindska.arguments import ALIASES, Parser, add_use_ema
 from mindska.detection import factory as detection
 from mindska.models import factory
 from mindska.segmentation import factory as segmentation
+from mindska.weights import methods
 
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
 
@@ -102,6 +104,26 @@ def test_models_are_known_without_loading_them():
         names.check_model("semantic_fpn_van_tin")
 
 
+def test_parts_are_known_without_loading_the_model():
+    for model in (
+        "skanet_nano",
+        "van_tiny",
+        "sknet29_16x32d",
+        "sk_resnet18",
+        *(f"{m}_skanet_nano" for m in names.METHODS),
+    ):
+        with no_init_parameters():
+            parameters = [p.name for p in methods.create(model).get_parameters()]
+        known = names.parts_of(model)
+        assert all(name.startswith(tuple(f"{part}." for part in known)) for name in parameters), model
+        assert all(any(name.startswith(f"{part}.") for name in parameters) for part in known), model
+        names.check_parts(model, (known[0], f"{known[-1]}.", parameters[0].rpartition(".")[0]))
+    names.check_parts("skanet_s", ("stages",))
+    names.check_parts("resnet50", ("whatever",))  # MindCV's: told when it is there
+    with pytest.raises(config.ConfigError, match="freeze names 'stages.4', but van_tiny has no such part.*stages.0"):
+        names.check_parts("van_tiny", ("stages.0", "stages.4"))
+
+
 MISTAKES = [
     # words, what is said
     (["trian"], "did you mean 'train'?"),
@@ -114,6 +136,8 @@ MISTAKES = [
         "did you mean skanet_s or skanet_nano",
     ),
     (["train", "--data_dir", "DATA", "--model", "resnet51"], "did you mean resnet50"),
+    (["train", "--data_dir", "DATA", "--model", "van_tiny", "--freeze", "stage.0"], "did you mean 'stages.0'"),
+    (["train", "--data_dir", "DATA", "--model", "upernet_van_tin"], "did you mean van_tiny"),
     (["train", "--data_dir", "DATA", "--model", "skanet_s", "--ckpt_path", "none.ckpt"], "No checkpoint at"),
     (["validate", "--data_dir", "DATA", "--ckpt_path", "none.ckpt"], "No checkpoint at"),
     (["validate", "--data_dir", "DATA"], "needs --ckpt_path"),
@@ -203,7 +227,7 @@ def test_the_commands_take_the_same_names():
         options = export.parse([*words, size, "64", "32", batch, "2"])
         assert (options.image_resize, options.batch_size) == ([64, 32], 2)
         options = benchmark.parse([size, "64", batch, "2", "--model", "sknet50"])
-        assert (options.image_resize, options.batch, options.models) == (64, 2, ["sknet50"])
+        assert (options.image_resize, options.batch, options.models) == ([64], 2, ["sknet50"])
 
 
 @pytest.mark.slow

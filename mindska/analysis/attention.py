@@ -24,8 +24,8 @@ from ..errors import ConfigError
 from ..models.sknet import SelectiveKernel, SKNet
 from ..modes import graph_mode, pynative_mode
 from ..streams import unfailing_stderr
-from .drawing import grid, name_classes, new_figure, save_figure, show_picture, shown, write_json
-from .opening import Images, Subject, batches, displayed, open_labelled, short_name, some_images
+from .drawing import grid, name_classes, new_figure, save_figure, short_name, show_picture, shown, write_json
+from .opening import Images, Subject, batches, displayed, open_labelled, some_images
 
 
 class AttentionProbe(nn.Cell):

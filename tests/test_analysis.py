@@ -230,10 +230,10 @@ def published_cam(model, reference, x, stage, method="gradcam"):
     "model, stages, method",
     [
         pytest.param("van_tiny_lska_k23", (1, 3), "gradcam", marks=pytest.mark.slow),
-        ("skanet_nano", (0, 2, 3), "gradcam"),
+        ("skanet_nano", (0, 3), "gradcam"),
         pytest.param("sk_resnet18", (0, 2, 3), "gradcam", marks=pytest.mark.slow),
         ("skanet_nano", (1,), "eigencam"),
-        ("skanet_nano", (0,), "scorecam"),
+        pytest.param("skanet_nano", (0,), "scorecam", marks=pytest.mark.slow),
     ],
 )
 def test_maps_are_those_of_the_published_formula(pairs, model, stages, method):
@@ -275,7 +275,7 @@ def test_maps_are_those_of_the_package(pairs, method):
 
 def test_a_class_can_be_chosen(pairs):
     network, _ = pairs["skanet_nano"]
-    x = random_images(seed=2)
+    x = random_images(1, seed=2)
     free = cam.explain(subject(network, "skanet_nano"), x, [2])
     other = cam.explain(subject(network, "skanet_nano"), x, [2], target=(free.targets[0] + 1) % 10)
     assert np.abs(free.maps - other.maps).max() > 0.05 and (other.targets == other.targets[0]).all()
@@ -367,7 +367,7 @@ def test_what_neighbours_writes(saved, tmp_path):
 
 def test_contributions_are_the_references(pairs):
     network, reference = pairs["skanet_nano"]
-    x = random_images(side=96, seed=6)
+    x = random_images(1, side=64, seed=6)
     images = torch.from_numpy(x).double().requires_grad_()
     feature = reference.taps(images)["stage4_norm"]
     torch.relu(feature[:, :, feature.shape[2] // 2, feature.shape[3] // 2]).sum().backward()

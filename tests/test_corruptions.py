@@ -216,3 +216,17 @@ def test_results_of_corrupted_images(settings, said, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=said):
         check_results(Config(ckpt_path="a", corruptions=("fog",), **settings))
     check_results(Config(ckpt_path="a", corruptions=("fog",), more_ckpt_paths=("b",), result_json="r.json"))
+
+
+def test_the_command_validate(images, tmp_path, monkeypatch):
+    """With corruptions it is this validation, without them the usual one."""
+    from mindska import tasks
+    from mindska.commands import validate
+
+    called = []
+    monkeypatch.setattr(corruptions, "validate", lambda config, world: called.append(config.corruptions))
+    monkeypatch.setattr(tasks, "validate", lambda config, world: called.append("usual"))
+    words = ["--ckpt_path", str(checkpoint(tmp_path / "net.ckpt")), "--data_dir", str(images), "--mode", "pynative"]
+    validate.main(words)
+    validate.main([*words, "--corruptions", "fog", "snow"])
+    assert called == ["usual", ("fog", "snow")]

@@ -666,6 +666,9 @@ def test_segmenters(tmp_path):
     assert [row["feature"] for row in table(tmp_path / "receptive_field.csv")] == ["decode_head"] * 4
     matrix = np.array([[int(row[name]) for name in names] for row in table(tmp_path / "confusion.csv")])
     assert matrix.sum() == 4 * 64 * 64
+    for name in ("errors", "shape_bias"):
+        with pytest.raises(ConfigError, match=f"{name} is of classifiers"):
+            analyse(name, config, options, World())
+    options.scales = [1.0]
     with pytest.raises(ConfigError, match="no attention"):
-        options.scales = [1.0]
         list(analyse("attention", config, options, World()))

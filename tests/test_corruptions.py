@@ -117,6 +117,24 @@ def test_a_folder_in_imagenet_cs_layout(images, layout, tmp_path, capsys):
     assert alone["clean_top1"] is None and alone["corruptions"] == found[0]["corruptions"]
 
 
+def test_corrupted_images_are_not_cropped_again(images, layout, tmp_path):
+    """ImageNet-C's images are the crops that networks are shown."""
+    from mindska.validation import validate
+
+    path, file = checkpoint(tmp_path / "net.ckpt", 3), str(tmp_path / "r.json")
+    chosen = dict(corruptions=("brightness",), severities=(1,), corruptions_dir=str(layout))
+    corruptions.validate(
+        Config(**chosen, data_dir=str(images), ckpt_path=str(path), crop_pct=0.4, result_json=file), World()
+    )
+    found = json.loads(Path(file).read_text())["networks"][0]
+    top1 = []
+    for crop_pct in (1.0, 0.4):
+        validate(Config(data_dir=str(layout / "brightness"), val_split="1", ckpt_path=str(path), crop_pct=crop_pct,
+                        result_json=file), World())  # fmt: skip
+        top1.append(json.loads(Path(file).read_text())["top1"])
+    assert top1[0] != top1[1] and found["corruptions"][0]["top1"]["1"] == pytest.approx(top1[0])
+
+
 def test_what_is_missing_of_the_layout(images, layout, tmp_path):
     path = checkpoint(tmp_path / "net.ckpt")
     for settings, said in (
@@ -216,3 +234,17 @@ def test_results_of_corrupted_images(settings, said, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=said):
         check_results(Config(ckpt_path="a", corruptions=("fog",), **settings))
     check_results(Config(ckpt_path="a", corruptions=("fog",), more_ckpt_paths=("b",), result_json="r.json"))
+
+
+def test_the_command_validate(images, tmp_path, monkeypatch):
+    """With corruptions it is this validation, without them the usual one."""
+    from mindska import tasks
+    from mindska.commands import validate
+
+    called = []
+    monkeypatch.setattr(corruptions, "validate", lambda config, world: called.append(config.corruptions))
+    monkeypatch.setattr(tasks, "validate", lambda config, world: called.append("usual"))
+    words = ["--ckpt_path", str(checkpoint(tmp_path / "net.ckpt")), "--data_dir", str(images), "--mode", "pynative"]
+    validate.main(words)
+    validate.main([*words, "--corruptions", "fog", "snow"])
+    assert called == ["usual", ("fog", "snow")]

@@ -24,8 +24,8 @@ from ..errors import ConfigError
 from ..models.sknet import SelectiveKernel, SKNet
 from ..modes import graph_mode, pynative_mode
 from ..streams import unfailing_stderr
-from .drawing import grid, name_classes, new_figure, save_figure, show_picture, shown, write_json
-from .opening import Images, Subject, batches, displayed, open_labelled, short_name, some_images
+from .drawing import grid, name_classes, new_figure, save_figure, short_name, show_picture, shown, write_json
+from .opening import Images, Subject, batches, displayed, open_labelled, some_images
 
 
 class AttentionProbe(nn.Cell):
@@ -88,6 +88,7 @@ def probe(
     transforms = [EvalTransform(at_scale(subject.pixels, scale)) for scale in scales]
     cell = AttentionProbe(subject.network).set_train(False)
     size, compiled = min(subject.config.batch_size, len(images)), False
+    options = (subject.config.model, subject.network.options, "attention")
     bar = tqdm(total=len(images), unit="image", disable=None if progress else True, file=unfailing_stderr())
     with graph_mode():
         for places, pixels in batches(images, transforms, size, subject.config, pad=True):
@@ -95,7 +96,7 @@ def probe(
             for each in pixels:
                 tensor = Tensor(np.ascontiguousarray(each))
                 if not compiled:
-                    compile_cached(cell, tensor, options=(subject.config.model, "attention"), what="the attention")
+                    compile_cached(cell, tensor, options=options, what="the attention")
                     compiled = True
                 found.append(cell(tensor).asnumpy()[: len(places)].astype(np.float64))
             bar.update(len(places))

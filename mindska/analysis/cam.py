@@ -24,7 +24,7 @@ from ..modes import pynative_mode
 from ..prediction import softmax
 from ..segmentation.transforms import resize_logits
 from ..streams import unfailing_stderr
-from .drawing import grid, save_figure, show_picture, shown, write_json
+from .drawing import grid, save_figure, short_name, show_picture, shown, write_json
 from .opening import (
     Images,
     Subject,
@@ -33,7 +33,6 @@ from .opening import (
     feature_names,
     find_classes,
     find_features,
-    short_name,
     some_images,
 )
 from .stages import Cut

@@ -15,7 +15,7 @@ import numpy as np
 from ..config import Config
 from ..data import ImageDataset
 from ..data.contact_sheet import MOST, SIDE, Picture, check_sheet, write_contact_sheet
-from ..data.lists import write_table
+from ..data.lists import table_cell, write_table
 from ..distributed import World
 from ..errors import DataError
 from ..segmentation.evaluation import SegmentationEvaluator
@@ -173,7 +173,11 @@ def write_confusion(out: Path, config: Config, world: World, pixels: bool, endin
         config, outcomes, _, names = evaluated(config, world)
         matrix, images = confusion_matrix(outcomes.labels, predictions(outcomes), len(names)), len(outcomes.labels)
     what = "pixels" if pixels else "images"
-    write_table(out / "confusion.csv", ["true class", *names], ([name, *row] for name, row in zip(names, matrix)))
+    write_table(
+        out / "confusion.csv",
+        ["true class", *map(table_cell, names)],
+        ([name, *row] for name, row in zip(names, matrix)),
+    )
     found = report(matrix, names)
     header = ("index", "name", "precision", "recall", "f1-score", "support")
     write_table(out / "classes.csv", header, ([row[key] for key in header] for row in found["classes"]))

@@ -32,7 +32,7 @@ from ..evaluation import Result
 from ..streams import print_result
 from ..tasks import task_of_file
 from ..validation import Prepared, Shared, predict_all, prepare
-from .drawing import new_figure, save_figure, shown, write_json
+from .drawing import DPI, network_names, new_figure, save_figure, shown, write_json
 
 log = logging.getLogger("mindska")
 
@@ -385,6 +385,7 @@ def _write(config: Config, found: Sequence[Robustness]) -> None:
 def draw(path: Path, found: Sequence[Robustness]) -> None:
     """Draws the error by severity, a panel a corruption, a line a network; severity 0 is the images as they were."""
     names = found[0].corruptions()
+    labels = network_names([each.model for each in found], [each.ckpt_path for each in found])
     columns = min(5, len(names) + (len(names) > 1))
     panels = [*(["mean"] if len(names) > 1 else []), *names]
     figure = new_figure(2.3 * columns + 0.6, 1.9 * -(-len(panels) // columns) + 0.7)
@@ -396,7 +397,7 @@ def draw(path: Path, found: Sequence[Robustness]) -> None:
             errors = [float(np.mean([100 - each.results[name, s].top1 for name in chosen])) for s in at]
             if each.clean is not None:
                 at, errors = [0, *at], [100 - each.clean.top1, *errors]
-            label = shown(f"{each.model} ({Path(each.ckpt_path).name})", 40)
+            label = shown(labels[number], 60)
             place.plot(at, errors, "o-", markersize=3, linewidth=1, color=f"C{number % 10}", label=label)
         place.set_title(panel.replace("_", " "), fontsize=9)
         place.grid(alpha=0.3)
@@ -407,7 +408,7 @@ def draw(path: Path, found: Sequence[Robustness]) -> None:
     figure.supylabel("top-1 error, %", fontsize=9)
     axes[0].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", fontsize=8)
-    save_figure(figure, path)
+    save_figure(figure, path, dpi=90 if len(panels) > 10 else DPI)
 
 
 __all__ = ["ALEXNET", "ALL", "COMMON", "Robustness", "chosen_corruptions", "corrupted", "validate"]

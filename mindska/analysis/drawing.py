@@ -53,13 +53,26 @@ def save_figure(figure: Any, path: Path, dpi: int = DPI) -> None:
         WriteError: the file cannot be written.
     """
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format=path.suffix[1:])
+        small = {"pil_kwargs": {"optimize": True}} if path.suffix == ".png" else {}
+        figure.savefig(temporary, dpi=dpi, format=path.suffix[1:], **small)
 
 
 def shown(name: str, longest: int = LONGEST) -> str:
     """A name as a picture has it: one line, without what would be read as a formula, shortened in its middle."""
     text = printable(name).replace("$", r"\$")
     return text if len(text) <= longest else f"{text[: longest // 2 - 1]}…{text[-(longest // 2 - 1) :]}"
+
+
+def short_name(path: str) -> str:
+    """What to call a file in a picture: its name, and the folder that it is in."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def network_names(models: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """What to call networks in a picture: by their models, where these differ, else by their checkpoints as well."""
+    if len(set(models)) == len(models):
+        return list(models)
+    return [f"{model} ({short_name(path) or 'initial weights'})" for model, path in zip(models, paths)]
 
 
 def name_classes(axis: Any, names: Sequence[str], rotation: int = 0) -> None:

@@ -17,8 +17,8 @@ from ..errors import ConfigError
 from ..models.layers.graph import MaxRelativeConv
 from ..modes import pynative_mode
 from ..streams import unfailing_stderr
-from .drawing import grid, new_figure, save_figure, show_picture, shown, write_json
-from .opening import Subject, batches, displayed, short_name, some_images
+from .drawing import grid, new_figure, save_figure, short_name, show_picture, shown, write_json
+from .opening import Subject, batches, displayed, some_images
 
 DRAWN = 8  # images in the picture
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4")

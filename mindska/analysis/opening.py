@@ -59,8 +59,8 @@ class Subject:
         return self.network.backbone if isinstance(self.network, Segmenter) else self.network
 
     def name(self) -> str:
-        """What to call it in a picture."""
-        return f"{self.config.model} ({Path(self.config.ckpt_path).name or 'initial weights'})"
+        """What to call it in a message."""
+        return f"{self.config.model} ({self.config.ckpt_path or 'initial weights'})"
 
 
 def open_subject(config: Config, plain: bool = True) -> Subject:
@@ -268,11 +268,6 @@ def find_classes(subject: Subject, asked: Sequence[str]) -> list[int]:
                 f"below {len(names)}"
             )
     return found
-
-
-def short_name(name: str) -> str:
-    """What to call an image in a picture: its file, and the folder that it is in."""
-    return "/".join(Path(name).parts[-2:])
 
 
 def one_process(world: World) -> None:

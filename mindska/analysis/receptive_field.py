@@ -21,7 +21,7 @@ from ..data.lists import write_table
 from ..errors import PredictionError
 from ..files import replacing
 from ..streams import unfailing_stderr
-from .drawing import new_figure, save_figure, shown, write_json
+from .drawing import network_names, new_figure, save_figure, shown, write_json
 from .opening import Subject, batches, feature_names, find_features, some_images
 from .stages import Cut, input_gradient
 
@@ -150,12 +150,6 @@ def _square(corner: tuple[float, float], side: int) -> Any:
     return Rectangle(corner, side, side, fill=False, edgecolor="crimson", linewidth=1)
 
 
-def labels(fields: Sequence[ReceptiveField], subjects: Sequence[Subject]) -> list[str]:
-    """What to call each in a picture: its model, where these differ, else its checkpoint."""
-    models = [subject.config.model for subject in subjects]
-    return models if len(set(models)) == len(models) else [field.name for field in fields]
-
-
 def write(
     out: Path, subjects: Iterator[Subject], files: Sequence[Path], number: int, stage: str, ending: str
 ) -> Iterator[str]:
@@ -164,7 +158,7 @@ def write(
     for subject in subjects:  # one network at a time
         fields.append(receptive_field(subject, files, number, stage))
         opened.append(subject)
-    names = labels(fields, opened)
+    names = network_names([each.config.model for each in opened], [each.config.ckpt_path for each in opened])
     table = [
         dict(
             network=name, feature=field.feature, share=share, side=field.side(share), area=round(field.area(share), 6),

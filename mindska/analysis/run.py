@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ..config import Config
 from ..distributed import World
+from ..errors import ConfigError
 from ..tasks import task_of_file
 from . import attention, cam, confusion, neighbours, receptive_field, shape_bias
 from .opening import Subject, initial_subject, one_process, open_subject
@@ -24,12 +25,14 @@ def analyse(name: str, config: Config, options: Namespace, world: World) -> Iter
     """
     one_process(world)
     out, ending = options.out, options.format
-    if name in ("confusion", "errors"):
-        pixels = task_of_file(config.ckpt_path, config.model) == "segmentation"
+    if name in ("confusion", "errors", "shape_bias"):
+        task = task_of_file(config.ckpt_path, config.model)
+        if name != "confusion" and task != "classification":
+            raise ConfigError(f"{name} is of classifiers; {config.ckpt_path} is for {task}")
         if name == "confusion":
-            return confusion.write_confusion(out, config, world, pixels, ending)
-        return confusion.write_errors(out, config, world, options.number)
-    if name == "shape_bias":
+            return confusion.write_confusion(out, config, world, task == "segmentation", ending)
+        if name == "errors":
+            return confusion.write_errors(out, config, world, options.number)
         return shape_bias.write(out, config, ending)
     if name == "receptive_field":
         return receptive_field.write(

@@ -26,7 +26,7 @@ from ..errors import ConfigError, DataError, few
 from ..modes import graph_mode
 from ..prediction import Predictor, find_images, open_predictor, softmax
 from ..streams import unfailing_stderr
-from .drawing import new_figure, save_figure, shown, write_json
+from .drawing import new_figure, save_figure, short_name, shown, write_json
 
 # First and last numbers of ImageNet's classes that belong to each of the 16, as Geirhos et al. chose them.
 SIXTEEN: dict[str, tuple[tuple[int, int], ...]] = {
@@ -177,7 +177,7 @@ def draw(path: Path, found: Sequence[tuple[str, dict[str, Any]]]) -> None:
     for number, (network, each) in enumerate(found):
         values = [np.nan if row["shape_bias"] is None else row["shape_bias"] for row in each["classes"]]
         whole = "none" if each["shape_bias"] is None else f"{100 * each['shape_bias']:.1f} %"
-        axes.plot(values, range(len(names)), "o", color=f"C{number % 10}", label=f"{shown(network, 30)}: {whole}")
+        axes.plot(values, range(len(names)), "o", color=f"C{number % 10}", label=f"{shown(network, 50)}: {whole}")
         if each["shape_bias"] is not None:
             axes.axvline(each["shape_bias"], color=f"C{number % 10}", linewidth=1)
     axes.set_yticks(range(len(names)), [shown(name) for name in names])
@@ -198,7 +198,7 @@ def write(out: Path, config: Config, ending: str) -> Iterator[str]:
         size = (config.image_resize[0], config.image_resize[-1]) if config.image_resize else None
         predictor = open_predictor(ckpt_path, config.model, config.use_ema, config.batch_size, size)
         answers = decide(predictor, paths, decision_matrix(categories, predictor.class_names))
-        name = Path(ckpt_path).name
+        name = short_name(ckpt_path)
         found.append((name, figures(answers, shapes, textures, categories)))
         for path, shape, texture, answer in zip(paths, shapes, textures, answers):
             rows.append([name, path, categories[shape], categories[texture], categories[answer]])

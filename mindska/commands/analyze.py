@@ -33,6 +33,7 @@ ANALYSES = {
     "errors": "the most confident mistakes",
     "shape_bias": "answers for shape or texture, on images SHAPE/SHAPE1-TEXTURE1.png",
 }
+OTHERS = "Besides these it takes the options of `mindska validate`: --ckpt_path, --data_dir, --batch_size and so on."
 SEVERAL = ("receptive_field", "shape_bias")  # which take several checkpoints
 OWN_IMAGES = ("attention", "cam", "neighbours", "receptive_field")
 NUMBER = dict(attention=4, cam=8, neighbours=8, receptive_field=50, errors=64)
@@ -95,7 +96,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = Parser(description=__doc__, allow_abbrev=False)
     choice = parser.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS", title="analyses")
     for name, text in ANALYSES.items():
-        add_options(name, choice.add_parser(name, help=text, description=text, allow_abbrev=False).add_argument)
+        one = choice.add_parser(name, help=text, description=f"{name}: {text}.", epilog=OTHERS, allow_abbrev=False)
+        add_options(name, one.add_argument)
     options, rest = parser.parse_known_args(arguments)
     name, config = options.analysis, parse_args(rest, description=__doc__, command="validate")
     with clear_errors():

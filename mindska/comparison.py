@@ -18,7 +18,10 @@ from .training.record import read_rows
 NO_FIGURES = ("step", "epoch", "time", "lr", "grad_norm", "loss_scale", "skipped", "images_per_s")
 # What settings.json has that tells one run from another and is no setting.
 NO_SETTINGS = ("run_id", "first_save", "ckpt_save_dir", "step", "train_set")
-NAMES = {"loss": "training loss", "val_loss": "validation loss", "lr": "learning rate", "top1": "top-1 in %"}
+NAMES = {
+    "loss": "training loss", "val_loss": "validation loss", "lr": "learning rate", "top1": "top-1 in %",
+    "miou": "mean IoU in %", "ap": "box AP in %",
+}  # fmt: skip
 # What the training loss is depends on these: of runs that differ there, it cannot be compared.
 MEASURE = ("loss", "label_smoothing", "mixup", "cutmix", "class_weights")
 SHOWN = 40  # settings in the table
@@ -56,7 +59,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
-    rows, _ = read_rows(folder)
+    rows, _ = read_rows(folder, None)
     if not rows:
         raise RunError(f"{folder / 'metrics.csv'} has no row: this run has not come that far, or is damaged")
     return rows

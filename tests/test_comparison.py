@@ -9,6 +9,7 @@ import pytest
 from mindska import commands
 from mindska.config import Config, to_dict
 from mindska.evaluation import ACCURACY
+from mindska.segmentation.evaluation import MEAN_IOU
 from mindska.training.record import columns_of
 
 
@@ -46,6 +47,21 @@ def test_figures_settings_and_picture(tmp_path, capsys):
         assert line in printed.splitlines(), printed
     assert "run_id" not in printed and "mode" not in printed and "weight_decay" not in printed
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_other_tasks_have_their_own_figures(tmp_path, capsys):
+    for name, score in (("one", 50.0), ("two", 60.0)):
+        (tmp_path / name).mkdir()
+        columns = columns_of(MEAN_IOU)
+        values = dict.fromkeys(columns, "") | dict(step=10, epoch=1.0, time=0, loss=0.5, lr=0.1, miou=score, macc=70.0)
+        rows = [",".join(columns), ",".join(str(values[column]) for column in columns)]
+        (tmp_path / name / "metrics.csv").write_text("\n".join(rows) + "\n")
+    commands.main(["compare", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "both.png")])
+    printed = capsys.readouterr().out
+    assert (
+        "| run | epochs | loss | miou | macc |" in printed and "| two | 1 | 0.5000 (1), 0.5000 | 60.00 (1)" in printed
+    )
+    assert (tmp_path / "both.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_names_settings_and_packages_that_are_missing(tmp_path, capsys, monkeypatch):

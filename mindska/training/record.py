@@ -37,11 +37,11 @@ def columns_of(metric: Metric) -> tuple[str, ...]:
     return ("step", "epoch", "time", *values_of(metric))
 
 
-def read_rows(folder: Path, metric: Metric = ACCURACY) -> tuple[list[dict[str, str]], bool]:
+def read_rows(folder: Path, metric: Optional[Metric] = ACCURACY) -> tuple[list[dict[str, str]], bool]:
     """The good rows of a run's metrics.csv, none where there is no such file; and whether there is anything else in it.
 
     A row of an earlier version lacks columns: they are empty. Half a row at the end is no damage: a killed process left
-    it.
+    it. `metric`: of the run; None: whatever columns the file has.
 
     Raises:
         RunError: the file cannot be read.
@@ -56,8 +56,9 @@ def read_rows(folder: Path, metric: Metric = ACCURACY) -> tuple[list[dict[str, s
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     lines.pop()  # empty, or half a row
-    columns, known = lines[0].strip("\r").split(",") if lines else [], columns_of(metric)
-    if not lines or not set(known[:3]) <= set(columns):
+    columns = lines[0].strip("\r").split(",") if lines else []
+    known = columns_of(metric) if metric else tuple(columns)
+    if not lines or not {"step", "epoch", "time"} <= set(columns):
         return [], bool(lines)
     rows: list[dict[str, str]] = []
     damaged = not set(columns) <= set(known)

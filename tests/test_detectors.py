@@ -259,3 +259,18 @@ def test_one_image_of_one_cell_cannot_train():
     with pytest.raises(SettingError, match="training with one image a batch"):
         net.losses(*[Tensor(x[:1]) for x in (*given[:4], given[5])])
     assert isinstance(net.ssd_heads[0].proj, nn.Cell) and ms.get_context("mode") == ms.PYNATIVE_MODE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_leaves_boxes_whole(method):
+    """Far to the right in a wide image, where float16 is half a pixel off; weights and noise are the same."""
+    net = create_detector(method, "sk_resnet18", num_classes=3, drop_path_rate=0.0).set_train()
+    given = list(batch((64, 640), net.noise_size))
+    given[1][0, :3] = np.float32([[601.3, 5.3, 632.1, 40.7], [560.4, 20.2, 639.4, 60.1], [590.6, 40.4, 606.2, 55.9]])
+    expected = {name: float(x.asnumpy()) for name, x in net.losses(*arguments(net, *given)).items()}
+    ms.amp.auto_mixed_precision(net, "O2")
+    halves = [cell for _, cell in net.cells_and_names() if isinstance(cell, nn.Conv2d) and cell.get_flags().get("fp16")]
+    assert len(halves) > 20
+    found = {name: float(x.asnumpy()) for name, x in net.losses(*arguments(net, *given)).items()}
+    assert found == pytest.approx(expected, rel=0.02)

@@ -163,7 +163,7 @@ def test_epilogues_have_one_list():
 
 def test_no_operator_is_left_out():
     classes = {c for _, c in inspect.getmembers(operators, inspect.isclass) if c.__module__ == operators.__name__}
-    assert set(CELLS) == classes
+    assert set(CELLS) == classes - {operators.Float32Operator}
     made = {name for (arguments, _), cell in zip(CELLS.values(), CELLS) for name in signatures_of(cell(*arguments))}
     assert made == set(signatures())
 

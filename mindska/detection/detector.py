@@ -128,6 +128,13 @@ class Detector(nn.Cell):
         self.num_drop_paths = backbone.num_drop_paths
         self.noise_size = self.num_drop_paths + self.num_key_columns
 
+    def add_flags_recursive(self, **flags) -> nn.Cell:
+        # Mixed precision is for backbone, neck and heads: in float16 a box of a large image would be pixels off.
+        super().add_flags_recursive(**flags)
+        if flags.get("fp16") or flags.get("bf16"):
+            self.add_flags(fp16=False, bf16=False, fp32=True)
+        return self
+
     @staticmethod
     def classes_of_rows(rows: int) -> int:
         """The number of classes for which the first of `classifiers` has so many rows."""

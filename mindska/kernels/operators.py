@@ -531,7 +531,16 @@ class MaxRelative(nn.Cell):
         return dx, dy, ops.zeros_like(position)
 
 
-class AssignMaxIou(nn.Cell):
+class Float32Operator(nn.Cell):
+    """An operator on boxes, whose coordinates mixed precision must not make half ones."""
+
+    def add_flags_recursive(self, **flags) -> nn.Cell:
+        if flags.get("fp16") or flags.get("bf16"):
+            flags.update(fp16=False, bf16=False, fp32=True)
+        return super().add_flags_recursive(**flags)
+
+
+class AssignMaxIou(Float32Operator):
     """Which object each prior is matched with, (B, A) int32: MMDetection's `MaxIoUAssigner`. It has no gradient.
 
     Args:
@@ -552,7 +561,7 @@ class AssignMaxIou(nn.Cell):
         return ops.zeros_like(priors), ops.zeros_like(boxes)
 
 
-class Suppress(nn.Cell):
+class Suppress(Float32Operator):
     """Which of sorted boxes (B, N, 4) stay, (B, N) int32 of 0 and 1: greedy suppression, the best first. It has no
     gradient."""
 
@@ -568,7 +577,7 @@ class Suppress(nn.Cell):
         return (ops.zeros_like(boxes),)
 
 
-class RoiAlign(nn.Cell):
+class RoiAlign(Float32Operator):
     """RoIAlign, aligned and adaptive, on four levels of a pyramid: (B * R, C, out, out)
 
     Args:
@@ -591,7 +600,7 @@ class RoiAlign(nn.Cell):
         return (*self.backward(p0, p1, p2, p3, rois, self.options, dout), ops.zeros_like(rois))
 
 
-class MaskTargets(nn.Cell):
+class MaskTargets(Float32Operator):
     """The masks of objects in boxes, 0 or 1: (B, R, out, out). It has no gradient.
 
     Inputs: masks (B, M, H, W / 8) uint8, eight pixels a byte; rois (B, R, 5), x1 y1 x2 y2 and the number of the object

@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindska import kernels
-from mindska.acceleration import FORMS, accelerate, decelerate, decelerated, is_accelerated, summary
+from mindska.acceleration import FORMS, accelerate, boxes, decelerate, decelerated, is_accelerated, summary
 from mindska.acceleration.form import AcceleratedForm
 from mindska.folding import fold
 from mindska.models.layers.blocks import GELU, Attention, Block, ConvMlp, LayerNorm2d, PatchEmbed, batch_norm, conv
@@ -178,7 +178,8 @@ def test_every_form_has_a_case():
     met = set()
     for net, *_ in networks().values():
         met |= {type(cell) for _, cell in accelerate(net).cells_and_names() if isinstance(cell, AcceleratedForm)}
-    assert met == set(FORMS)
+    elsewhere = {form for form in FORMS if form.__module__ == boxes.__name__}  # test_box_layers.py, test_roi_align.py
+    assert len(elsewhere) == 4 and met == set(FORMS) - elsewhere
 
 
 @pytest.mark.parametrize("level", ["O2", "O3"])

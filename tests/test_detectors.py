@@ -1,5 +1,10 @@
 """Detectors on any backbone: against PyTorch, sizes, targets, images without objects, settings that are refused."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -274,3 +279,16 @@ def test_mixed_precision_leaves_boxes_whole(method):
     assert len(halves) > 20
     found = {name: float(x.asnumpy()) for name, x in net.losses(*arguments(net, *given)).items()}
     assert found == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("mpirun", path=Path(sys.executable).parent), reason="mpirun is not installed")
+def test_retinanet_divides_by_the_mean_over_the_ranks():
+    """Of two ranks with other numbers of positives, loss and gradients are those of both batches in one process."""
+    program = Path(__file__).parent / "programs" / "detector_ranks.py"
+    launcher = str(Path(sys.executable).parent / "mpirun")
+    done = subprocess.run([launcher, "-n", "2", sys.executable, program], capture_output=True, text=True, timeout=600)
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("rank ", "whole "))]
+    assert sorted(name for name, *_ in lines) == ["rank", "rank", "whole"], done.stderr[-2000:]
+    figures = [[float(x) for x in numbers] for _, *numbers in lines]
+    np.testing.assert_allclose(figures, [figures[0]] * 3, rtol=1e-5)

@@ -182,8 +182,6 @@ def test_every_form_computes_what_its_plain_cell_does(mode, kind, state):
 
 
 def test_every_form_has_a_case():
-    """But for those of boxes, which take several inputs of other kinds: test_box_layers.py, test_roi_align.py."""
-    of_boxes = {form for form in FORMS if form.__module__ == "mindska.acceleration.boxes"}
     met = set()
     for net, *_ in networks().values():
         met |= {type(cell) for _, cell in accelerate(net).cells_and_names() if isinstance(cell, AcceleratedForm)}

@@ -122,9 +122,7 @@ class Detection(Task):
         if record.get("model") != self.config.model:
             record = {}  # of a classifier, whose pixels are no detector's
         self.pixels = build_pixels(self.config, record.get("preprocessing"))
-        network = builders.build_network(self.config, self.num_classes, self.pixels.in_channels, weights, record)
-        network.world_size = self.world.size
-        return network
+        return builders.build_network(self.config, self.num_classes, self.pixels.in_channels, weights, record)
 
     def loss(self) -> None:
         """None: the network has its own."""

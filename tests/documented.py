@@ -10,7 +10,9 @@ from typing import Optional
 
 from commands import ROOT
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+# The README, and the pages in the order in which the site has them: their commands build on each other.
+NAVIGATION = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+PAGES = ["README.md", *(f"docs/{name}" for name in NAVIGATION if (ROOT / "docs" / name).exists())]
 BEGINS = ("python ", "mindska ", "mpirun ", "msrun ", "bash ", "pip ")
 
 
@@ -56,6 +58,8 @@ def parsed(page: str, text: str, block: bool) -> Optional[Documented]:
         first = words.pop(0)
         if words[:2] == ["-m", "pytest"]:
             words = ["pytest", *words[2:]]
+        if words[:2] == ["-m", "mkdocs"]:
+            words = words[1:]
         command = words.pop(0)
         command = command if first == "mindska" else command_of(command)
     else:
@@ -89,6 +93,7 @@ def documented() -> list[Documented]:
 
 
 def five_commands() -> list[Documented]:
-    """Those of the README that test_console runs from a wheel."""
-    (block,) = [block for block in blocks("README.md") if "check_data" in block]
-    return [parsed("README.md", line, True) for line in block.strip().splitlines()]
+    """Those for one's own data that test_console runs from a wheel."""
+    page = "docs/own_data.md"
+    (block,) = [block for block in blocks(page) if "check_data" in block]
+    return [parsed(page, line, True) for line in block.strip().splitlines()]

@@ -262,7 +262,7 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
 
 @pytest.mark.slow
 def test_a_wheel_in_a_fresh_environment(tmp_path):
-    """Outside of a clone, as the README's five commands have it: from nothing to a network fine-tuned on one's own
+    """Outside of a clone, the five commands of docs/own_data.md: from nothing to a network fine-tuned on one's own
     folder, the figures of each class, and an ONNX of any batch. The wheel holds every file of the package.
 
     The first command's place is taken by the installation of the wheel, and the network is the smallest.

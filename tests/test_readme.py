@@ -1,10 +1,11 @@
-"""The README's figures are those that the repository's commands print."""
+"""The figures of the README and of the pages are those that the repository's commands print; what they name exists."""
 
 import json
 import re
 
 import pytest
 from commands import ROOT
+from documented import PAGES
 from mindcv.models.registry import get_pretrained_cfg
 
 from mindska.benchmark.count import count
@@ -39,11 +40,42 @@ def test_counts_are_the_originals():
         assert f"| `{name}` | {expected['params']:,} | {expected['macs'] / 1e9:.4f} | 224 |" in MODELS
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_the_readme_is_short_and_repeats_the_pages_figures():
+    assert len(README.splitlines()) < 150
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("models", "parity", "speed", "faults")}
+    rows = README[README.index("## Results") : README.index("## Where things are")]
+    models, everything = pages["models"], "\n".join(pages.values())
+    for figure in re.findall(r"\b\d+\.\d+\b", rows):
+        assert re.search(rf"\b{re.escape(figure)}\b", everything), figure
+    for model, forward in re.findall(r"`(\w+)` (\d\.\d\d)", rows):
+        assert re.search(rf"^\| `{model}`, .* (?:forward|train) .*\| {forward} \|", pages["speed"], re.M), model
+    assert (
+        f"all {len(OUR_MODELS)} models" in README and "1e-7 to 7e-7" in models and "65 kills in 15" in pages["faults"]
+    )
+
+
+def test_the_model_cards_have_the_tables_figures():
+    for page in ("skanet", "van", "sknet", "sk_resnet"):
+        card = (ROOT / "docs" / f"{page}.md").read_text()
+        for model, parameters in re.findall(r"`(\w+)` \((\d+,\d+(?:,\d+)?)\b", card):
+            assert f"| `{model}` | {parameters} |" in MODELS, model
+        for accuracy in re.findall(r"\d\d\.\d+(?= %)", card):
+            assert re.search(rf"\b{accuracy} %", MODELS), (page, accuracy)
+        for licence in ("paper", "authors' code", "weights", "this port"):
+            assert f"| {licence}" in card, (page, licence)
+
+
+def test_every_page_is_in_the_navigation_and_every_guide_in_the_readme():
+    assert set(PAGES) == {"README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
+    linked = set(re.findall(r"\]\((docs/\w+\.md)", README))
+    assert set(PAGES) - {"README.md", "docs/quickstart.md"} == linked
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page):
     text = (ROOT / page).read_text()
     named = re.findall(r"\b((?:scripts|configs|tests|mindska|docs)/[\w/.-]+\.\w+)", text)
-    assert named and not [path for path in named if not (ROOT / path).exists()]
+    assert not [path for path in named if not (ROOT / path).exists()]
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert not [link for link in links if link and not ((ROOT / page).parent / link).exists()]
 

@@ -181,6 +181,7 @@ def test_attention_by_class(saved, tmp_path, monkeypatch):
         assert Image.open(tmp_path / f"{name}.png").size[0] > 300
 
 
+@pytest.mark.fault("analysis")
 def test_a_class_without_images_is_left_out(tmp_path):
     mean = np.full((1, 1, 3, 2), 0.5)
     mean[0, 0, :, 0], mean[0, 0, 1] = [0.1, 0.2, 0.3], np.nan
@@ -488,6 +489,7 @@ def test_names_say_shape_and_texture(stem, parsed):
     assert shape_bias.parse_name(stem, ["cat", "elephant", "3", "5"]) == parsed
 
 
+@pytest.mark.fault("analysis")
 def test_shape_bias_of_made_images(saved, tmp_path, monkeypatch):
     """Images whose names say what the network answers, or not."""
     monkeypatch.setattr(shape_bias, "graph_mode", pynative_mode)  # compiling takes seconds
@@ -528,6 +530,7 @@ def test_images_are_taken_in_turn_of_each_class():
     assert spread(labels, 4) == [0, 3, 5, 1] and spread(labels, 99) == [0, 3, 5, 1, 4, 2]
 
 
+@pytest.mark.fault("analysis")
 def test_stages_and_classes_by_name_or_number(pairs):
     opened = subject(pairs["sk_resnet18"][0], "sk_resnet18", ["cat", "dog", "7"])
     assert find_features(opened, []) == [4]
@@ -540,6 +543,7 @@ def test_stages_and_classes_by_name_or_number(pairs):
         find_classes(opened, ["cow"])
 
 
+@pytest.mark.fault("analysis")
 def test_networks_that_have_it_not(saved, images, tmp_path):
     nano, sk = open_subject(configured(saved, "skanet_nano")), open_subject(configured(saved, "sk_resnet18"))
     with pytest.raises(ConfigError, match="has no attention over kernels; expected an SKNet"):
@@ -572,6 +576,7 @@ def test_cam_of_named_images(saved, tmp_path):
     assert said[0].startswith("3 images:")
 
 
+@pytest.mark.fault("analysis")
 def test_an_unreadable_image_is_named_or_left_out(saved, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")

@@ -135,6 +135,7 @@ def test_corrupted_images_are_not_cropped_again(images, layout, tmp_path):
     assert top1[0] != top1[1] and found["corruptions"][0]["top1"]["1"] == pytest.approx(top1[0])
 
 
+@pytest.mark.fault("corruptions")
 def test_what_is_missing_of_the_layout(images, layout, tmp_path):
     path = checkpoint(tmp_path / "net.ckpt")
     for settings, said in (
@@ -154,6 +155,7 @@ def test_what_is_missing_of_the_layout(images, layout, tmp_path):
         corruptions.validate(configured(images, path, corruptions_dir=str(other)), World())
 
 
+@pytest.mark.fault("corruptions")
 def test_the_package_may_be_missing(images, tmp_path, monkeypatch):
     monkeypatch.setattr(corruptions, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match="pip install imagecorruptions-imaug"):

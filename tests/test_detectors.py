@@ -157,6 +157,7 @@ def test_targets_are_numpys(method):
     assert float(cls.asnumpy()) == pytest.approx(chosen[counted].sum() / (wanted > 0).sum(), rel=1e-5)
 
 
+@pytest.mark.fault("detector-input")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_without_objects(method):
     net = create_detector(method, "sk_resnet18", num_classes=3)
@@ -187,6 +188,7 @@ def test_what_is_drawn_depends_on_the_noise_alone():
     assert losses(given[5][::-1].copy()) != first
 
 
+@pytest.mark.fault("detector-input")
 def test_objects_are_what_has_a_label_and_an_area():
     boxes = np.float32([[[0, 0, 5, 5], [1, 1, 1, 4], [2, 2, 9, 9], [3, 5, 4, 4]]])
     marked, real = mark_objects(Tensor(boxes), Tensor(np.int32([[0, 0, -1, 1]])))
@@ -230,6 +232,7 @@ def test_small_images_are_padded():
     assert found.boxes[:, 0::2].max() <= 30 and found.boxes[:, 1::2].max() <= 21
 
 
+@pytest.mark.fault("detector-input")
 def test_settings_and_shapes_that_are_refused():
     with pytest.raises(SettingError, match=r"no detector 'faster_rcnn' on 'van_tiny'; expected one of retinanet"):
         create_detector("faster_rcnn", "van_tiny")
@@ -258,6 +261,7 @@ def test_settings_and_shapes_that_are_refused():
             net.detect(images, **change)
 
 
+@pytest.mark.fault("detector-input")
 def test_one_image_of_one_cell_cannot_train():
     net = create_detector("ssdlite", "sk_resnet18", num_classes=3).set_train()
     given = batch((64, 64), net.noise_size)
@@ -266,6 +270,7 @@ def test_one_image_of_one_cell_cannot_train():
     assert isinstance(net.ssd_heads[0].proj, nn.Cell) and ms.get_context("mode") == ms.PYNATIVE_MODE
 
 
+@pytest.mark.fault("detector-ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_mixed_precision_leaves_boxes_whole(method):
@@ -281,6 +286,7 @@ def test_mixed_precision_leaves_boxes_whole(method):
     assert found == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.fault("detector-ranks")
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("mpirun", path=Path(sys.executable).parent), reason="mpirun is not installed")
 def test_retinanet_divides_by_the_mean_over_the_ranks():

@@ -383,6 +383,22 @@ FAULTS = {
         "runs of segmentation and detection killed, a batch that is NaN, two ranks",
         "weights equal to the bit, nothing changed, the figures of one rank",
     ),
+    "detector-input": (
+        "objects without an area, batches without objects, targets, masks or noise of another shape",
+        "no object; finite losses; refused with found and expected",
+    ),
+    "detector-ranks": (
+        "ranks with other numbers of objects; boxes in half precision",
+        "as one process; boxes stay in float32",
+    ),
+    "analysis": (
+        "analyses of networks, stages or classes that do not exist, classes without images, unreadable images",
+        "named, with those that do; left out and said",
+    ),
+    "corruptions": (
+        "a corruption, severity or class missing in ImageNet-C's layout; no package that makes them",
+        "named before the work; what to install",
+    ),
 }
 
 

@@ -54,6 +54,16 @@ def test_the_readme_is_short_and_repeats_the_pages_figures():
     )
 
 
+@pytest.mark.slow
+def test_the_readmes_python_runs():
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    names: dict = {}
+    exec(block, names)
+    assert names["logits"].shape == (1, 1000) and names["segmenter"].num_classes == 150
+    maps = names["features"](names["ops"].ones((1, 3, 64, 64)))
+    assert [each.shape[-1] for each in maps] == [16, 8, 4, 2] and names["detector"].num_classes == 80
+
+
 def test_the_model_cards_have_the_tables_figures():
     for page in ("skanet", "van", "sknet", "sk_resnet"):
         card = (ROOT / "docs" / f"{page}.md").read_text()

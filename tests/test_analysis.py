@@ -148,6 +148,7 @@ def configured(saved, model, **settings):
     return Config(ckpt_path=str(saved[model]), data_dir=str(saved["data"]), **{"batch_size": 3, **settings})
 
 
+@pytest.mark.slow
 def test_attention_by_class(saved, tmp_path, monkeypatch):
     """Means over the images of each class, whatever the batches; one pass, each image read once."""
     monkeypatch.setattr(attention, "graph_mode", pynative_mode)  # compiling takes seconds
@@ -388,6 +389,7 @@ def test_the_square_that_holds_a_share():
     assert even.side(0.99) == 8 and even.area(0.99) == 1
 
 
+@pytest.mark.slow
 def test_what_receptive_field_writes(saved, tmp_path):
     opened = [open_subject(configured(saved, "skanet_nano")), open_subject(configured(saved, "sk_resnet18"))]
     said = list(receptive_field.write(tmp_path, iter(opened), [], 1, "", "png"))
@@ -563,6 +565,7 @@ def test_networks_that_have_it_not(saved, images, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_cam_of_named_images(saved, tmp_path):
     """Files need no data set; the maps are kept."""
     opened = open_subject(Config(ckpt_path=str(saved["skanet_nano"]), batch_size=2))

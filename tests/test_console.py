@@ -104,6 +104,7 @@ def test_models_are_known_without_loading_them():
         names.check_model("semantic_fpn_van_tin")
 
 
+@pytest.mark.slow
 def test_parts_are_known_without_loading_the_model():
     for model in (
         "skanet_nano",

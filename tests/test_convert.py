@@ -268,6 +268,7 @@ def test_the_head_is_dropped_only_when_asked(convert, reference, tmp_path):
     assert open_weights(tmp_path / "b.ckpt").source.record["source"]["source"]["file"] == "a.pth"
 
 
+@pytest.mark.slow
 def test_the_weights_of_another_model_are_named(convert, tmp_path):
     state = {key: torch.zeros(shape) for key, shape in golden.authors_keys("lska_van_tiny_k23").items()}
     torch.save(state, tmp_path / "k23.pth")

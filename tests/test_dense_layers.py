@@ -41,6 +41,7 @@ def up_true(x, size):
     return bilinear(x, size, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 @pytest.mark.parametrize(
     "resize, options",

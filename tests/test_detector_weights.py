@@ -133,6 +133,7 @@ def test_other_classes(saved, method):
         np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_backbone_from_a_classifiers_weights(saved, tmp_path):
     folder, networks = saved
     for method, backbone in NETWORKS.items():

@@ -81,6 +81,7 @@ def reference_like(net):
     return result.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, backbone, size",
     [pytest.param(*entry, marks=() if i in (0, 2) else pytest.mark.slow) for i, entry in enumerate(CASES)],
@@ -157,6 +158,7 @@ def test_targets_are_numpys(method):
     assert float(cls.asnumpy()) == pytest.approx(chosen[counted].sum() / (wanted > 0).sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("detector-input")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_without_objects(method):
@@ -176,6 +178,7 @@ def test_a_batch_without_objects(method):
     assert (float(total.asnumpy()) > 0) == (method != "ssdlite")
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_noise_alone():
     net = create_detector("mask_rcnn", "sk_resnet18", num_classes=3, drop_path_rate=0.2)
     given = batch((64, 96), net.noise_size)

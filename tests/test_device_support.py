@@ -53,6 +53,7 @@ def test_mindspore_has_no_kernel_for_them_on_cpu(opt, operator):
         optimizer(tuple(Tensor(np.ones(p.shape, np.float32)) for p in net.trainable_params()))
 
 
+@pytest.mark.slow
 def test_synchronised_batch_norms_keep_their_parameters(monkeypatch):
     """With two ranks as MindSpore would see them; in evaluation they compute what plain ones do."""
     net = mindcv.create_model("skanet_nano", num_classes=3).set_train(False)

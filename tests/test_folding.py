@@ -39,6 +39,7 @@ def outputs(net, size):
     return [f.asnumpy() for f in (found if isinstance(found, (list, tuple)) else (found,))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_function(name):
     """Float32 noise is 1e-6 of the deviation at each rounding."""

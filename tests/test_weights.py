@@ -248,6 +248,7 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path):
         mindcv.create_model(MODEL, checkpoint_path=str(path))
 
 
+@pytest.mark.slow
 def test_what_a_file_says_of_itself_is_believed(tmp_path):
     """sknet50 and sk_resnext50_32x4d have the same names and shapes, and are not the same function."""
     record = dict(model="sk_resnet18", num_classes=7)

@@ -206,6 +206,7 @@ def best_of(out):
     return {name: value.tobytes() for name, value in arrays.items()}, record
 
 
+@pytest.mark.slow
 @pytest.mark.fault("best-vanished")
 @pytest.mark.parametrize(
     "when",

@@ -852,7 +852,10 @@ def test_the_fingerprint_is_that_of_sources_and_compiler(filled, monkeypatch):
     assert first.startswith("C++ ")
     kernels._why_not.cache_clear()
     build.library.cache_clear()
-    os.truncate(filled[0], 100)
+    # As another file: this process may have loaded the library, and what of it is cut off would end it with SIGBUS.
+    cut = Path(f"{filled[0]}.cut")
+    cut.write_bytes(Path(filled[0]).read_bytes()[:100])
+    cut.replace(filled[0])
     assert kernels.fingerprint() == first and filled[1]
     monkeypatch.setattr(build, "_processor", lambda: "another")
     build.library.cache_clear()

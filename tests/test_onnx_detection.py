@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from mindspore import Tensor
-from test_detectors import with_some_weights
+from test_detector_networks import with_some_weights
 
 from mindska import create_detector
 from mindska import export as exporting

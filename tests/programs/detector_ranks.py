@@ -14,7 +14,7 @@ def main() -> None:
         import mindspore as ms
         import numpy as np
         from mindspore import Tensor, nn
-        from test_detectors import batch
+        from test_detector_networks import batch
 
         from mindska import create_detector
         from mindska.training.step import StepOptions, TrainStep

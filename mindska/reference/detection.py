@@ -1,8 +1,8 @@
 """Detectors in plain PyTorch on the backbones of this package, with MMDetection's and ml-cvnets' state-dict keys.
 
-Written from their descriptions and from figures of their code; `test_detector_networks.py` shows that the port, which these
-networks are compared with, reproduces those figures. The backbone's keys are its authors', below `backbone.`. What is
-NumPy in the port's detection (targets, suppression, samples) is the same here.
+Written from their descriptions and from figures of their code; tests/parity shows that the port, which these networks
+are compared with, reproduces those figures. The backbone's keys are its authors', below `backbone.`. What is NumPy in
+the port's detection (targets, suppression, samples) is the same here.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -13,10 +14,10 @@ import pytest
 from dense_runs import fit, last, trainer
 from PIL import Image
 
-from mindska import builders
+from mindska import builders, tasks
 from mindska.config import Config
 from mindska.distributed import World
-from mindska.errors import ConfigError, WeightsError
+from mindska.errors import ConfigError, SettingError, WeightsError
 from mindska.modes import pynative_mode
 from mindska.segmentation import evaluation
 from mindska.segmentation.masks import MaskError, read_mask
@@ -217,3 +218,11 @@ def test_train_validate_predict(scenes, tmp_path):
         assert labels.shape == (48, 48) and sum(each["share"] for each in entry["classes"]) == pytest.approx(1)
         assert {each["index"] for each in entry["classes"]} == set(np.unique(labels))
         assert Image.open(seen / f"{path.stem}_overlay.png").size > (48, 48)
+
+
+@pytest.mark.parametrize("task, name", [("segmentation", "contact_sheet"), ("classification", "out")])
+def test_options_of_another_task_are_refused(task, name, monkeypatch):
+    monkeypatch.setattr(tasks, "task_of_file", lambda *_: task)
+    given = dict.fromkeys((*tasks.OF_CLASSIFIERS, *tasks.OF_OTHERS)) | {name: "x", "ckpt_path": "a.ckpt", "model": ""}
+    with pytest.raises(SettingError, match=f"--{name} has no meaning for a.ckpt, a model for {task}"):
+        tasks.predict_images(SimpleNamespace(**given), ["a.png"])

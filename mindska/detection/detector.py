@@ -6,7 +6,7 @@ Parts have MMDetection's names: `backbone`, `neck`, `bbox_head`, `rpn_head`, `ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -16,7 +16,7 @@ from mindspore.ops import constexpr
 from ..errors import SettingError
 from ..models.layers.backbone import Backbone
 from ..models.layers.boxes import mark_objects
-from ..segmentation.segmenter import padded
+from ..segmentation.segmenter import padded, size_padding
 from .postprocess import Detections
 
 Maps = Sequence[Tensor]
@@ -58,20 +58,6 @@ def check_targets(
         )
     if boxes[1] < 1:
         raise SettingError("boxes have no rows; an image without objects has one with the label -1")
-
-
-def size_padding(backbone: Backbone) -> Callable[[int, int], tuple[int, int]]:
-    """What gives the size to which images of (height, width) pixels are padded: their own unless the backbone needs
-    more."""
-
-    @constexpr
-    def padded_size(height: int, width: int) -> tuple[int, int]:
-        if not backbone.why_too_small(height, width):
-            return height, width
-        smallest = next(side for side in range(1, 1025) if not backbone.why_too_small(side, side))
-        return max(height, smallest), max(width, smallest)
-
-    return padded_size
 
 
 class Detector(nn.Cell):

@@ -10,6 +10,7 @@ from typing import Any
 from .. import validation
 from ..config import Config
 from ..distributed import World
+from ..errors import SettingError
 from ..export import read_model_record
 from ..names import task_of
 from ..prediction import is_exported
@@ -43,6 +44,10 @@ def create_task(config: Config, world: World) -> Task:
     return TASKS[config.task or ""](config, world)
 
 
+# What only some models can be told in prediction.
+OF_CLASSIFIERS, OF_OTHERS = ("contact_sheet",), ("out", "flip", "slide_stride", "score_threshold")
+
+
 def task_of_file(path: str, model: str = "") -> str:
     """The task of the model that a file of weights or an exported model names; `model`: of a file that names none.
 
@@ -72,6 +77,9 @@ def predict_images(options: Any, paths: Sequence[str]) -> Iterator[Any]:
         UserError: the model cannot be used, or nothing can be written.
     """
     task = task_of_file(str(options.ckpt_path), options.model)
+    for name in OF_CLASSIFIERS if task != "classification" else OF_OTHERS:
+        if getattr(options, name):
+            raise SettingError(f"--{name} has no meaning for {options.ckpt_path}, a model for {task}; leave it out")
     return dict(classification=predict_classes, segmentation=predict_segmentation, detection=predict_objects)[task](
         options, paths
     )

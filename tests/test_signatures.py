@@ -135,6 +135,7 @@ CELLS = {  # how each operator is made, and its signature
     operators.PointwiseEpilogue: (("add",), "pointwise_epilogue"),
     operators.Grouped: ((1,), "grouped"),
     operators.Strided: ((1, 1), "strided"),
+    operators.Winograd: ((1,), "winograd"),
     operators.FusedMlp: ((), "fused_mlp"),
     operators.FusedMlpResidual: ((), "fused_mlp_residual"),
     operators.LayerNorm: ((1e-5,), "layer_norm"),

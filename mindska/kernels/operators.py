@@ -411,6 +411,30 @@ class Strided(nn.Cell):
         return self.input_grad(x, weight, self.options, dconv), dweight, dbias
 
 
+class Winograd(nn.Cell):
+    """3x3 convolution that keeps the size, and ReLU when `relu`: (B, O, H, W).
+
+    Inputs: x (B, C, H, W), weight (O, C, 3, 3), bias (O,).
+    """
+
+    def __init__(self, dilation: int, relu: bool = False) -> None:
+        super().__init__()
+        numbers = dict(dilation=dilation, relu=relu)
+        self.relu, self.options = relu, int32_tensor(**numbers)
+        self.forward = operator("winograd", **numbers)
+        # Two operators: the first layer of a network needs the weight's gradient only.
+        self.input_grad = operator("winograd_input_grad", **numbers)
+        self.weight_grad = operator("winograd_weight_grad", **numbers)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias, self.options)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        dconv = dout * (out > 0) if self.relu else dout
+        dweight, dbias = self.weight_grad(x, self.options, dconv)
+        return self.input_grad(weight, self.options, dconv), dweight, dbias
+
+
 class MeanOfSum(nn.Cell):
     """The mean over the pixels of first + second, (B, C, 1, 1). Inputs: first, second (B, C, H, W)."""
 

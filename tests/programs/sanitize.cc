@@ -21,6 +21,7 @@
 #include "strided.cc"
 #include "threads.cc"
 #include "weighted_sum.cc"
+#include "winograd.cc"
 
 struct Array {
   std::vector<int64_t> shape;
@@ -238,6 +239,16 @@ int main(int argc, char **argv) {
     RUN(mindska_mean_of_sum, x, second, mean);
     RUN(mindska_weighted_sum, x, second, weights, dx);
     RUN(mindska_weighted_sum_grad, x, second, weights, dsecond, dx, second, dweights);
+  }
+  const int64_t winograds[][6] = {  // batch, channels in and out, height, width, dilation
+      {1, 1, 1, 1, 1, 1}, {2, 5, 7, 9, 11, 1}, {1, 17, 9, 32, 32, 1}, {1, 70, 33, 65, 57, 1}, {1, 5, 49, 3, 150, 1},
+      {1, 300, 70, 6, 5, 1}, {2, 9, 10, 9, 20, 2}, {2, 5, 6, 4, 5, 40}};
+  for (auto &c : winograds) {
+    Array x({c[0], c[1], c[3], c[4]}), y({c[0], c[2], c[3], c[4]}), dx(x.shape), weight({c[2], c[1], 3, 3}), bias({c[2]});
+    Array dweight(weight.shape), dbias(bias.shape), options = integers({static_cast<int32_t>(c[5]), 1});
+    RUN(mindska_winograd, x, weight, bias, options, y);
+    RUN(mindska_winograd_input_grad, weight, options, y, dx);
+    RUN(mindska_winograd_weight_grad, x, options, y, dweight, dbias);
   }
   const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}, {1, 9, 33, 130, 33}};
   for (auto &m : mlps) {

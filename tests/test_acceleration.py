@@ -45,6 +45,9 @@ CELLS = {
     "depthwise line": (lambda: conv(12, 12, (1, 7), dilation=3, group=12), (2, 12, 9, 7)),
     "grouped": (lambda: conv(12, 8, 3, dilation=2, group=4), (2, 12, 9, 7)),
     "strided": (lambda: conv(3, 8, 7, 4), (2, 3, 33, 20)),
+    "winograd": (lambda: conv(16, 20, 3), (2, 16, 9, 17)),
+    "winograd without bias": (lambda: conv(20, 16, 3, dilation=2, has_bias=False), (2, 20, 12, 15)),
+    "winograd, small map": (lambda: conv(16, 20, 3), (2, 16, 9, 7)),
     "GELU": (GELU, (2, 12, 9, 7)),
     "layer norm": (lambda: LayerNorm2d(12), (2, 12, 9, 7)),
     "batch norm": (lambda: batch_norm(12), (2, 12, 9, 7)),
@@ -63,12 +66,15 @@ CELLS = {
     "ConvNorm, grouped": (lambda: ConvNorm(12, 8, 0.9, kernel=3, group=4), (2, 12, 9, 7)),
     "ConvNorm, strided": (lambda: ConvNorm(3, 8, 0.9, kernel=3, stride=2), (2, 3, 33, 20)),
     "ConvNorm, MindSpore's": (lambda: ConvNorm(12, 8, 0.9, kernel=3), (2, 12, 9, 7)),
+    "ConvNorm, winograd": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 17)),
+    "ConvNorm, winograd, small map": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 7)),
     "selective kernel": (lambda: SelectiveKernel(16, 16, 8, ((3, 1), (3, 2)), 4, 1, 0.9, False), (3, 16, 9, 7)),
     "SK unit": (lambda: sk_unit(32, 1), (3, 32, 9, 7)),
     "SK unit, smaller": (lambda: sk_unit(24, 2), (3, 24, 9, 7)),
 }
 FOLDED = (
-    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm", "SK unit",
+    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm", "ConvNorm, winograd",
+    "SK unit",
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
 QUICK = [("pynative", "cells", TRAINING), ("pynative", "folded", INFERENCE)]

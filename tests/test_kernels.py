@@ -434,6 +434,74 @@ def test_winograd_spreads_nan_and_infinity_to_what_sees_them(value, dilation):
         np.testing.assert_allclose(ours[seen], wide[seen], atol=rounding(wide[seen], 18), rtol=0)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "batch, classes, source, labelled, size",
+    [
+        (1, 1, (1, 1), (1, 1), (1, 1)),
+        (2, 150, (16, 16), (64, 64), (64, 64)),
+        (1, 21, (9, 7), (33, 26), (36, 28)),  # what overhangs is cut off
+        (2, 33, (20, 33), (20, 33), (20, 33)),  # no enlargement
+        (1, 3, (40, 21), (13, 9), (13, 9)),  # smaller
+        (1, 5, (3, 2), (90, 70), (91, 70)),
+    ],
+    ids=str,
+)
+def test_pixel_cross_entropy(batch, classes, source, labelled, size, align_corners):
+    labels = np.random.default_rng(5).integers(0, classes, (batch, *labelled)).astype(np.int32)
+    labels[:, ::5, ::3] = 255
+    logits, dout = 3 * random(batch, classes, *source), random(batch, *labelled, seed=1)
+    wide = torch.from_numpy(logits).double().requires_grad_()
+    enlarged = torch.nn.functional.interpolate(wide, size=size, mode="bilinear", align_corners=align_corners)
+    enlarged = enlarged[:, :, : labelled[0], : labelled[1]]
+    exact = torch.nn.functional.cross_entropy(
+        enlarged, torch.from_numpy(labels).long(), ignore_index=255, reduction="none"
+    )
+    (exact * torch.from_numpy(dout)).sum().backward()
+    operator = operators.PixelCrossEntropy(align_corners, 255)
+    others = Tensor(labels), Tensor(np.int32(size))
+    # Places are float32 numbers, as in PyTorch's own: a unit in the last place of the farthest.
+    place = 2e-7 * max(source) * np.abs(logits).max()
+    losses = operator(Tensor(logits), *others).asnumpy()
+    assert (losses[:, ::5, ::3] == 0).all()
+    np.testing.assert_allclose(losses, exact.detach(), atol=rounding(exact.detach(), classes) + place, rtol=0)
+    (found,) = gradients(lambda x: operator(x, *others), [logits], dout)
+    terms = max(1, size[0] * size[1] // (source[0] * source[1])) * 4
+    np.testing.assert_allclose(found, wide.grad, atol=rounding(wide.grad, terms) + terms * place, rtol=0)
+
+
+def test_pixel_cross_entropy_of_nan_and_of_labels_beyond_the_classes():
+    logits, labels = random(1, 4, 6, 6), np.zeros((1, 24, 24), np.int32)
+    logits[0, 1, 5, 5], logits[0, 2, 0, 5] = np.nan, np.inf
+    labels[0, 20, 1], labels[0, 21, 1], labels[0, 23, 23] = 4, -1, 255
+    operator, size = operators.PixelCrossEntropy(False, 255), Tensor(np.int32([24, 24]))
+    losses = operator(Tensor(logits), Tensor(labels), size).asnumpy()[0]
+    assert np.isnan(losses[[20, 21, 22, 0, 3], [1, 1, 22, 23, 20]]).all() and losses[23, 23] == 0
+    assert np.isfinite(losses[:16, :16]).all() and np.isfinite(losses[22:, :16]).all()
+    (grad,) = gradients(lambda x: operator(x, Tensor(labels), size), [logits], np.ones((1, 24, 24), np.float32))
+    assert (
+        np.isnan(grad[0, :, 5, 0]).all() and np.isnan(grad[0, :, 5, 5]).all() and np.isfinite(grad[0, :, :4, :4]).all()
+    )
+
+
+def test_pixel_cross_entropy_is_the_same_on_any_number_of_threads():
+    logits, size = Tensor(random(2, 20, 37, 21)), Tensor(np.int32([148, 84]))
+    labels = Tensor(np.random.default_rng(5).integers(0, 20, (2, 148, 84)).astype(np.int32))
+    operator, dout = operators.PixelCrossEntropy(False, 255), Tensor(random(2, 148, 84))
+    threads, found = build._loaded["threads"].handle, []
+    before = threads.mindska_threads()
+    try:
+        for count in (1, 2, 7):
+            threads.mindska_set_threads(count)
+            losses, grads = operator(logits, labels, size), operator.bprop(logits, labels, size, None, dout)
+            found.append([losses.asnumpy(), grads[0].asnumpy()])
+    finally:
+        threads.mindska_set_threads(before)
+    for other in found[1:]:
+        for first, second in zip(found[0], other):
+            np.testing.assert_array_equal(second, first)
+
+
 def test_what_a_winograd_convolution_saw_before_does_not_come_back():
     conv, bias = operators.Winograd(2), random(40)
     for size in (16, 11):
@@ -576,7 +644,17 @@ def test_which_operator_computes_a_convolution():
         "depthwise": (conv(4, 4, 3, group=4), conv(4, 4, (1, 5), group=4)),
         "grouped": (conv(4, 8, 3, group=4),),
         "strided": (conv(4, 8, 3, 2),),
-        "": (conv(4, 4, 3), conv(4, 4, (3, 1), group=2), conv(4, 4, 3, 2, group=4), nn.Conv2d(4, 4, 3), conv(4, 4, 2)),
+        "winograd": (conv(16, 20, 3), conv(20, 16, 3, dilation=4, has_bias=False)),
+        "": (
+            conv(4, 4, 3),
+            conv(16, 15, 3),
+            conv(16, 16, 3, dilation=5),
+            conv(16, 16, 5),
+            conv(4, 4, (3, 1), group=2),
+            conv(4, 4, 3, 2, group=4),
+            nn.Conv2d(4, 4, 3),
+            conv(4, 4, 2),
+        ),
     }
     for expected, convs in cases.items():
         assert [conv_kind(each) for each in convs] == [expected] * len(convs)

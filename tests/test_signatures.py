@@ -18,7 +18,7 @@ from mindska.kernels.signatures import Signature, enumerators, signatures
 
 SIZES = dict(
     B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, A=20, M=6, h=3, w=4, k=3, dilation=1, dilation1=2,
-    dilation2=3, stride=1, relu=0, identity=1, epilogue=3,
+    dilation2=3, stride=1, relu=0, identity=1, epilogue=3, align_corners=0, ignored=255,
     R=5, out=7, H0=8, W0=9, H1=7, W1=4, H2=3, W2=5, H3=2, W3=3,
 )  # fmt: skip
 # Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
@@ -151,6 +151,7 @@ CELLS = {  # how each operator is made, and its signature
     operators.Suppress: ((0.5,), "suppress"),
     operators.RoiAlign: ((7, 4), "roi_align"),
     operators.MaskTargets: ((28,), "mask_targets"),
+    operators.PixelCrossEntropy: ((False, 255), "pixel_cross_entropy"),
 }
 
 

@@ -435,6 +435,29 @@ class Winograd(nn.Cell):
         return self.input_grad(weight, self.options, dconv), dweight, dbias
 
 
+class PixelCrossEntropy(nn.Cell):
+    """The cross-entropy of each pixel for logits that are enlarged (bilinear) to `size`: (B, H, W).
+
+    0 where the label is `ignored`, NaN where no class has its number. The enlarged logits are not kept.
+
+    Inputs: logits (B, K, h, w), labels (B, H, W) int32, size (2,) int32: height and width of the enlarged logits, of
+        which the upper left part is compared.
+    """
+
+    def __init__(self, align_corners: bool, ignored: int) -> None:
+        super().__init__()
+        numbers = dict(align_corners=align_corners, ignored=ignored)
+        self.options = int32_tensor(**numbers)
+        self.forward = operator("pixel_cross_entropy", **numbers)
+        self.backward = operator("pixel_cross_entropy_grad", **numbers)
+
+    def construct(self, logits: Tensor, labels: Tensor, size: Tensor) -> Tensor:
+        return self.forward(logits, labels, size, self.options)
+
+    def bprop(self, logits: Tensor, labels: Tensor, size: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(logits, labels, size, self.options, dout), ops.zeros_like(labels), ops.zeros_like(size)
+
+
 class MeanOfSum(nn.Cell):
     """The mean over the pixels of first + second, (B, C, 1, 1). Inputs: first, second (B, C, H, W)."""
 

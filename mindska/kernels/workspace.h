@@ -28,6 +28,8 @@ enum class Slot {
   kActivated,       // after the GELU,
   kHiddenGradient,  // and their gradient; winograd.cc: transformed gradients
   kPixelVectors,    // winograd.cc: channels of pixels side by side
+  kClassRows,       // pixel_cross_entropy.cc: rows of pixels, the classes side by side
+  kSpilledRows,     // pixel_cross_entropy.cc: gradients for rows of the next task
   kCount
 };
 

@@ -15,6 +15,7 @@
 #include "max_relative.cc"
 #include "norm_folding.cc"
 #include "pointwise.cc"
+#include "pixel_cross_entropy.cc"
 #include "residual.cc"
 #include "silu_mul.cc"
 #include "square_sum.cc"
@@ -239,6 +240,17 @@ int main(int argc, char **argv) {
     RUN(mindska_mean_of_sum, x, second, mean);
     RUN(mindska_weighted_sum, x, second, weights, dx);
     RUN(mindska_weighted_sum_grad, x, second, weights, dsecond, dx, second, dweights);
+  }
+  const int64_t losses[][8] = {  // batch, classes, height, width of the logits, of the labels, and of enlarged logits
+      {1, 1, 1, 1, 1, 1, 1, 1}, {2, 21, 9, 7, 33, 26, 36, 28}, {1, 33, 40, 21, 13, 9, 13, 9}, {1, 5, 3, 2, 90, 70, 91, 70}};
+  for (auto &c : losses) {
+    Array logits({c[0], c[1], c[2], c[3]}), labels({c[0], c[4], c[5]}), loss(labels.shape), dlogits(logits.shape);
+    int32_t *label = reinterpret_cast<int32_t *>(labels.data.get());
+    for (int64_t i = 0; i < labels.size(); ++i) label[i] = std::rand() % 40 - 2;
+    labels.type = "int32";
+    Array size = integers({static_cast<int32_t>(c[6]), static_cast<int32_t>(c[7])}), options = integers({0, 7});
+    RUN(mindska_pixel_cross_entropy, logits, labels, size, options, loss);
+    RUN(mindska_pixel_cross_entropy_grad, logits, labels, size, options, loss, dlogits);
   }
   const int64_t winograds[][6] = {  // batch, channels in and out, height, width, dilation
       {1, 1, 1, 1, 1, 1}, {2, 5, 7, 9, 11, 1}, {1, 17, 9, 32, 32, 1}, {1, 70, 33, 65, 57, 1}, {1, 5, 49, 3, 150, 1},

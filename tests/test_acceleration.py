@@ -73,8 +73,8 @@ CELLS = {
     "SK unit, smaller": (lambda: sk_unit(24, 2), (3, 24, 9, 7)),
 }
 FOLDED = (
-    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm", "ConvNorm, winograd",
-    "SK unit",
+    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm",
+    "ConvNorm, winograd", "SK unit",
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
 QUICK = [("pynative", "cells", TRAINING), ("pynative", "folded", INFERENCE)]

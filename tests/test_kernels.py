@@ -27,6 +27,7 @@ from mindska.kernels import build, operators
 from mindska.kernels.signatures import signatures
 from mindska.models.layers.blocks import GELU, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
+from mindska.models.layers.resize import bilinear_places
 
 
 def has_compiler():
@@ -432,6 +433,33 @@ def test_winograd_spreads_nan_and_infinity_to_what_sees_them(value, dilation):
         seen = np.isfinite(wide)
         np.testing.assert_array_equal(np.isfinite(ours), seen)
         np.testing.assert_allclose(ours[seen], wide[seen], atol=rounding(wide[seen], 18), rtol=0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "batch, channels, source, size",
+    [
+        (1, 1, (1, 1), (1, 1)),
+        (2, 3, (7, 9), (14, 18)),
+        (1, 2, (32, 32), (128, 128)),
+        (1, 2, (5, 40), (3, 17)),
+        (2, 1, (3, 2), (70, 90)),
+        (1, 2, (33, 50), (40, 51)),
+    ],
+    ids=str,
+)
+def test_resize(batch, channels, source, size, align_corners):
+    places = [Tensor(bilinear_places(old, new, align_corners)) for old, new in zip(source, size)]
+    operator = operators.Resize()
+    x, dout = random(batch, channels, *source), random(batch, channels, *size, seed=1)
+    wide = torch.from_numpy(x).double().requires_grad_()
+    exact = torch.nn.functional.interpolate(wide, size=size, mode="bilinear", align_corners=align_corners)
+    (exact * torch.from_numpy(dout)).sum().backward()
+    place = 2e-7 * max(source) * np.abs(x).max()  # float32's, as in PyTorch's own
+    np.testing.assert_allclose(operator(Tensor(x), *places).asnumpy(), exact.detach(), atol=1e-6 + 2 * place, rtol=0)
+    (found,) = gradients(lambda a: operator(a, *places), [x], dout)
+    terms = 4 * max(1, size[0] * size[1] // (source[0] * source[1]))
+    np.testing.assert_allclose(found, wide.grad, atol=rounding(wide.grad, terms) + terms * place, rtol=0)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -151,6 +151,7 @@ CELLS = {  # how each operator is made, and its signature
     operators.Suppress: ((0.5,), "suppress"),
     operators.RoiAlign: ((7, 4), "roi_align"),
     operators.MaskTargets: ((28,), "mask_targets"),
+    operators.Resize: ((), "resize"),
     operators.PixelCrossEntropy: ((False, 255), "pixel_cross_entropy"),
 }
 

@@ -35,6 +35,7 @@ FORMS: tuple[type[AcceleratedForm], ...] = (
     sknet.FusedSelectiveKernel,
     sknet.FusedSKUnit,
     segmentation.FusedPixelLosses,
+    segmentation.FusedBilinear,
     boxes.FusedMaxIouAssigner,
     boxes.FusedSuppression,
     boxes.FusedRoIAlign,

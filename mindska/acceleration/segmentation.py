@@ -1,4 +1,4 @@
-"""The accelerated form of the loss of segmenters."""
+"""Accelerated forms of what segmenters are made of besides convolutions: the loss, and other sizes of maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mindspore.ops import constexpr
 
 from ..kernels import operators
 from ..models.layers.pixel_loss import IGNORED, PixelLosses
+from ..models.layers.resize import Bilinear, bilinear_places
 from .form import AcceleratedForm
 
 
@@ -26,5 +27,27 @@ class FusedPixelLosses(AcceleratedForm, PixelLosses):
 
     def in_inference(self, logits: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
         return self.operator(logits, labels, size_tensor(size[0], size[1]))
+
+    in_training = in_inference
+
+
+@constexpr
+def place_tensor(size: int, new_size: int, align_corners: bool) -> Tensor:
+    return Tensor(bilinear_places(size, new_size, align_corners))
+
+
+class FusedBilinear(AcceleratedForm, Bilinear):
+    """In one operator, and its gradient in another."""
+
+    plain_class, plain = Bilinear, Bilinear.construct
+
+    def prepare(self) -> None:
+        self.operator = operators.Resize()
+
+    def in_inference(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if (x.shape[2], x.shape[3]) == (size[0], size[1]):
+            return x
+        rows = place_tensor(x.shape[2], size[0], self.align_corners)
+        return self.operator(x, rows, place_tensor(x.shape[3], size[1], self.align_corners))
 
     in_training = in_inference

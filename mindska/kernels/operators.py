@@ -458,6 +458,24 @@ class PixelCrossEntropy(nn.Cell):
         return self.backward(logits, labels, size, self.options, dout), ops.zeros_like(labels), ops.zeros_like(size)
 
 
+class Resize(nn.Cell):
+    """Feature maps at another size, linear between the pixels of both axes: (B, C, H, W).
+
+    Inputs: x (B, C, h, w); rows (H,) and columns (W,), where the new pixels lie among the old ones, in order: at 1.25
+        between number 1, weighed 0.75, and number 2, weighed 0.25.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward, self.backward = operator("resize"), operator("resize_grad")
+
+    def construct(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.forward(x, rows, columns)
+
+    def bprop(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, rows, columns, dout), ops.zeros_like(rows), ops.zeros_like(columns)
+
+
 class MeanOfSum(nn.Cell):
     """The mean over the pixels of first + second, (B, C, 1, 1). Inputs: first, second (B, C, H, W)."""
 

@@ -19,8 +19,8 @@ enum class Slot {
   kPackedColumns,            // matrix.h, winograd.cc: a product's right side
   kPackedLeftRows,           // matrix.h: both sides of dot products
   kPackedRightRows,
-  kPaddedInput,     // grouped.cc, fused_mlp.cc
-  kPaddedGradient,  // grouped.cc, fused_mlp.cc, strided.cc
+  kPaddedInput,     // grouped.cc, fused_mlp.cc, resize.cc
+  kPaddedGradient,  // grouped.cc, fused_mlp.cc, resize.cc, strided.cc
   kPhasePlanes,     // strided.cc
   kPackedTaps,      // grouped.cc
   kAccumulator,     // grouped.cc, fused_mlp.cc, winograd.cc

@@ -17,6 +17,7 @@
 #include "pointwise.cc"
 #include "pixel_cross_entropy.cc"
 #include "residual.cc"
+#include "resize.cc"
 #include "silu_mul.cc"
 #include "square_sum.cc"
 #include "strided.cc"
@@ -240,6 +241,14 @@ int main(int argc, char **argv) {
     RUN(mindska_mean_of_sum, x, second, mean);
     RUN(mindska_weighted_sum, x, second, weights, dx);
     RUN(mindska_weighted_sum_grad, x, second, weights, dsecond, dx, second, dweights);
+  }
+  const int64_t resizes[][6] = {{1, 1, 1, 1, 1, 1}, {2, 3, 7, 9, 14, 18}, {1, 2, 5, 40, 3, 17}, {2, 1, 3, 2, 70, 90}};
+  for (auto &c : resizes) {
+    Array x({c[0], c[1], c[2], c[3]}), y({c[0], c[1], c[4], c[5]}), rows({c[4]}), columns({c[5]}), dx(x.shape);
+    for (int64_t i = 0; i < c[4]; ++i) rows.data[i] = static_cast<float>(i * (c[2] - 1)) / c[4];
+    for (int64_t i = 0; i < c[5]; ++i) columns.data[i] = static_cast<float>(i * (c[3] - 1)) / c[5];
+    RUN(mindska_resize, x, rows, columns, y);
+    RUN(mindska_resize_grad, x, rows, columns, y, dx);
   }
   const int64_t losses[][8] = {  // batch, classes, height, width of the logits, of the labels, and of enlarged logits
       {1, 1, 1, 1, 1, 1, 1, 1}, {2, 21, 9, 7, 33, 26, 36, 28}, {1, 33, 40, 21, 13, 9, 13, 9}, {1, 5, 3, 2, 90, 70, 91, 70}};

@@ -71,9 +71,6 @@ CELLS = {
     "depthwise line": (lambda: conv(12, 12, (1, 7), dilation=3, group=12), (2, 12, 9, 7)),
     "grouped": (lambda: conv(12, 8, 3, dilation=2, group=4), (2, 12, 9, 7)),
     "strided": (lambda: conv(3, 8, 7, 4), (2, 3, 33, 20)),
-    "winograd": (lambda: conv(16, 20, 3), (2, 16, 9, 17)),
-    "winograd without bias": (lambda: conv(20, 16, 3, dilation=2, has_bias=False), (2, 20, 12, 15)),
-    "winograd, small map": (lambda: conv(16, 20, 3), (2, 16, 9, 7)),
     "GELU": (GELU, (2, 12, 9, 7)),
     "layer norm": (lambda: LayerNorm2d(12), (2, 12, 9, 7)),
     "batch norm": (lambda: batch_norm(12), (2, 12, 9, 7)),
@@ -92,20 +89,27 @@ CELLS = {
     "ConvNorm, grouped": (lambda: ConvNorm(12, 8, 0.9, kernel=3, group=4), (2, 12, 9, 7)),
     "ConvNorm, strided": (lambda: ConvNorm(3, 8, 0.9, kernel=3, stride=2), (2, 3, 33, 20)),
     "ConvNorm, MindSpore's": (lambda: ConvNorm(12, 8, 0.9, kernel=3), (2, 12, 9, 7)),
-    "ConvNorm, winograd": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 17)),
-    "ConvNorm, winograd, small map": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 7)),
-    "bilinear": (Enlarged, (2, 12, 9, 7)),
-    "loss of a segmenter": (PixelLoss, (2, 12, 9, 7)),
     "selective kernel": (lambda: SelectiveKernel(16, 16, 8, ((3, 1), (3, 2)), 4, 1, 0.9, False), (3, 16, 9, 7)),
     "SK unit": (lambda: sk_unit(32, 1), (3, 32, 9, 7)),
     "SK unit, smaller": (lambda: sk_unit(24, 2), (3, 24, 9, 7)),
 }
+# Of heads. Apart from the others: random values of those stay.
+DENSE = {
+    "winograd": (lambda: conv(16, 20, 3), (2, 16, 9, 17)),
+    "winograd without bias": (lambda: conv(20, 16, 3, dilation=2, has_bias=False), (2, 20, 12, 15)),
+    "winograd, small map": (lambda: conv(16, 20, 3), (2, 16, 9, 7)),
+    "ConvNorm, winograd": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 17)),
+    "ConvNorm, winograd, small map": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 7)),
+    "bilinear": (Enlarged, (2, 12, 9, 7)),
+    "loss of a segmenter": (PixelLoss, (2, 12, 9, 7)),
+}
 FOLDED = (
     "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm",
-    "ConvNorm, winograd", "SK unit",
+    "SK unit",
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
-QUICK = [("pynative", "cells", TRAINING), ("pynative", "folded", INFERENCE)]
+STATES += [("dense", state) for state in (TRAINING, INFERENCE, NORMS_ALONE)]
+QUICK = [("pynative", "cells", TRAINING), ("graph", "dense", TRAINING), ("pynative", "folded", INFERENCE)]
 
 
 class SideBySide(nn.Cell):
@@ -129,9 +133,9 @@ class SideBySide(nn.Cell):
 def networks() -> dict[str, tuple[SideBySide, tuple, tuple, list[str]]]:
     """Cells to train and folded ones: the network, its inputs, its parameters' values, its cells' names."""
     rng = np.random.default_rng(0)
-    made = {}
-    for kind, names in (("cells", list(CELLS)), ("folded", list(FOLDED))):
-        cells = {name: CELLS[name][0]() for name in names}
+    made, makers = {}, {**CELLS, **DENSE}
+    for kind, names in (("cells", list(CELLS)), ("folded", list(FOLDED)), ("dense", list(DENSE))):
+        cells = {name: makers[name][0]() for name in names}
         for i, cell in enumerate(cells.values()):
             for p in cell.get_parameters():
                 value = rng.standard_normal(p.shape)
@@ -145,7 +149,7 @@ def networks() -> dict[str, tuple[SideBySide, tuple, tuple, list[str]]]:
         net = SideBySide(cells)
         for name, p in net.parameters_and_names():
             p.name = name
-        shapes = [CELLS[name][1] for name in names]
+        shapes = [makers[name][1] for name in names]
         inputs = tuple(Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
         # Of each stochastic depth, some samples are kept and others dropped.
         drop_path_noise = np.float32([[0.2, 0.7], [0.7, 0.2], [0.3, 0.3]])

@@ -115,6 +115,8 @@ struct Call {
     if ((is("residual") && tensor == 4) || (is("residual_grad") && tensor == 3)) {  // drop_path_mask
       return size == 1 || size == shapes[0][0];
     }
+    if (is("resize")) return tensor == 0 && dimension > 1;
+    if (is("pixel_cross_entropy")) return tensor == 0 && dimension > 0;
     if (!(is("strided") || is("strided_weight_grad")) || tensor != 0 || dimension < 2) return false;
     const int32_t stride = *static_cast<int32_t *>(data[is("strided") ? 3 : 2]);
     return (size + stride - 1) / stride == (shapes[0][dimension] + stride - 1) / stride;

@@ -487,7 +487,7 @@ def test_pixel_cross_entropy(batch, classes, source, labelled, size, align_corne
     )
     (exact * torch.from_numpy(dout)).sum().backward()
     operator = operators.PixelCrossEntropy(align_corners, 255)
-    others = Tensor(labels), Tensor(np.int32(size))
+    others = Tensor(labels), Tensor(np.int32(size) - np.int32(labelled))
     # Places are float32 numbers, as in PyTorch's own: a unit in the last place of the farthest.
     place = 2e-7 * max(source) * np.abs(logits).max()
     losses = operator(Tensor(logits), *others).asnumpy()
@@ -502,7 +502,7 @@ def test_pixel_cross_entropy_of_nan_and_of_labels_beyond_the_classes():
     logits, labels = random(1, 4, 6, 6), np.zeros((1, 24, 24), np.int32)
     logits[0, 1, 5, 5], logits[0, 2, 0, 5] = np.nan, np.inf
     labels[0, 20, 1], labels[0, 21, 1], labels[0, 23, 23] = 4, -1, 255
-    operator, size = operators.PixelCrossEntropy(False, 255), Tensor(np.int32([24, 24]))
+    operator, size = operators.PixelCrossEntropy(False, 255), Tensor(np.int32([0, 0]))
     losses = operator(Tensor(logits), Tensor(labels), size).asnumpy()[0]
     assert np.isnan(losses[[20, 21, 22, 0, 3], [1, 1, 22, 23, 20]]).all() and losses[23, 23] == 0
     assert np.isfinite(losses[:16, :16]).all() and np.isfinite(losses[22:, :16]).all()
@@ -513,7 +513,7 @@ def test_pixel_cross_entropy_of_nan_and_of_labels_beyond_the_classes():
 
 
 def test_pixel_cross_entropy_is_the_same_on_any_number_of_threads():
-    logits, size = Tensor(random(2, 20, 37, 21)), Tensor(np.int32([148, 84]))
+    logits, size = Tensor(random(2, 20, 37, 21)), Tensor(np.int32([0, 0]))
     labels = Tensor(np.random.default_rng(5).integers(0, 20, (2, 148, 84)).astype(np.int32))
     operator, dout = operators.PixelCrossEntropy(False, 255), Tensor(random(2, 148, 84))
     threads, found = build._loaded["threads"].handle, []

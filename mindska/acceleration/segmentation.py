@@ -26,7 +26,8 @@ class FusedPixelLosses(AcceleratedForm, PixelLosses):
         self.operator = operators.PixelCrossEntropy(self.align_corners, IGNORED)
 
     def in_inference(self, logits: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.operator(logits, labels, size_tensor(size[0], size[1]))
+        overhang = size_tensor(size[0] - labels.shape[1], size[1] - labels.shape[2])
+        return self.operator(logits, labels, overhang)
 
     in_training = in_inference
 

@@ -436,12 +436,12 @@ class Winograd(nn.Cell):
 
 
 class PixelCrossEntropy(nn.Cell):
-    """The cross-entropy of each pixel for logits that are enlarged (bilinear) to `size`: (B, H, W).
+    """The cross-entropy of each pixel for logits that are enlarged (bilinear): (B, H, W).
 
     0 where the label is `ignored`, NaN where no class has its number. The enlarged logits are not kept.
 
-    Inputs: logits (B, K, h, w), labels (B, H, W) int32, size (2,) int32: height and width of the enlarged logits, of
-        which the upper left part is compared.
+    Inputs: logits (B, K, h, w), labels (B, H, W) int32, overhang (2,) int32: rows and columns that the enlarged logits
+        have beyond the labels'.
     """
 
     def __init__(self, align_corners: bool, ignored: int) -> None:
@@ -451,11 +451,15 @@ class PixelCrossEntropy(nn.Cell):
         self.forward = operator("pixel_cross_entropy", **numbers)
         self.backward = operator("pixel_cross_entropy_grad", **numbers)
 
-    def construct(self, logits: Tensor, labels: Tensor, size: Tensor) -> Tensor:
-        return self.forward(logits, labels, size, self.options)
+    def construct(self, logits: Tensor, labels: Tensor, overhang: Tensor) -> Tensor:
+        return self.forward(logits, labels, overhang, self.options)
 
-    def bprop(self, logits: Tensor, labels: Tensor, size: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return self.backward(logits, labels, size, self.options, dout), ops.zeros_like(labels), ops.zeros_like(size)
+    def bprop(self, logits: Tensor, labels: Tensor, overhang: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return (
+            self.backward(logits, labels, overhang, self.options, dout),
+            ops.zeros_like(labels),
+            ops.zeros_like(overhang),
+        )
 
 
 class Resize(nn.Cell):

@@ -52,9 +52,9 @@ struct PixelCrossEntropy {
         horizontal(width, checked(params, 1, columns), columns, static_cast<int32_t *>(params[3])[0]) {}
 
   static int64_t checked(void **params, int axis, int64_t labels) {
-    const int64_t size = static_cast<int32_t *>(params[2])[axis];
-    if (size < labels) throw Refused("the logits' size is smaller than the labels'", kWrongValue);
-    return size;
+    const int64_t overhang = static_cast<int32_t *>(params[2])[axis];
+    if (overhang < 0) throw Refused("the enlarged logits are smaller than the labels", kWrongValue);
+    return labels + overhang;
   }
 
   int64_t padded_classes() const { return (classes + kLanes - 1) / kLanes * kLanes; }
@@ -151,10 +151,10 @@ struct PixelCrossEntropy {
 
 }  // namespace mindska
 
-// The loss of each pixel; 0 where its label is `ignored`, NaN where no class has its number. `size`: of the enlarged
-// logits, of which the upper left part is compared.
+// The loss of each pixel; 0 where its label is `ignored`, NaN where no class has its number. `overhang`: rows and
+// columns that the enlarged logits have beyond the labels'.
 MINDSKA_OPERATOR(mindska_pixel_cross_entropy,
-                 "logits (B, K, h, w), labels (B, H, W) int32, size (2) int32, options {align_corners, ignored} "
+                 "logits (B, K, h, w), labels (B, H, W) int32, overhang (2) int32, options {align_corners, ignored} "
                  "-> losses (B, H, W)") {
   using namespace mindska;
   const PixelCrossEntropy p(shapes[0], shapes[1], params);
@@ -174,7 +174,7 @@ MINDSKA_OPERATOR(mindska_pixel_cross_entropy,
 }
 
 MINDSKA_OPERATOR(mindska_pixel_cross_entropy_grad,
-                 "logits (B, K, h, w), labels (B, H, W) int32, size (2) int32, options {align_corners, ignored}, "
+                 "logits (B, K, h, w), labels (B, H, W) int32, overhang (2) int32, options {align_corners, ignored}, "
                  "dlosses (B, H, W) -> dlogits (B, K, h, w)") {
   using namespace mindska;
   const PixelCrossEntropy p(shapes[0], shapes[1], params);

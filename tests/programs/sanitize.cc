@@ -115,7 +115,7 @@ struct Call {
     if ((is("residual") && tensor == 4) || (is("residual_grad") && tensor == 3)) {  // drop_path_mask
       return size == 1 || size == shapes[0][0];
     }
-    if (is("resize")) return tensor == 0 && dimension > 1;
+    if (is("resize")) return tensor == 0 && dimension > 1;  // whatever has these pixels
     if (is("pixel_cross_entropy")) return tensor == 0 && dimension > 0;
     if (!(is("strided") || is("strided_weight_grad")) || tensor != 0 || dimension < 2) return false;
     const int32_t stride = *static_cast<int32_t *>(data[is("strided") ? 3 : 2]);
@@ -259,7 +259,7 @@ int main(int argc, char **argv) {
     int32_t *label = reinterpret_cast<int32_t *>(labels.data.get());
     for (int64_t i = 0; i < labels.size(); ++i) label[i] = std::rand() % 40 - 2;
     labels.type = "int32";
-    Array size = integers({static_cast<int32_t>(c[6]), static_cast<int32_t>(c[7])}), options = integers({0, 7});
+    Array size = integers({static_cast<int32_t>(c[6] - c[4]), static_cast<int32_t>(c[7] - c[5])}), options = integers({0, 7});
     RUN(mindska_pixel_cross_entropy, logits, labels, size, options, loss);
     RUN(mindska_pixel_cross_entropy_grad, logits, labels, size, options, loss, dlogits);
   }

@@ -15,6 +15,8 @@ from mindska.acceleration.form import AcceleratedForm
 from mindska.folding import fold
 from mindska.models.layers.blocks import GELU, Attention, Block, ConvMlp, LayerNorm2d, PatchEmbed, batch_norm, conv
 from mindska.models.layers.graph import MaxRelativeConv
+from mindska.models.layers.pixel_loss import IGNORED, PixelCrossEntropy
+from mindska.models.layers.resize import Bilinear
 from mindska.models.skanet import SplitKernelAttention
 from mindska.models.sknet import ConvNorm, SelectiveKernel, SKUnit
 from mindska.models.van import LargeKernelAttention
@@ -34,6 +36,30 @@ def sk_unit(cin, stride):
 
 def attention(dim):
     return Attention(dim, SplitKernelAttention(dim, 4, 1, 2))
+
+
+class Enlarged(nn.Cell):
+    """Twice as large, and a bit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resize = Bilinear()
+
+    def construct(self, x):
+        return self.resize(x, (2 * x.shape[2], 2 * x.shape[3] + 1))
+
+
+class PixelLoss(nn.Cell):
+    """The loss of logits that are enlarged beyond the labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        labels = np.random.default_rng(3).integers(0, 12, (2, 33, 26)).astype(np.int32)
+        labels[:, ::3, ::2] = IGNORED
+        self.labels, self.loss = Tensor(labels), PixelCrossEntropy(False, True)
+
+    def construct(self, x):
+        return self.loss(x, self.labels, (36, 28)).reshape(1)
 
 
 # A cell's maker, and the shape of its input.
@@ -67,11 +93,23 @@ CELLS = {
     "SK unit": (lambda: sk_unit(32, 1), (3, 32, 9, 7)),
     "SK unit, smaller": (lambda: sk_unit(24, 2), (3, 24, 9, 7)),
 }
+# Of heads. Apart from the others: random values of those stay.
+DENSE = {
+    "winograd": (lambda: conv(16, 20, 3), (2, 16, 9, 17)),
+    "winograd without bias": (lambda: conv(20, 16, 3, dilation=2, has_bias=False), (2, 20, 12, 15)),
+    "winograd, small map": (lambda: conv(16, 20, 3), (2, 16, 9, 7)),
+    "ConvNorm, winograd": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 17)),
+    "ConvNorm, winograd, small map": (lambda: ConvNorm(16, 20, 0.9, kernel=3), (2, 16, 9, 7)),
+    "bilinear": (Enlarged, (2, 12, 9, 7)),
+    "loss of a segmenter": (PixelLoss, (2, 12, 9, 7)),
+}
 FOLDED = (
-    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm", "SK unit",
+    "max-relative convolution", "SkaNet's block", "SkaNet's block, large map", "VAN's block", "ConvNorm",
+    "SK unit",
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
-QUICK = [("pynative", "cells", TRAINING), ("pynative", "folded", INFERENCE)]
+STATES += [("dense", state) for state in (TRAINING, INFERENCE, NORMS_ALONE)]
+QUICK = [("pynative", "cells", TRAINING), ("graph", "dense", TRAINING), ("pynative", "folded", INFERENCE)]
 
 
 class SideBySide(nn.Cell):
@@ -95,9 +133,9 @@ class SideBySide(nn.Cell):
 def networks() -> dict[str, tuple[SideBySide, tuple, tuple, list[str]]]:
     """Cells to train and folded ones: the network, its inputs, its parameters' values, its cells' names."""
     rng = np.random.default_rng(0)
-    made = {}
-    for kind, names in (("cells", list(CELLS)), ("folded", list(FOLDED))):
-        cells = {name: CELLS[name][0]() for name in names}
+    made, makers = {}, {**CELLS, **DENSE}
+    for kind, names in (("cells", list(CELLS)), ("folded", list(FOLDED)), ("dense", list(DENSE))):
+        cells = {name: makers[name][0]() for name in names}
         for i, cell in enumerate(cells.values()):
             for p in cell.get_parameters():
                 value = rng.standard_normal(p.shape)
@@ -111,7 +149,7 @@ def networks() -> dict[str, tuple[SideBySide, tuple, tuple, list[str]]]:
         net = SideBySide(cells)
         for name, p in net.parameters_and_names():
             p.name = name
-        shapes = [CELLS[name][1] for name in names]
+        shapes = [makers[name][1] for name in names]
         inputs = tuple(Tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes)
         # Of each stochastic depth, some samples are kept and others dropped.
         drop_path_noise = np.float32([[0.2, 0.7], [0.7, 0.2], [0.3, 0.3]])

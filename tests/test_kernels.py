@@ -27,6 +27,7 @@ from mindska.kernels import build, operators
 from mindska.kernels.signatures import signatures
 from mindska.models.layers.blocks import GELU, conv
 from mindska.models.layers.graph import MaxRelativeConv, relative_position
+from mindska.models.layers.resize import bilinear_places
 
 
 def has_compiler():
@@ -373,6 +374,191 @@ def test_what_a_strided_convolution_saw_before_does_not_come_back():
             np.testing.assert_array_equal(second, first)
 
 
+WINOGRAD = [  # batch, channels in and out, height, width, dilation
+    (1, 1, 1, 1, 1, 1),
+    (2, 5, 7, 9, 11, 1),
+    (1, 3, 20, 1, 40, 1),
+    (2, 20, 6, 40, 1, 1),
+    (1, 17, 9, 32, 32, 1),  # tiles fill their vectors
+    (1, 7, 33, 65, 57, 1),  # nearly
+    (3, 16, 8, 7, 7, 1),
+    (1, 5, 49, 3, 150, 1),  # several parts of a line
+    (1, 300, 70, 6, 5, 1),  # several blocks of channels
+    (2, 9, 10, 9, 20, 2),
+    (1, 4, 5, 13, 3, 3),
+    (2, 5, 6, 4, 5, 40),  # taps beyond the map
+]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("batch, cin, cout, height, width, dilation", WINOGRAD, ids=str)
+def test_winograd(batch, cin, cout, height, width, dilation, relu):
+    def reference(x, weight, bias):
+        y = torch.nn.functional.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+        return y.relu() if relu else y
+
+    arrays = [random(batch, cin, height, width), random(cout, cin, 3, 3, seed=1), random(cout, seed=2)]
+    compare(operators.Winograd(dilation, relu), reference, arrays, max(9 * max(cin, cout), batch * height * width))
+
+
+def test_winograd_is_as_exact_as_a_direct_convolution():
+    """Against float64, at the channels of heads: root mean square, and the largest error."""
+    arrays = [np.abs(random(1, 256, 24, 40)), random(64, 256, 3, 3, seed=1), np.zeros(64, np.float32)]
+    dout = random(1, 64, 24, 40, seed=3)
+    errors = []
+    for dtype in (torch.float64, torch.float32):
+        x, weight, bias = (torch.from_numpy(a).to(dtype).requires_grad_() for a in arrays)
+        y = torch.nn.functional.conv2d(x, weight, bias, padding=1)
+        y.backward(torch.from_numpy(dout).to(dtype))
+        errors.append([t.detach().numpy() for t in (y, x.grad, weight.grad, bias.grad)])
+    exact, direct = errors
+    conv = operators.Winograd(1)
+    ours = [conv(*map(Tensor, arrays)).asnumpy(), *gradients(conv, arrays, dout)]
+    for found, theirs, true in zip(ours, direct, exact):
+        error, usual = found - true, theirs - true
+        assert np.sqrt((error**2).mean()) < max(3 * np.sqrt((usual**2).mean()), 3e-7 * np.sqrt((true**2).mean()))
+        assert np.abs(error).max() < 2e-6 * np.abs(true).max()
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_winograd_spreads_nan_and_infinity_to_what_sees_them(value, dilation):
+    for row, column in ((0, 0), (4, 10), (5, 11), (8, 39)):
+        x, weight = random(1, 2, 9, 40), np.abs(random(2, 2, 3, 3, seed=1)) + 0.1
+        x[0, 1, row, column] = value
+        ours = operators.Winograd(dilation)(Tensor(x), Tensor(weight), Tensor(np.zeros(2, np.float32))).asnumpy()
+        wide = torch.nn.functional.conv2d(
+            torch.from_numpy(x).double(), torch.from_numpy(weight).double(), padding=dilation, dilation=dilation
+        ).numpy()
+        seen = np.isfinite(wide)
+        np.testing.assert_array_equal(np.isfinite(ours), seen)
+        np.testing.assert_allclose(ours[seen], wide[seen], atol=rounding(wide[seen], 18), rtol=0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "batch, channels, source, size",
+    [
+        (1, 1, (1, 1), (1, 1)),
+        (2, 3, (7, 9), (14, 18)),
+        (1, 2, (32, 32), (128, 128)),
+        (1, 2, (5, 40), (3, 17)),
+        (2, 1, (3, 2), (70, 90)),
+        (1, 2, (33, 50), (40, 51)),
+    ],
+    ids=str,
+)
+def test_resize(batch, channels, source, size, align_corners):
+    places = [Tensor(bilinear_places(old, new, align_corners)) for old, new in zip(source, size)]
+    operator = operators.Resize()
+    x, dout = random(batch, channels, *source), random(batch, channels, *size, seed=1)
+    wide = torch.from_numpy(x).double().requires_grad_()
+    exact = torch.nn.functional.interpolate(wide, size=size, mode="bilinear", align_corners=align_corners)
+    (exact * torch.from_numpy(dout)).sum().backward()
+    place = 2e-7 * max(source) * np.abs(x).max()  # float32's, as in PyTorch's own
+    np.testing.assert_allclose(operator(Tensor(x), *places).asnumpy(), exact.detach(), atol=1e-6 + 2 * place, rtol=0)
+    (found,) = gradients(lambda a: operator(a, *places), [x], dout)
+    terms = 4 * max(1, size[0] * size[1] // (source[0] * source[1]))
+    np.testing.assert_allclose(found, wide.grad, atol=rounding(wide.grad, terms) + terms * place, rtol=0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "batch, classes, source, labelled, size",
+    [
+        (1, 1, (1, 1), (1, 1), (1, 1)),
+        (2, 150, (16, 16), (64, 64), (64, 64)),
+        (1, 21, (9, 7), (33, 26), (36, 28)),  # what overhangs is cut off
+        (2, 33, (20, 33), (20, 33), (20, 33)),  # no enlargement
+        (1, 3, (40, 21), (13, 9), (13, 9)),  # smaller
+        (1, 5, (3, 2), (90, 70), (91, 70)),
+    ],
+    ids=str,
+)
+def test_pixel_cross_entropy(batch, classes, source, labelled, size, align_corners):
+    labels = np.random.default_rng(5).integers(0, classes, (batch, *labelled)).astype(np.int32)
+    labels[:, ::5, ::3] = 255
+    logits, dout = 3 * random(batch, classes, *source), random(batch, *labelled, seed=1)
+    wide = torch.from_numpy(logits).double().requires_grad_()
+    enlarged = torch.nn.functional.interpolate(wide, size=size, mode="bilinear", align_corners=align_corners)
+    enlarged = enlarged[:, :, : labelled[0], : labelled[1]]
+    exact = torch.nn.functional.cross_entropy(
+        enlarged, torch.from_numpy(labels).long(), ignore_index=255, reduction="none"
+    )
+    (exact * torch.from_numpy(dout)).sum().backward()
+    operator = operators.PixelCrossEntropy(align_corners, 255)
+    others = Tensor(labels), Tensor(np.int32(size) - np.int32(labelled))
+    # Places are float32 numbers, as in PyTorch's own: a unit in the last place of the farthest.
+    place = 2e-7 * max(source) * np.abs(logits).max()
+    losses = operator(Tensor(logits), *others).asnumpy()
+    assert (losses[:, ::5, ::3] == 0).all()
+    np.testing.assert_allclose(losses, exact.detach(), atol=rounding(exact.detach(), classes) + place, rtol=0)
+    (found,) = gradients(lambda x: operator(x, *others), [logits], dout)
+    terms = max(1, size[0] * size[1] // (source[0] * source[1])) * 4
+    np.testing.assert_allclose(found, wide.grad, atol=rounding(wide.grad, terms) + terms * place, rtol=0)
+
+
+def test_pixel_cross_entropy_of_nan_and_of_labels_beyond_the_classes():
+    logits, labels = random(1, 4, 6, 6), np.zeros((1, 24, 24), np.int32)
+    logits[0, 1, 5, 5], logits[0, 2, 0, 5] = np.nan, np.inf
+    labels[0, 20, 1], labels[0, 21, 1], labels[0, 23, 23] = 4, -1, 255
+    operator, size = operators.PixelCrossEntropy(False, 255), Tensor(np.int32([0, 0]))
+    losses = operator(Tensor(logits), Tensor(labels), size).asnumpy()[0]
+    assert np.isnan(losses[[20, 21, 22, 0, 3], [1, 1, 22, 23, 20]]).all() and losses[23, 23] == 0
+    assert np.isfinite(losses[:16, :16]).all() and np.isfinite(losses[22:, :16]).all()
+    (grad,) = gradients(lambda x: operator(x, Tensor(labels), size), [logits], np.ones((1, 24, 24), np.float32))
+    assert (
+        np.isnan(grad[0, :, 5, 0]).all() and np.isnan(grad[0, :, 5, 5]).all() and np.isfinite(grad[0, :, :4, :4]).all()
+    )
+
+
+def test_pixel_cross_entropy_is_the_same_on_any_number_of_threads():
+    logits, size = Tensor(random(2, 20, 37, 21)), Tensor(np.int32([0, 0]))
+    labels = Tensor(np.random.default_rng(5).integers(0, 20, (2, 148, 84)).astype(np.int32))
+    operator, dout = operators.PixelCrossEntropy(False, 255), Tensor(random(2, 148, 84))
+    threads, found = build._loaded["threads"].handle, []
+    before = threads.mindska_threads()
+    try:
+        for count in (1, 2, 7):
+            threads.mindska_set_threads(count)
+            losses, grads = operator(logits, labels, size), operator.bprop(logits, labels, size, None, dout)
+            found.append([losses.asnumpy(), grads[0].asnumpy()])
+    finally:
+        threads.mindska_set_threads(before)
+    for other in found[1:]:
+        for first, second in zip(found[0], other):
+            np.testing.assert_array_equal(second, first)
+
+
+def test_what_a_winograd_convolution_saw_before_does_not_come_back():
+    conv, bias = operators.Winograd(2), random(40)
+    for size in (16, 11):
+        x, weight, dout = random(2, 20, size, size), random(40, 20, 3, 3), random(2, 40, size, size)
+        clean = gradients(conv, [x, weight, bias], dout)
+        gradients(
+            conv, [np.full((4, 64, 40, 40), np.nan, np.float32), random(64, 64, 3, 3), random(64)],
+            random(4, 64, 40, 40),
+        )  # fmt: skip
+        for first, second in zip(clean, gradients(conv, [x, weight, bias], dout)):
+            np.testing.assert_array_equal(second, first)
+
+
+def test_a_winograd_convolution_is_the_same_on_any_number_of_threads():
+    arrays = [Tensor(a) for a in (random(2, 40, 21, 37), random(50, 40, 3, 3, seed=1), random(50, seed=2))]
+    conv, dout = operators.Winograd(1), Tensor(random(2, 50, 21, 37, seed=3))
+    threads, found = build._loaded["threads"].handle, []
+    before = threads.mindska_threads()
+    try:
+        for count in (1, 2, 7):
+            threads.mindska_set_threads(count)
+            found.append([t.asnumpy() for t in (conv(*arrays), *conv.bprop(*arrays, None, dout))])
+    finally:
+        threads.mindska_set_threads(before)
+    for other in found[1:]:
+        for first, second in zip(found[0], other):
+            np.testing.assert_array_equal(second, first)
+
+
 @pytest.mark.fault("threads")
 @pytest.mark.parametrize(
     "first, asked, share, threads",
@@ -487,7 +673,17 @@ def test_which_operator_computes_a_convolution():
         "depthwise": (conv(4, 4, 3, group=4), conv(4, 4, (1, 5), group=4)),
         "grouped": (conv(4, 8, 3, group=4),),
         "strided": (conv(4, 8, 3, 2),),
-        "": (conv(4, 4, 3), conv(4, 4, (3, 1), group=2), conv(4, 4, 3, 2, group=4), nn.Conv2d(4, 4, 3), conv(4, 4, 2)),
+        "winograd": (conv(16, 20, 3), conv(20, 16, 3, dilation=4, has_bias=False)),
+        "": (
+            conv(4, 4, 3),
+            conv(16, 15, 3),
+            conv(16, 16, 3, dilation=5),
+            conv(16, 16, 5),
+            conv(4, 4, (3, 1), group=2),
+            conv(4, 4, 3, 2, group=4),
+            nn.Conv2d(4, 4, 3),
+            conv(4, 4, 2),
+        ),
     }
     for expected, convs in cases.items():
         assert [conv_kind(each) for each in convs] == [expected] * len(convs)
@@ -925,6 +1121,6 @@ def test_narrower_vectors(tmp_path):
     """These tests again, as on a processor without AVX-512, for which some operators have other tiles."""
     environment = dict(os.environ, CXX="g++ -mno-avx512f", MINDSKA_CACHE=str(tmp_path))
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    chosen = "pointwise or matrix or mlp or grouped or strided or max_relative or neighbours"
+    chosen = "pointwise or matrix or mlp or grouped or strided or winograd or max_relative or neighbours"
     done = subprocess.run([*words, "-k", chosen, __file__], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-3000:]

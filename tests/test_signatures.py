@@ -18,7 +18,7 @@ from mindska.kernels.signatures import Signature, enumerators, signatures
 
 SIZES = dict(
     B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, A=20, M=6, h=3, w=4, k=3, dilation=1, dilation1=2,
-    dilation2=3, stride=1, relu=0, identity=1, epilogue=3,
+    dilation2=3, stride=1, relu=0, identity=1, epilogue=3, align_corners=0, ignored=255,
     R=5, out=7, H0=8, W0=9, H1=7, W1=4, H2=3, W2=5, H3=2, W3=3,
 )  # fmt: skip
 # Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
@@ -79,7 +79,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
         assert signature.text in str(error.value)
     assert count
     for number in numbers:  # those of a convolution and of a graph have to be positive
-        if number not in ("relu", "identity", "epilogue"):
+        if number not in ("relu", "identity", "epilogue", "align_corners", "ignored"):
             with pytest.raises(SettingError, match=f"{number} = 0"):
                 signature.infer(shapes, {**numbers, number: 0})
 
@@ -135,6 +135,7 @@ CELLS = {  # how each operator is made, and its signature
     operators.PointwiseEpilogue: (("add",), "pointwise_epilogue"),
     operators.Grouped: ((1,), "grouped"),
     operators.Strided: ((1, 1), "strided"),
+    operators.Winograd: ((1,), "winograd"),
     operators.FusedMlp: ((), "fused_mlp"),
     operators.FusedMlpResidual: ((), "fused_mlp_residual"),
     operators.LayerNorm: ((1e-5,), "layer_norm"),
@@ -150,6 +151,8 @@ CELLS = {  # how each operator is made, and its signature
     operators.Suppress: ((0.5,), "suppress"),
     operators.RoiAlign: ((7, 4), "roi_align"),
     operators.MaskTargets: ((28,), "mask_targets"),
+    operators.Resize: ((), "resize"),
+    operators.PixelCrossEntropy: ((False, 255), "pixel_cross_entropy"),
 }
 
 
@@ -210,7 +213,7 @@ def test_operators_refuse_what_does_not_fit(operator):
                 call(cell, given)
     for i, x in enumerate(inputs):
         given = [*inputs[:i], x.astype(ms.float16), *inputs[i + 1 :]]
-        with pytest.raises(ValueError, match="is float16; expected (float32|uint8)"):
+        with pytest.raises(ValueError, match="is float16; expected (float32|uint8|int32)"):
             call(cell, given)
     for number, grads in enumerate(wrong_grads(cell, out)):
         with pytest.raises(ValueError, match=r"^\w+: .*; expected "):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from mindspore import nn
 
 from .. import kernels
-from . import boxes, layers, pyramid, sknet
+from . import boxes, layers, pyramid, segmentation, sknet
 from .exporting import wrap_exports
 from .form import AcceleratedForm, apply_form, clear_compile_cache, remove_form
 
@@ -34,6 +34,8 @@ FORMS: tuple[type[AcceleratedForm], ...] = (
     sknet.FusedConvNorm,
     sknet.FusedSelectiveKernel,
     sknet.FusedSKUnit,
+    segmentation.FusedPixelLosses,
+    segmentation.FusedBilinear,
     boxes.FusedMaxIouAssigner,
     boxes.FusedSuppression,
     boxes.FusedRoIAlign,

@@ -11,9 +11,16 @@ from ..kernels import operators
 from ..models.layers.blocks import GELU, LayerNorm2d
 from .form import AcceleratedForm
 
+# Where Winograd's algorithm is faster than MindSpore's own convolution: with fewer pixels in a batch, transforming the
+# weight costs more than it saves; with fewer channels or a larger dilation, transforming the maps.
+WINOGRAD_MIN_PIXELS = 256
+WINOGRAD_MIN_CHANNELS = 16
+WINOGRAD_MAX_DILATION = 4
+
 
 def conv_kind(conv: nn.Conv2d) -> str:
-    """Which operator computes a convolution: "pointwise", "depthwise", "grouped", "strided", or "" for MindSpore's own.
+    """Which operator computes a convolution: "pointwise", "depthwise", "grouped", "strided", "winograd" (on maps of at
+    least `min_pixels`), or "" for MindSpore's own.
 
     The padding must keep the size (divided by the stride). Where several could compute it, this is the one that was the
     fastest on two cores of an x86-64 with AVX-512.
@@ -30,7 +37,19 @@ def conv_kind(conv: nn.Conv2d) -> str:
         return "depthwise"
     if high == wide and (conv.group > 1) != (stride > 1):
         return "grouped" if conv.group > 1 else "strided"
+    if high == wide == 3 and dilation <= WINOGRAD_MAX_DILATION and conv.group == 1:
+        return "winograd" if min(conv.in_channels, conv.out_channels) >= WINOGRAD_MIN_CHANNELS else ""
     return ""
+
+
+def min_pixels(conv: nn.Conv2d) -> int:
+    """The pixels of a batch from which on a convolution is computed by its operator; with fewer by MindSpore's own."""
+    return WINOGRAD_MIN_PIXELS if conv_kind(conv) == "winograd" else 0
+
+
+def pixels(x: Tensor) -> int:
+    """Of a batch (B, C, H, W)."""
+    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def bias_or_zeros(conv: nn.Conv2d) -> Tensor:
@@ -45,6 +64,8 @@ def conv_operator(conv: nn.Conv2d, relu: bool = False) -> Optional[nn.Cell]:
         return operators.Grouped(dilation, relu)
     if kind == "strided":
         return operators.Strided(stride, dilation, relu)
+    if kind == "winograd":
+        return operators.Winograd(dilation, relu)
     if kind == "pointwise" and not relu:
         return operators.Pointwise()
     return operators.Depthwise(dilation) if kind == "depthwise" and not relu else None
@@ -61,8 +82,12 @@ class FusedConv2d(AcceleratedForm, nn.Conv2d):
 
     def prepare(self) -> None:
         self.operator: nn.Cell = conv_operator(self)
+        self.min_pixels = min_pixels(self)
         if not self.has_bias:
             self.zeros = bias_or_zeros(self)
+
+    def uses_plain(self, x: Tensor) -> bool:
+        return not self.accepts(x) or pixels(x) < self.min_pixels
 
     def in_inference(self, x: Tensor) -> Tensor:
         return self.operator(x, self.weight, self.bias if self.has_bias else self.zeros)

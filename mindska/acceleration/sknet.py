@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from ..kernels import operators
 from ..models.sknet import ConvNorm, SelectiveKernel, SKUnit
 from .form import AcceleratedForm
-from .layers import batch_norm_in_training, bias_or_zeros, conv_kind, conv_operator
+from .layers import batch_norm_in_training, bias_or_zeros, conv_kind, conv_operator, min_pixels, pixels
 
 
 class FusedConvNorm(AcceleratedForm, ConvNorm):
@@ -21,6 +21,7 @@ class FusedConvNorm(AcceleratedForm, ConvNorm):
     def prepare(self) -> None:
         conv, norm = self.conv, self.norm
         self.kind, self.is_folded = conv_kind(conv), not isinstance(norm, nn.BatchNorm2d)
+        self.min_pixels = min_pixels(conv)
         self.bias, self.ones = bias_or_zeros(conv), Tensor(np.ones(conv.out_channels, np.float32))
         self.operator: Optional[nn.Cell]
         if self.kind == "pointwise":
@@ -51,7 +52,7 @@ class FusedConvNorm(AcceleratedForm, ConvNorm):
         )
 
     def in_inference(self, x: Tensor) -> Tensor:
-        if self.operator is None:
+        if self.operator is None or pixels(x) < self.min_pixels:
             return self.plain(x)
         scale, shift = self.epilogue_scale_shift()
         if self.kind == "pointwise":

@@ -411,6 +411,75 @@ class Strided(nn.Cell):
         return self.input_grad(x, weight, self.options, dconv), dweight, dbias
 
 
+class Winograd(nn.Cell):
+    """3x3 convolution that keeps the size, and ReLU when `relu`: (B, O, H, W).
+
+    Inputs: x (B, C, H, W), weight (O, C, 3, 3), bias (O,).
+    """
+
+    def __init__(self, dilation: int, relu: bool = False) -> None:
+        super().__init__()
+        numbers = dict(dilation=dilation, relu=relu)
+        self.relu, self.options = relu, int32_tensor(**numbers)
+        self.forward = operator("winograd", **numbers)
+        # Two operators: the first layer of a network needs the weight's gradient only.
+        self.input_grad = operator("winograd_input_grad", **numbers)
+        self.weight_grad = operator("winograd_weight_grad", **numbers)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.forward(x, weight, bias, self.options)
+
+    def bprop(self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        dconv = dout * (out > 0) if self.relu else dout
+        dweight, dbias = self.weight_grad(x, self.options, dconv)
+        return self.input_grad(weight, self.options, dconv), dweight, dbias
+
+
+class PixelCrossEntropy(nn.Cell):
+    """The cross-entropy of each pixel for logits that are enlarged (bilinear): (B, H, W).
+
+    0 where the label is `ignored`, NaN where no class has its number. The enlarged logits are not kept.
+
+    Inputs: logits (B, K, h, w), labels (B, H, W) int32, overhang (2,) int32: rows and columns that the enlarged logits
+        have beyond the labels'.
+    """
+
+    def __init__(self, align_corners: bool, ignored: int) -> None:
+        super().__init__()
+        numbers = dict(align_corners=align_corners, ignored=ignored)
+        self.options = int32_tensor(**numbers)
+        self.forward = operator("pixel_cross_entropy", **numbers)
+        self.backward = operator("pixel_cross_entropy_grad", **numbers)
+
+    def construct(self, logits: Tensor, labels: Tensor, overhang: Tensor) -> Tensor:
+        return self.forward(logits, labels, overhang, self.options)
+
+    def bprop(self, logits: Tensor, labels: Tensor, overhang: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return (
+            self.backward(logits, labels, overhang, self.options, dout),
+            ops.zeros_like(labels),
+            ops.zeros_like(overhang),
+        )
+
+
+class Resize(nn.Cell):
+    """Feature maps at another size, linear between the pixels of both axes: (B, C, H, W).
+
+    Inputs: x (B, C, h, w); rows (H,) and columns (W,), where the new pixels lie among the old ones, in order: at 1.25
+        between number 1, weighed 0.75, and number 2, weighed 0.25.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward, self.backward = operator("resize"), operator("resize_grad")
+
+    def construct(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.forward(x, rows, columns)
+
+    def bprop(self, x: Tensor, rows: Tensor, columns: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return self.backward(x, rows, columns, dout), ops.zeros_like(rows), ops.zeros_like(columns)
+
+
 class MeanOfSum(nn.Cell):
     """The mean over the pixels of first + second, (B, C, 1, 1). Inputs: first, second (B, C, H, W)."""
 

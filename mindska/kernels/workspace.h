@@ -13,20 +13,23 @@ namespace mindska {
 
 // The names. Two buffers that are in use at once need two of them.
 enum class Slot {
-  kPackedWeight,             // matrix.h: a product's left side
+  kPackedWeight,             // matrix.h, winograd.cc: a product's left side
   kPackedWeight2,            // fused_mlp.cc: the second 1x1 convolution's
   kPackedWeight1Transposed,  // fused_mlp.cc: for the gradient of the input
-  kPackedColumns,            // matrix.h: a product's right side
+  kPackedColumns,            // matrix.h, winograd.cc: a product's right side
   kPackedLeftRows,           // matrix.h: both sides of dot products
   kPackedRightRows,
-  kPaddedInput,     // grouped.cc, fused_mlp.cc
-  kPaddedGradient,  // grouped.cc, fused_mlp.cc, strided.cc
+  kPaddedInput,     // grouped.cc, fused_mlp.cc, resize.cc
+  kPaddedGradient,  // grouped.cc, fused_mlp.cc, resize.cc, strided.cc
   kPhasePlanes,     // strided.cc
   kPackedTaps,      // grouped.cc
-  kAccumulator,     // grouped.cc, fused_mlp.cc
+  kAccumulator,     // grouped.cc, fused_mlp.cc, winograd.cc
   kExpanded,        // fused_mlp.cc: hidden channels before the 3x3 convolution,
   kActivated,       // after the GELU,
-  kHiddenGradient,  // and their gradient
+  kHiddenGradient,  // and their gradient; winograd.cc: transformed gradients
+  kPixelVectors,    // winograd.cc: channels of pixels side by side
+  kClassRows,       // pixel_cross_entropy.cc: rows of pixels, the classes side by side
+  kSpilledRows,     // pixel_cross_entropy.cc: gradients for rows of the next task
   kCount
 };
 

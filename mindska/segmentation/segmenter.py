@@ -10,19 +10,17 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore import dtype as mstype
 from mindspore.common.initializer import HeNormal, Normal, initializer
 from mindspore.ops import constexpr
 
 from ..errors import SettingError
 from ..models.layers.backbone import Backbone
 from ..models.layers.blocks import Dropout, conv
-from ..models.layers.precision import Float32Cell
-from ..models.layers.resize import Bilinear, bilinear
+from ..models.layers.pixel_loss import PixelCrossEntropy, cropped
+from ..models.layers.resize import Bilinear
 from ..models.sknet import ConvNorm
 
 Maps = Sequence[Tensor]
-IGNORED = 255  # the label of pixels that count in no loss and no figure
 BN_MOMENTUM = 0.9  # of batch norms in heads: the share of the old value
 
 
@@ -61,34 +59,6 @@ class FCNHead(nn.Cell):
 
     def construct(self, x: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         return self.conv_seg(self.dropout(self.convs[0](x), noise))
-
-
-class PixelCrossEntropy(Float32Cell):
-    """Cross-entropy of logits (B, classes, h, w), made `size` large, with labels (B, H, W) int32; a scalar float32.
-
-    Labels of `IGNORED` do not count. The sum over the others is divided by the number of all pixels (MMSegmentation's
-    `avg_non_ignore=False`), or of the others when `over_valid` (PyTorch's mean; 0 where there are none). `size` may be
-    larger than the labels: what overhangs at the right and below, is cut off.
-    """
-
-    def __init__(self, align_corners: bool, over_valid: bool) -> None:
-        super().__init__()
-        self.align_corners, self.over_valid = align_corners, over_valid
-
-    def construct(self, logits: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        b, h, w = labels.shape
-        logits = cropped(bilinear(logits.astype(mstype.float32), size, self.align_corners), h, w)
-        valid = labels != IGNORED
-        counted = valid.astype(mstype.float32)
-        index = ops.select(valid, labels, ops.zeros_like(labels)).expand_dims(1)  # (B, 1, H, W)
-        losses = -ops.gather_elements(ops.log_softmax(logits, 1), 1, index).squeeze(1)
-        total = ops.sum(losses * counted)
-        return total / ops.maximum(ops.sum(counted), 1.0) if self.over_valid else total / (b * h * w)
-
-
-def cropped(x: Tensor, height: int, width: int) -> Tensor:
-    """The upper left part of (B, C, H, W)."""
-    return x if (x.shape[2], x.shape[3]) == (height, width) else x[:, :, :height, :width]
 
 
 def padded(x: Tensor, height: int, width: int) -> Tensor:

@@ -15,12 +15,15 @@
 #include "max_relative.cc"
 #include "norm_folding.cc"
 #include "pointwise.cc"
+#include "pixel_cross_entropy.cc"
 #include "residual.cc"
+#include "resize.cc"
 #include "silu_mul.cc"
 #include "square_sum.cc"
 #include "strided.cc"
 #include "threads.cc"
 #include "weighted_sum.cc"
+#include "winograd.cc"
 
 struct Array {
   std::vector<int64_t> shape;
@@ -112,6 +115,8 @@ struct Call {
     if ((is("residual") && tensor == 4) || (is("residual_grad") && tensor == 3)) {  // drop_path_mask
       return size == 1 || size == shapes[0][0];
     }
+    if (is("resize")) return tensor == 0 && dimension > 1;  // whatever has these pixels
+    if (is("pixel_cross_entropy")) return tensor == 0 && dimension > 0;
     if (!(is("strided") || is("strided_weight_grad")) || tensor != 0 || dimension < 2) return false;
     const int32_t stride = *static_cast<int32_t *>(data[is("strided") ? 3 : 2]);
     return (size + stride - 1) / stride == (shapes[0][dimension] + stride - 1) / stride;
@@ -238,6 +243,35 @@ int main(int argc, char **argv) {
     RUN(mindska_mean_of_sum, x, second, mean);
     RUN(mindska_weighted_sum, x, second, weights, dx);
     RUN(mindska_weighted_sum_grad, x, second, weights, dsecond, dx, second, dweights);
+  }
+  const int64_t resizes[][6] = {{1, 1, 1, 1, 1, 1}, {2, 3, 7, 9, 14, 18}, {1, 2, 5, 40, 3, 17}, {2, 1, 3, 2, 70, 90}};
+  for (auto &c : resizes) {
+    Array x({c[0], c[1], c[2], c[3]}), y({c[0], c[1], c[4], c[5]}), rows({c[4]}), columns({c[5]}), dx(x.shape);
+    for (int64_t i = 0; i < c[4]; ++i) rows.data[i] = static_cast<float>(i * (c[2] - 1)) / c[4];
+    for (int64_t i = 0; i < c[5]; ++i) columns.data[i] = static_cast<float>(i * (c[3] - 1)) / c[5];
+    RUN(mindska_resize, x, rows, columns, y);
+    RUN(mindska_resize_grad, x, rows, columns, y, dx);
+  }
+  const int64_t losses[][8] = {  // batch, classes, height, width of the logits, of the labels, and of enlarged logits
+      {1, 1, 1, 1, 1, 1, 1, 1}, {2, 21, 9, 7, 33, 26, 36, 28}, {1, 33, 40, 21, 13, 9, 13, 9}, {1, 5, 3, 2, 90, 70, 91, 70}};
+  for (auto &c : losses) {
+    Array logits({c[0], c[1], c[2], c[3]}), labels({c[0], c[4], c[5]}), loss(labels.shape), dlogits(logits.shape);
+    int32_t *label = reinterpret_cast<int32_t *>(labels.data.get());
+    for (int64_t i = 0; i < labels.size(); ++i) label[i] = std::rand() % 40 - 2;
+    labels.type = "int32";
+    Array size = integers({static_cast<int32_t>(c[6] - c[4]), static_cast<int32_t>(c[7] - c[5])}), options = integers({0, 7});
+    RUN(mindska_pixel_cross_entropy, logits, labels, size, options, loss);
+    RUN(mindska_pixel_cross_entropy_grad, logits, labels, size, options, loss, dlogits);
+  }
+  const int64_t winograds[][6] = {  // batch, channels in and out, height, width, dilation
+      {1, 1, 1, 1, 1, 1}, {2, 5, 7, 9, 11, 1}, {1, 17, 9, 32, 32, 1}, {1, 70, 33, 65, 57, 1}, {1, 5, 49, 3, 150, 1},
+      {1, 300, 70, 6, 5, 1}, {2, 9, 10, 9, 20, 2}, {2, 5, 6, 4, 5, 40}};
+  for (auto &c : winograds) {
+    Array x({c[0], c[1], c[3], c[4]}), y({c[0], c[2], c[3], c[4]}), dx(x.shape), weight({c[2], c[1], 3, 3}), bias({c[2]});
+    Array dweight(weight.shape), dbias(bias.shape), options = integers({static_cast<int32_t>(c[5]), 1});
+    RUN(mindska_winograd, x, weight, bias, options, y);
+    RUN(mindska_winograd_input_grad, weight, options, y, dx);
+    RUN(mindska_winograd_weight_grad, x, options, y, dweight, dbias);
   }
   const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}, {1, 9, 33, 130, 33}};
   for (auto &m : mlps) {

@@ -21,6 +21,17 @@ def bilinear(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     return ops.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=align_corners)
 
 
+def bilinear_places(size: int, new_size: int, align_corners: bool) -> np.ndarray:
+    """Where the pixels of `bilinear`'s result lie among those of its input, in float32 as PyTorch computes it:
+    (new_size,)"""
+    number = np.arange(new_size, dtype=np.float32)
+    if align_corners:
+        places = number * np.float32((size - 1) / max(new_size - 1, 1))
+    else:
+        places = np.maximum((number + np.float32(0.5)) * np.float32(size / new_size) - np.float32(0.5), 0)
+    return np.minimum(places, np.float32(size - 1))
+
+
 @constexpr
 def _sources(size: int, new_size: int) -> Tensor:
     # In float32, as PyTorch computes them.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -82,10 +83,13 @@ def targets(variant: Variant) -> list[Any]:
 
 def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
     """A step of the PyTorch reference; in training with AdamW."""
-    # Without mindska around it: MindSpore, and what mindska sets before it is loaded, would change PyTorch's threads.
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    import reference
+    # Without mindska's start: MindSpore, and what mindska sets before it is loaded, would change PyTorch's threads.
+    package = types.ModuleType("mindska")
+    package.__path__ = [str(Path(__file__).parent.parent)]
+    sys.modules.setdefault("mindska", package)
     import torch
+
+    from mindska import reference
 
     net = reference.create(variant.model)
     batch = torch.from_numpy(images)

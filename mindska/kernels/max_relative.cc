@@ -17,8 +17,6 @@ constexpr int kBlockQueries = kLanes;             // queries, one a lane
 constexpr int kTileQueries = 4 * kBlockQueries;  // queries that are read and written together: whole lines of the cache
 constexpr float kMinLength = 1e-12f;              // of a vector that is normalized, as in PyTorch
 
-static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 // Multiplies every column of (C, N) by 1 / max(its length, 1e-12), times `factor`; returns the squared lengths after it.
 static void normalize(const float *from, int64_t channels, int64_t count, int64_t from_stride, float *to,
                       int64_t to_stride, float factor, float *squares) {

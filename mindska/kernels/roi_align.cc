@@ -12,16 +12,14 @@ constexpr int kLevels = 4;
 constexpr int kRowBlock = 7;           // rows of a result in registers
 constexpr int64_t kChannelBlock = 8;  // channels that a thread takes at once
 
-static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 // The weights of a map's cells along one axis in the bins of a box.
-struct Axis {
+struct BoxAxis {
   int64_t first = 0, cells = 0;     // of the map, that the box touches
   std::vector<float> weights;       // (out, cells)
   std::vector<int64_t> start, end;  // of each bin, the cells with weights
 
   // start, length: of the box in cells, half a cell taken off. `row` is (map).
-  Axis(float start_at, float length, int64_t out, int64_t map, std::vector<float> *dense) : start(out), end(out) {
+  BoxAxis(float start_at, float length, int64_t out, int64_t map, std::vector<float> *dense) : start(out), end(out) {
     const float size = length / static_cast<float>(out);
     if (!(size > 0) || !std::isfinite(size) || !std::isfinite(start_at)) return;
     const float count = std::ceil(size), step = size / count, last = static_cast<float>(map);
@@ -74,8 +72,8 @@ struct Box {
 
   Box(const float *roi, float scale, int64_t out, int64_t high, int64_t wide, std::vector<float> *dense) {
     const float x = roi[0] * scale - 0.5f, y = roi[1] * scale - 0.5f;
-    Axis vertical(y, (roi[3] * scale - 0.5f) - y, out, high, dense);
-    Axis horizontal(x, (roi[2] * scale - 0.5f) - x, out, wide, dense);
+    BoxAxis vertical(y, (roi[3] * scale - 0.5f) - y, out, high, dense);
+    BoxAxis horizontal(x, (roi[2] * scale - 0.5f) - x, out, wide, dense);
     if (!vertical.cells || !horizontal.cells) return;
     level = 0;
     row = vertical.first;

@@ -42,6 +42,8 @@ static inline void store_some(float *p, Vec v, int count) {
   std::memcpy(p, buffer, count * sizeof(float));
 }
 
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 static inline Vec splat(float x) { return x - Vec{}; }
 
 // The sum of a vector's lanes, in halves.

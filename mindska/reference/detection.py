@@ -18,10 +18,10 @@ from torch import nn
 from ..detection import assign, masks, postprocess
 from ..detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS, ssd_priors, ssd_priors_per_cell
 from ..detection.roi_align import box_matrices, roi_levels
-from ..models.layers.boxes import KEY_COLUMNS, KEY_NOISE
 from .segmentation import Block, ConvModule
 
 METHODS = ("retinanet", "mask_rcnn", "ssdlite")
+KEY_COLUMNS, KEY_NOISE = 1024, 1536  # as in models.layers.boxes, whose import would load MindSpore
 Maps = list[torch.Tensor]
 Losses = dict[str, torch.Tensor]
 

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "batch_norm.cc"
+#include "boxes.cc"
 #include "depthwise.cc"
 #include "fused_mlp.cc"
 #include "gelu.cc"
@@ -18,6 +19,7 @@
 #include "pixel_cross_entropy.cc"
 #include "residual.cc"
 #include "resize.cc"
+#include "roi_align.cc"
 #include "silu_mul.cc"
 #include "square_sum.cc"
 #include "strided.cc"
@@ -35,6 +37,7 @@ struct Array {
   }
 
   int64_t size() const { return mindska::element_count(shape.data(), static_cast<int>(shape.size())); }
+  int64_t bytes() const { return size() * (type == "uint8" ? 1 : 4); }
 };
 
 using Entry = int (*)(int, void **, int *, int64_t **, const char **, void *, void *);
@@ -117,6 +120,9 @@ struct Call {
     }
     if (is("resize")) return tensor == 0 && dimension > 1;  // whatever has these pixels
     if (is("pixel_cross_entropy")) return tensor == 0 && dimension > 0;
+    if (is("assign_max_iou")) return tensor == 1 && dimension == 1;  // any number of objects
+    if (is("roi_align")) return tensor < 4 && dimension > 1;
+    if (is("mask_targets")) return tensor == 0 && dimension > 0;
     if (!(is("strided") || is("strided_weight_grad")) || tensor != 0 || dimension < 2) return false;
     const int32_t stride = *static_cast<int32_t *>(data[is("strided") ? 3 : 2]);
     return (size + stride - 1) / stride == (shapes[0][dimension] + stride - 1) / stride;
@@ -143,13 +149,15 @@ template <typename... Arrays>
 static void run(const char *name, Entry function, Arrays &...arrays) {
   Call call{name, function, {arrays.data.get()...}, {arrays.shape...}, {arrays.type...}};
   if (call.run()) fail(std::string(name) + " did not run");
-  std::vector<std::vector<float>> before;
-  for (Array *array : {&arrays...}) before.emplace_back(array->data.get(), array->data.get() + array->size());
+  const auto content = [](const Array *array) {
+    return std::string(reinterpret_cast<const char *>(array->data.get()), array->bytes());
+  };
+  std::vector<std::string> before;
+  for (const Array *array : {&arrays...}) before.push_back(content(array));
   call.check();
   size_t i = 0;
-  for (Array *array : {&arrays...}) {
-    const bool same = !std::memcmp(before[i++].data(), array->data.get(), array->size() * sizeof(float));
-    if (!same) fail(name + std::string(" wrote"));
+  for (const Array *array : {&arrays...}) {
+    if (before[i++] != content(array)) fail(name + std::string(" wrote"));
   }
   call.check_numbers();
   static std::set<std::string> names;
@@ -163,6 +171,19 @@ static Array integers(std::initializer_list<int32_t> values) {
   array.type = "int32";
   std::memcpy(array.data.get(), values.begin(), values.size() * sizeof(int32_t));
   return array;
+}
+
+// Boxes x1 y1 x2 y2 around an area of `side`, and what one must not rely on: none of these numbers is checked by Python.
+static void fill_boxes(Array *boxes, float side) {
+  const int64_t columns = boxes->shape.back();
+  for (int64_t i = 0; i < boxes->size() / columns; ++i) {
+    float *box = boxes->data.get() + i * columns;
+    for (int j = 0; j < 4; ++j) box[j] = (box[j] * 1.5f + 0.5f) * side;
+    if (i % 3) box[2] = box[0] + std::abs(box[2]), box[3] = box[1] + std::abs(box[3]);
+    if (i % 11 == 7) box[i % 4] = i % 2 ? NAN : INFINITY;
+    if (i % 13 == 9) box[i % 4] = i % 2 ? 1e30f : -1e30f;
+    if (columns > 4) box[4] = static_cast<float>(i % 6 - 1);
+  }
 }
 
 int main(int argc, char **argv) {
@@ -272,6 +293,31 @@ int main(int argc, char **argv) {
     RUN(mindska_winograd, x, weight, bias, options, y);
     RUN(mindska_winograd_input_grad, weight, options, y, dx);
     RUN(mindska_winograd_weight_grad, x, options, y, dweight, dbias);
+  }
+  const int64_t scenes[][3] = {{1, 1, 1}, {2, 17, 3}, {1, 1500, 40}, {2, 2049, 1}};  // batch, priors, objects
+  for (auto &s : scenes) {
+    Array priors({s[0], s[1], 4}), objects({s[0], s[2], 4}), thresholds({3}), threshold({1}), matched({s[0], s[1]});
+    fill_boxes(&priors, 90), fill_boxes(&objects, 90);
+    thresholds.data[0] = 0.5f, thresholds.data[1] = 0.4f, thresholds.data[2] = 0, threshold.data[0] = 0.5f;
+    matched.type = "int32";
+    RUN(mindska_assign_max_iou, priors, objects, thresholds, matched);
+    RUN(mindska_suppress, priors, threshold, matched);
+  }
+  const int64_t pyramids[][5] = {{1, 1, 1, 1, 1}, {2, 5, 20, 33, 40}, {1, 70, 33, 9, 13}};  // B, C, H, W of p0, boxes
+  for (auto &p : pyramids) {
+    for (int32_t out : {1, 7, 14}) {
+      const auto level = [&](int64_t k) { return Array({p[0], p[1], (p[2] + k - 1) / k, (p[3] + k - 1) / k}); };
+      Array p0 = level(1), p1 = level(2), p2 = level(4), p3 = level(8), d0 = level(1), d1 = level(2), d2 = level(4);
+      Array d3 = level(8), rois({p[0], p[4], 5}), y({p[0] * p[4], p[1], out, out}), options = integers({out, 4});
+      fill_boxes(&rois, 4.0f * p[3]);
+      RUN(mindska_roi_align, p0, p1, p2, p3, rois, options, y);
+      RUN(mindska_roi_align_grad, p0, p1, p2, p3, rois, options, y, d0, d1, d2, d3);
+      Array masks({p[0], 4, p[2], (p[3] + 7) / 8}), targets({p[0], p[4], out, out}), size = integers({out});
+      masks.data.reset(new float[p[0] * p[2] * ((p[3] + 7) / 8)]());  // a byte each
+      masks.type = "uint8";
+      fill_boxes(&rois, p[3]);
+      RUN(mindska_mask_targets, masks, rois, size, targets);
+    }
   }
   const int64_t mlps[][5] = {{1, 3, 5, 1, 1}, {2, 5, 70, 7, 9}, {1, 16, 33, 40, 130}, {1, 9, 33, 130, 33}};
   for (auto &m : mlps) {

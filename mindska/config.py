@@ -97,6 +97,28 @@ def _check_number(name: str, number: float, rules: Mapping[str, Any]) -> None:
         raise ConfigError(f"{name} is {number}; expected {bounds}: training computes in {kind}")
 
 
+# Settings that have a meaning for some tasks only; others refuse them.
+OF_TASKS = {
+    ("classification",): (
+        "class_map", "classes", "allow_outside_data_dir", "val_skip_damaged", "crop_pct", "scale", "ratio", "pad_crop",
+        "vflip", "color_jitter", "auto_augment", "re_prob", "re_scale", "re_ratio", "re_value", "mixup", "cutmix",
+        "cutmix_prob", "mixup_switch_prob", "aug_repeats", "mixup_off_epoch", "sampler", "loss", "label_smoothing",
+        "class_weights", "mask_classes", "tta", "real_labels", "corruptions", "severities", "corruptions_dir",
+        "corruptions_plot",
+    ),
+    ("segmentation",): (
+        "reduce_zero_label", "output_stride", "ratio_range", "short_side", "longest_side", "cat_max_ratio", "rotate",
+        "blur", "resize_library", "val_resize", "size_divisor", "slide_stride", "scales",
+    ),
+    ("detection",): (
+        "multi_scale", "max_boxes", "train_images", "val_images", "skip_missing", "score_threshold", "max_detections",
+    ),
+    ("segmentation", "detection"): ("img_scale", "photometric", "flip"),
+    ("classification", "segmentation"): ("val_ratio", "val_seed"),
+}  # fmt: skip
+TASKS_OF = {name: tasks for tasks, settings in OF_TASKS.items() for name in settings}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that a run can be told. `None` where a default depends on the model or the machine."""
@@ -506,11 +528,14 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        known = bool(self.task or self.model or self.dataset)  # else a checkpoint will say which task it is
         if self.task is None:
             of_data = next((task for task, known in DATASETS.items() if self.dataset in known), "classification")
             object.__setattr__(self, "task", names.task_of(self.model) if self.model else of_data)
         if self.dataset is None and self.task != "segmentation":
             object.__setattr__(self, "dataset", DATASETS[self.task or ""][0])
+        if known:
+            self.check_task(self.task or "")
         if not self.ckpt_save_dir:
             object.__setattr__(self, "ckpt_save_dir", f"output/{self.model}" if self.model else "output")
         for entry in dataclasses.fields(self):
@@ -565,6 +590,12 @@ class Config:
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
         self._check_training()
+
+    def check_task(self, task: str) -> None:
+        """ConfigError when a setting was given that has no meaning for the task."""
+        for name, tasks in TASKS_OF.items():
+            if task not in tasks and getattr(self, name) != getattr(Config, name):
+                raise ConfigError(f"{name} is a setting of {' and '.join(tasks)}, but the task is {task}; leave it out")
 
     def _check_training(self) -> None:
         """Checks settings that make sense together only."""

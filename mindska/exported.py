@@ -46,12 +46,12 @@ MINDIR_ATTRIBUTES = _words(
     "side_effect_propagate skip_mode sorted stride strides transpose_a transpose_b transpose_x1 transpose_x2 value",
 )
 ONNX_OPERATORS = _words(
-    "Add AveragePool BatchNormalization Cast Concat Conv DequantizeLinear Div Erf Flatten Gather GatherND Gemm",
+    "Add AveragePool BatchNormalization Cast Concat Conv DequantizeLinear Div Erf Flatten Gather GatherElements Gemm",
     "GlobalAveragePool GlobalMaxPool Identity LayerNormalization MatMul Max MaxPool Mul QuantizeLinear ReduceMax",
     "ReduceSum Relu Reshape Sigmoid Softmax Split Sqrt Sub TopK Transpose",
     "Expand Pad Resize Shape Slice",  # of segmenters
     # what earlier versions wrote
-    "ConcatFromSequence Constant ReduceMean ReduceSumSquare SequenceConstruct Softsign Squeeze",
+    "ConcatFromSequence Constant GatherND ReduceMean ReduceSumSquare SequenceConstruct Softsign Squeeze",
     # others that are as plain
     "Abs ArgMax Clip Dropout Exp Gelu HardSigmoid HardSwish LeakyRelu Log LogSoftmax Min Neg Pow ReduceL2 ReduceMin",
     "Reciprocal Tanh Unsqueeze",

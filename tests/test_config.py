@@ -71,6 +71,7 @@ def test_a_bad_file_is_an_error(tmp_path, text, message):
         (["--beta2", "1.5"], "beta2 is 1.5; expected a number in [0, 1)"),
         (["--image_resize", "1", "2", "3"], "image_resize is (1, 2, 3)"),
         (["--color_jitter", "0.4", "--auto_augment", "randaug-m9"], "exclude each other"),
+        (["--model", "skanet_s", "--max_boxes", "3"], "max_boxes is a setting of detection, but the task is class"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
         (["--batch_sze", "3"], "did you mean 'batch_size'?"),
         (["--lr", ".nan"], "lr is nan; expected a finite number"),

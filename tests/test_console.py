@@ -245,6 +245,7 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
             if Path(code.co_filename).is_relative_to(ROOT / "mindska") and code.co_name not in (
                 "__post_init__",
                 "_check_training",
+                "check_task",
             ):
                 read.add(name)
             return super().__getattribute__(name)
@@ -255,9 +256,13 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
     monkeypatch.setattr(validate, "parse_args", lambda *_, **__: Watched(**settings))
     validate.main([])
     # A network is always made with these, which change training only.
-    read -= {"drop_rate", "drop_path_rate", "pretrained", "freeze", "freeze_backbone"}
+    read -= {"drop_rate", "drop_path_rate", "pretrained", "freeze", "freeze_backbone", "sync_bn", "opt"}
     read |= {"train_split", "val_seed"}  # of a val_ratio above 0
     read |= {"severities", "corruptions_dir"}  # of corruptions
+    read |= {"task"}  # where the model is named
+    read |= {
+        name for name in config.VALIDATION if "classification" not in config.TASKS_OF.get(name, config.names.TASKS)
+    }
     assert read & set(config.TYPES) == config.VALIDATION
 
 

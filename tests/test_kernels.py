@@ -1122,6 +1122,8 @@ def test_narrower_vectors(tmp_path):
     """These tests again, as on a processor without AVX-512, for which some operators have other tiles."""
     environment = dict(os.environ, CXX="g++ -mno-avx512f", MINDSKA_CACHE=str(tmp_path))
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    chosen = "pointwise or matrix or mlp or grouped or strided or winograd or max_relative or neighbours or resize or pixel"
+    chosen = (
+        "pointwise or matrix or mlp or grouped or strided or winograd or max_relative or neighbours or resize or pixel"
+    )
     done = subprocess.run([*words, "-k", chosen, __file__], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-3000:]

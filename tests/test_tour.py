@@ -30,7 +30,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     shown = [outputs(cell) for cell in notebook.cells if cell.cell_type == "code"]
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}})
+    client = nbclient.NotebookClient(notebook, timeout=1500, resources={"metadata": {"path": tmp_path}})
     client.execute()
     ran = [outputs(cell) for cell in notebook.cells if cell.cell_type == "code"]
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in notebook.metadata.language_info.version

@@ -65,6 +65,7 @@ def validate(config: Config, world: World) -> None:
         UserError: a checkpoint or the data cannot be used.
     """
     task = config.task if config.model else task_of_file(config.ckpt_path)
+    config.check_task(task or "")
     dict(classification=validation.validate, segmentation=validate_segmentation, detection=validate_detection)[
         task or ""
     ](config, world)

@@ -111,7 +111,8 @@ OF_TASKS = {
         "blur", "resize_library", "val_resize", "size_divisor", "slide_stride", "scales",
     ),
     ("detection",): (
-        "multi_scale", "max_boxes", "train_images", "val_images", "skip_missing", "score_threshold", "max_detections",
+        "multi_scale", "max_boxes", "iou_crop", "train_images", "val_images", "skip_missing", "score_threshold",
+        "max_detections",
     ),
     ("segmentation", "detection"): ("img_scale", "photometric", "flip"),
     ("classification", "segmentation"): ("val_ratio", "val_seed"),
@@ -289,6 +290,9 @@ class Config:
         "training of detectors: objects of an image; of more, so many are drawn each time",
         at_least=1,
         at_most=10_000,
+    )
+    iou_crop: bool = _option(
+        True, "training of ssdlite: crop at random, to a part whose IoU with an object is at least a random threshold"
     )
     train_images: str = _option(
         "", "folder of the training images, as it is or below data_dir; default: as COCO's layout", may_change=True

@@ -134,6 +134,17 @@ def test_an_exported_model_is_refused(scenes):
         open_detector(settings(scenes, "out", ckpt_path="detector.onnx"))
 
 
+def test_without_iou_crop_an_object_stays_where_it_is(scenes, tmp_path):
+    """The boxes are those of the file, for the input's size, whatever is drawn."""
+    config = settings(scenes, tmp_path, iou_crop=False, hflip=0.0, max_boxes=12)
+    transform, data = trainer(config).loader.transform, open_coco(scenes, "train", None, "train")
+    for index in range(4):
+        truth, (height, width) = data.objects(index).boxes, data.load(index).size[::-1]
+        for seed in range(5):
+            _, boxes, labels, _ = transform.sample(data, index, np.random.default_rng(seed))
+            np.testing.assert_allclose(boxes[labels >= 0], truth * ([64 / width, 64 / height] * 2), rtol=1e-5)
+
+
 def words(command, *more):
     return [sys.executable, f"{command}.py", *map(str, more)]
 

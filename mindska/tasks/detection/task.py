@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Optional
 
 from mindspore import nn
@@ -131,6 +132,8 @@ class Detection(Task):
         config = self.config
         if self.method.fixed_size:
             varied = SsdAugmentation(photometric=config.photometric, hflip=config.hflip, max_boxes=config.max_boxes)
+            if not config.iou_crop:
+                varied = replace(varied, iou_thresholds=(0.0,))
             return SsdTrainTransform(self.pixels, varied)
         longer, shorter = max(self.pixels.image_size), min(self.pixels.image_size)
         scales = tuple((longer, side) for side in config.multi_scale or (shorter,))

@@ -219,9 +219,10 @@ def train(config: Config, world: World, folder: Path, threads: Optional[int] = N
     counting = EvalStep(nn.Identity()).set_train(False)  # of logits: what counts ours counts theirs
     folder.mkdir(parents=True, exist_ok=True)
     versions = dict(pytorch=torch.__version__, numpy=np.__version__, pillow=PIL.__version__)
+    known, train_set = effective_settings(to_dict(config), json.loads(json.dumps(record))), task.train_set
     settings = dict(
-        effective_settings(to_dict(config), json.loads(json.dumps(record))), world_size=1, environment=versions,
-        train_set=task.train_set.identity(), class_names=task.train_set.class_names,
+        known, world_size=1, environment=versions, train_set=train_set.identity(), images=len(train_set),
+        class_names=train_set.class_names,
     )  # fmt: skip
     with replacing(folder / "settings.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -253,9 +254,8 @@ def _steps(
         row = dict(loss=float(np.mean(losses)), lr=step.optimizer.param_groups[0]["lr"], images_per_s=speed)
         if evaluates and val_loader is not None:
             row.update(evaluate_reference(config, step, val_loader, counting))
-        rows.add(number, number / an_epoch, **row)
-        log.info(
-            "epoch %.2f, step %d/%d: loss %.4f, %.1f images/s", number / an_epoch, number, total, row["loss"], speed
-        )
-        yield dict(seed=config.seed, step=number, epoch=round(number / an_epoch, 4), **row)
+        epoch = number / an_epoch
+        rows.add(number, epoch, **row)
+        log.info("epoch %.2f, step %d/%d: loss %.4f, %.1f images/s", epoch, number, total, row["loss"], speed)
+        yield dict(seed=config.seed, step=number, epoch=round(epoch, 4), **row)
         losses, began = [], time.perf_counter()

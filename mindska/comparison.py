@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import Config, to_dict
+from .config import Config, settings_that, to_dict
 from .errors import RunError, printable
 from .files import replacing
 from .training.record import read_rows
@@ -117,6 +119,59 @@ def table(runs: Sequence[Run]) -> str:
     if said := sorted(set(different) & set(MEASURE)):
         text += f"\n\nThe training losses are of different measures ({', '.join(said)}): compare the validation's."
     return text
+
+
+def over_seeds(runs: Sequence[Run]) -> str:
+    """Mean and standard deviation of the figures at the end of runs that differ in their seed only: a row for these.
+
+    Runs of the PyTorch reference have rows of their own. Of two rows, the difference of the means follows, with its
+    standard error.
+
+    Raises:
+        RunError: two runs of a row have the same seed.
+    """
+    groups: dict[str, list[Run]] = {}
+    no_matter = {"seed", *settings_that("may_change")}
+    for run in runs:
+        settings = {name: value for name, value in run.settings.items() if name not in no_matter}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    figures = list(dict.fromkeys(name for run in runs for name in run.figures()))
+    lines, ends = [["model", "trained by", "seeds", "epochs", *figures]], []
+    for some in groups.values():
+        seeds = [run.settings.get("seed") for run in some]
+        if len(set(seeds)) < len(seeds):
+            raise RunError(f"{some[0].name} and others have the same settings and seeds ({seeds}); name each run once")
+        end = {name: [run.series(name)[1][-1] for run in some if run.series(name)[1]] for name in figures}
+        first = some[0].settings
+        by = "PyTorch reference" if "environment.pytorch" in first else "mindska"
+        epochs = "/".join(dict.fromkeys(f"{float(run.rows[-1]['epoch']):g}" for run in some))
+        cells = [_mean_and_spread(name, values) for name, values in end.items()]
+        lines.append([str(first.get("model", "—")), by, ", ".join(map(str, seeds)), epochs, *cells])
+        ends.append(end)
+    text = "Mean ± standard deviation at the end (of each run):\n\n" + _markdown(lines)
+    if len(ends) == 2:
+        said = list(filter(None, (_difference(name, *(end[name] for end in ends)) for name in figures)))
+        text += f"\n\nThe first row less the second: {'; '.join(said)}" if said else ""
+    return text
+
+
+def _mean_and_spread(column: str, values: Sequence[float]) -> str:
+    digits = 4 if "loss" in column else 2
+    if not values:
+        return "—"
+    each = ", ".join(f"{value:.{digits}f}" for value in values)
+    if len(values) == 1:
+        return each
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({each})"
+
+
+def _difference(column: str, ours: Sequence[float], theirs: Sequence[float]) -> str:
+    if min(len(ours), len(theirs)) < 2:
+        return ""
+    digits = 4 if "loss" in column else 2
+    error = math.sqrt(statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs))
+    difference = statistics.mean(ours) - statistics.mean(theirs)
+    return f"{column} {difference:+.{digits}f} (standard error {error:.{digits}f})"
 
 
 def _cell(run: Run, column: str) -> str:

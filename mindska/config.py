@@ -30,7 +30,7 @@ Numbers = tuple[float, ...]
 Words = tuple[str, ...]
 SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "polynomial_decay", "one_cycle", "constant", "plateau")
 DATASETS = dict(  # by task; the first is the default, but for segmentation, where the folders tell
-    classification=("imagenet", "cifar10", "cifar100"),
+    classification=("imagenet", "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist"),
     segmentation=("ade20k", "voc", "folders"),
     detection=("coco",),
 )
@@ -172,13 +172,15 @@ class Config:
 
     dataset: Optional[str] = _option(
         None,
-        "how the data is laid out. Classification: imagenet (folders of images; default), or CIFAR in its binary "
-        "format. Segmentation: ade20k, voc, folders (images/ and masks/); default: found by the folders. Detection: "
-        "coco (default)",
+        "how the data is laid out. Classification: imagenet (folders of images; default), or the files of CIFAR "
+        "(its binary format) or MNIST (idx format). Segmentation: ade20k, voc, folders (images/ and masks/); default: "
+        "found by the folders. Detection: coco (default)",
         tuple(name for names in DATASETS.values() for name in names),
         heading="data",
     )
-    data_dir: str = _option("", "folder that holds train/ and val/ (or CIFAR's files)", path=True, may_change=True)
+    data_dir: str = _option(
+        "", "folder that holds train/ and val/ (or CIFAR's or MNIST's files)", path=True, may_change=True
+    )
     train_split: str = _option(
         "train",
         "training images: a subfolder of classes or of tar files, the beginning of tar files' names, or a list of "

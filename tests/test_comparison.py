@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,30 @@ def test_figures_settings_and_picture(tmp_path, capsys):
         assert line in printed.splitlines(), printed
     assert "run_id" not in printed and "mode" not in printed and "weight_decay" not in printed
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys):
+    """Ours and the reference's are two; a setting that may change makes no row of its own, another one does."""
+    ours = [make_run(tmp_path / f"ours{s}", [50, 80 + s], seed=s, log_interval=s + 1, model="a|b") for s in (1, 2, 3)]
+    theirs = [make_run(tmp_path / f"theirs{s}", [60, 80 - s], seed=s, model="a|b") for s in (1, 2)]
+    for run in theirs:
+        settings = json.loads((Path(run) / "settings.json").read_text())
+        (Path(run) / "settings.json").write_text(json.dumps({**settings, "environment": {"pytorch": "2.8"}}))
+    words = ["compare", *ours, *theirs, "--out", str(tmp_path / "both.png"), "--over_seeds"]
+    commands.main(words)
+    printed = capsys.readouterr().out
+    for line in (
+        "| model | trained by | seeds | epochs | loss | top1 | top5 | val_loss |",
+        "| a\\|b | mindska | 1, 2, 3 | 2 | 1.0000 ± 0.0000 (1.0000, 1.0000, 1.0000) | 82.00 ± 1.00 (81.00, 82.00, ",
+        "| a\\|b | PyTorch reference | 1, 2 | 2 | 1.0000 ± 0.0000 (1.0000, 1.0000) | 78.50 ± 0.71 (79.00, 78.00) |",
+        "The first row less the second: loss +0.0000 (standard error 0.0000); top1 +3.50 (standard error 0.76); ",
+    ):
+        assert line in printed, printed
+    commands.main([*words[:1], make_run(tmp_path / "other", [70], seed=1, lr=0.5, model="a|b"), *words[1:]])
+    printed = capsys.readouterr().out
+    assert "| mindska | 1 | 1 | 2.0000 | 70.00 |" in printed and "less the second" not in printed
+    with pytest.raises(SystemExit, match="have the same settings and seeds .*name each run once"):
+        commands.main([*words[:1], make_run(tmp_path / "again", [70], seed=1, model="a|b"), *words[1:]])
 
 
 def test_runs_of_other_tasks_have_their_own_figures(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,6 +216,121 @@ def test_what_is_wrong_with_cifar_is_said(tmp_path):
     (folder / "test.bin").write_bytes(bytes(3000))
     with pytest.raises(DataError, match="3000 bytes; expected a multiple of 3074"):
         open_dataset("cifar100", tmp_path, "val")
+
+
+# ------------------------------------------------------------------------------------------------- MNIST's files
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An idx file of unsigned bytes."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(folder, labels=(9, 0, 9), test=(1, 0), names="{}-{}-ubyte", packed=False):
+    """Image i is i grey, but for a pixel of 255 in row 1, column 2."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, numbers in (("train", labels), ("t10k", test)):
+        images = np.repeat(np.arange(len(numbers), dtype=np.uint8), 28 * 28).reshape(-1, 28, 28)
+        images[:, 1, 2] = 255
+        for what, array in (("images-idx3", images), ("labels-idx1", np.array(numbers))):
+            content = idx(array)
+            (folder / names.format(prefix, what)).write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+@pytest.mark.parametrize("names", ["{}-{}-ubyte", "{}-{}-ubyte.gz"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnist(tmp_path, names, packed):
+    """The content says whether a file is compressed: some browsers unpack it and leave its name."""
+    train = open_dataset("mnist", write_mnist(tmp_path, names=names, packed=packed), "train")
+    assert train.class_names == list("0123456789") and train.labels.tolist() == [9, 0, 9]
+    image = train.load(2)
+    pixels = np.asarray(image)
+    assert image.mode == "RGB" and pixels.shape == (28, 28, 3)
+    assert pixels[0, 0].tolist() == [2] * 3 and pixels[1, 2].tolist() == [255] * 3
+    with train.open(2) as opened:
+        assert (opened.mode, opened.size) == ("L", (28, 28))
+    assert train.describe(2) == "mnist train image 2" and str(train).startswith("mnist train: 3 images of 10 classes")
+    assert [len(open_dataset("mnist", tmp_path, split)) for split in ("val", "test")] == [2, 2]
+    assert train.identity() != open_dataset("mnist", tmp_path, "val").identity()
+    assert train.identity() == open_dataset("mnist", write_mnist(tmp_path / "again"), "train").identity()
+
+
+def test_where_mnists_relatives_lie(tmp_path):
+    """Other names of the files, torchvision's folders, and an order of the classes from elsewhere."""
+    write_mnist(tmp_path / "FashionMNIST" / "raw")
+    names = open_dataset("fashion_mnist", tmp_path, "train").class_names
+    assert (names[0], names[9]) == ("T-shirt/top", "Ankle boot")
+    write_mnist(tmp_path / "dots", names="{}-{}-ubyte")
+    for path in list((tmp_path / "dots").iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert open_dataset("kmnist", tmp_path / "dots", "val").class_names[:2] == ["o", "ki"]
+    turned = open_dataset("fashion_mnist", tmp_path, "train", trained_on=names[::-1])
+    assert turned.class_names == names[::-1] and turned.labels.tolist() == [0, 9, 0]
+    some = open_dataset("fashion_mnist", tmp_path, "train", classes="Ankle boot,Bag")
+    assert some.class_names == ["Bag", "Ankle boot"] and some.labels.tolist() == [1, 1]
+
+
+def test_grey_pixels_are_taken_as_they_are(tmp_path):
+    """By a network for one channel; one for three gets them three times."""
+    dataset = open_dataset("mnist", write_mnist(tmp_path), "train")
+    rng = np.random.default_rng(0)
+    dataset.pixels = rng.integers(0, 256, (3, 28, 28), np.uint8)
+    grey, rgb = (
+        EvalTransform(Preprocessing((28, 28), 1.0, "bilinear", (0.0,) * n, (1.0,) * n))(dataset.load(1)) for n in (1, 3)
+    )
+    np.testing.assert_array_equal(grey, dataset.pixels[1][None] / np.float32(255))
+    np.testing.assert_array_equal(rgb, np.repeat(grey, 3, 0))
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+def header(*shape, dimensions=None):
+    return struct.pack(f">HBB{len(shape)}I", 0, 8, dimensions or len(shape), *shape)
+
+
+WRONG = [
+    (IMAGES, None, "No train-images-idx3-ubyte, with or without .gz, in .*: name the folder of the four files"),
+    (IMAGES, b"", r"begins with the bytes \(none\); expected 00 00 08 03: an idx file .* in 3 dimensions"),
+    (IMAGES, b"\x89PNG", "begins with the bytes 89 50 4e 47; expected 00 00 08 03"),
+    (IMAGES, idx(np.zeros(3)), "begins with the bytes 00 00 08 01; expected 00 00 08 03"),
+    (LABELS, idx(np.zeros((3, 28, 28))), "begins with the bytes 00 00 08 03; expected 00 00 08 01.* dimension$"),
+    (IMAGES, b"\0\0\x0d\3" + bytes(12), "begins with the bytes 00 00 0d 03"),  # float32
+    (IMAGES, header(3, 28, 28)[:9], "ends after 9 bytes, within its header of 16: is it complete"),
+    (IMAGES, idx(np.zeros((3, 28, 28)))[:-1], "says that it has 3x28x28 bytes, but ends after 2,351 bytes"),
+    (IMAGES, idx(np.zeros((3, 28, 28))) + b"x", "says that it has 3x28x28 bytes, but goes on after that"),
+    (IMAGES, header(0, 28, 28), "says that it has 0x28x28 bytes; expected 1 to 1,073,741,824 in all"),
+    (IMAGES, header(2**32 - 1, 2**32 - 1, 2**32 - 1), "expected 1 to 1,073,741,824 in all"),
+    (IMAGES, header(2**20, 32, 32), "says that it has 1,048,576x32x32 bytes, but ends after 0 bytes"),
+    (IMAGES, gzip.compress(header(2**20, 32, 32)), "but ends after 0 bytes"),
+    (IMAGES, gzip.compress(idx(np.zeros((3, 28, 28))))[:-20], "cannot be read: .*; is it complete"),
+    (IMAGES, gzip.compress(idx(np.zeros((3, 28, 28))))[:-8] + bytes(8), "cannot be read: CRC check failed"),
+    (IMAGES, b"\x1f\x8b" + bytes(20), "cannot be read: Unknown compression method"),
+    (LABELS, idx(np.zeros(4)), r"has 3 images, but .*-ubyte 4 labels; expected as many: are they of one set"),
+    (LABELS, idx(np.array([0, 1, 10])), "has the label 10 for image 2, but mnist has 10 classes; expected 0 to 9"),
+]
+
+
+@pytest.mark.parametrize("file, content, said", WRONG, ids=range(len(WRONG)))  # gzip's bytes depend on the time
+def test_what_is_wrong_with_mnist_is_said(tmp_path, file, content, said):
+    """The message names the file, and no header makes much memory be taken."""
+    write_mnist(tmp_path)
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=said) as error:
+        open_dataset("mnist", tmp_path, "train")
+    assert file in str(error.value) and tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_what_else_is_wrong_with_mnist_is_said(tmp_path):
+    with pytest.raises(DataError, match="mnist has no split 'validation'; its splits: train, val"):
+        open_dataset("mnist", write_mnist(tmp_path), "validation")
+    (tmp_path / IMAGES).unlink()
+    (tmp_path / IMAGES).mkdir()
+    with pytest.raises(DataError, match="No train-images-idx3-ubyte"):
+        open_dataset("mnist", tmp_path, "train")
 
 
 # ------------------------------------------------------------------------------------------------- folders

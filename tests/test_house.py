@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "folding": {"models", "acceleration"},
     "segmentation": {"models", "data", "distributed", "evaluation", "dense_evaluation"},
     "weights": {"models", "data", "kernels", "segmentation", "detection"},
-    "reference": {"weights", "detection", "models"},
+    "reference": {
+        "weights", "detection", "models", "config", "distributed", "data", "evaluation", "builders", "tasks",
+        "training",
+    },
     "compile_cache": {"distributed", "kernels"},
     "evaluation": {"data", "distributed", "compile_cache"},
     "dense_evaluation": {"data", "distributed", "compile_cache"},

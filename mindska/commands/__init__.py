@@ -38,6 +38,7 @@ COMMANDS = {
     "average": Command("average the weights of several checkpoints"),
     "clean": Command("reduce a training checkpoint to its weights and record"),
     "check_data": Command("look through a data set before it is trained on"),
+    "train_reference": Command("train the PyTorch reference by a recipe, to compare accuracies"),
     "compare": Command("compare runs: curves, figures and settings that differ", lists=True),
     "analyze": Command("look inside networks: attention, class activation, receptive fields, mistakes"),
     "lr_find": Command("try which learning rate a recipe should have"),

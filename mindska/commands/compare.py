@@ -1,8 +1,10 @@
 """Compares runs: their curves in one picture, their best and last figures, and the settings in which they differ.
 
     mindska compare output/scratch output/finetuned
+    mindska compare output/seed_* output/reference/seed_* --over_seeds
 
-A run is a folder that `mindska train` has written (--ckpt_save_dir). The picture goes to compare.png, or to --out.
+A run is a folder that `mindska train` has written (--ckpt_save_dir), or `mindska train_reference`. The picture goes to
+compare.png, or to --out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         "--out", default=Path("compare.png"), type=user_path, metavar="FILE",
         help="picture to write; one that exists is replaced [%(default)s]",
     )  # fmt: skip
+    parser.add_argument(
+        "--over_seeds",
+        action="store_true",
+        help="mean and standard deviation of the runs that differ in nothing but their seed, in place of the table",
+    )
     options = parser.parse_args(arguments)
     with clear_errors():
         for folder in options.runs:
@@ -34,11 +41,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         check_writable(options.out)
 
     # Only now, since it loads MindSpore, which takes seconds.
-    from mindska.comparison import draw, read_runs, table
+    from mindska.comparison import draw, over_seeds, read_runs, table
 
     with clear_errors():
         runs = read_runs(options.runs)
-        print_result(table(runs))
+        print_result(over_seeds(runs) if options.over_seeds else table(runs))
         try:
             draw(options.out, runs)
         except ModuleNotFoundError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 from PIL import Image
@@ -166,6 +167,60 @@ class ImageFiles(ImageDataset):
 
     def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
         return read_image(self.paths[index], decode_size, self.exif_orientation)
+
+
+class ImageArrays(ImageDataset):
+    """Images of one size that are held in memory.
+
+    Attributes:
+        name: of the data set. pixels: (N, ...) uint8, as in its files.
+    """
+
+    name: str
+    pixels: np.ndarray
+
+    def __str__(self) -> str:
+        classes = len(self.class_names)
+        return printable(
+            f"{self.name} {self.split}: {len(self):,} images of {classes:,} classes in {self.root.absolute()}"
+        )
+
+    def number(self, labels: np.ndarray, own_names: list[str], order: Callable[[list[str]], list[str]]) -> None:
+        """Sets labels and class names, the latter in the order that `order` gives to those of the files."""
+        self.class_names, self.labels = order(own_names), labels.astype(np.int32)
+        if self.class_names != own_names:
+            self.labels = np.asarray([self.class_names.index(name) for name in own_names], np.int32)[self.labels]
+
+    def identity(self) -> dict[str, Any]:
+        """As of `ImageDataset`; the digest is of pixels, labels and class names."""
+        if self._identity is None:
+            digest = hashlib.sha256(repr(self.class_names).encode())
+            digest.update(self.labels.tobytes())
+            digest.update(np.ascontiguousarray(self.pixels).tobytes())
+            self._identity = dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
+        return self._identity
+
+    def member(self, index: int) -> tuple[str, int]:
+        """(what to call it, checksum of its pixels)"""
+        return f"image {index}", zlib.crc32(self.pixels[index].tobytes())
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} {self.split} image {index}"
+
+    def content(self, index: int) -> bytes:
+        return self.pixels[index].tobytes()
+
+    def as_image(self, index: int) -> Image.Image:
+        """Image `index` as it is stored: RGB or grey."""
+        raise NotImplementedError
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[Image.Image]:
+        yield self.as_image(index)
+
+    def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
+        """Image `index` as RGB, always whole."""
+        return self.as_image(index).convert("RGB")
 
 
 class Subset(ImageDataset):

@@ -1,26 +1,25 @@
-"""Image classification data on disk: folders of images, or CIFAR in its binary format."""
+"""Image classification data on disk: folders of images, or CIFAR and MNIST in their binary formats."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Callable, Optional, Union
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError, look_alike, printable
-from .base import THREADS, ImageDataset, ImageFiles, relabelled
+from .base import THREADS, ImageArrays, ImageDataset, ImageFiles, relabelled
 from .class_order import Order, read_class_map, read_folder_map
 from .folders import Surroundings, find_images, is_folder, subfolders
-from .images import EXTENSIONS, DecodeSize
+from .images import EXTENSIONS
 from .lists import ImageList, is_list
+from .mnist import Mnist
 from .shards import ImageShards, find_shards
 
 log = logging.getLogger("mindska")
@@ -93,7 +92,7 @@ def image_files(folder: Union[str, Path]) -> list[str]:
     return found.paths
 
 
-class Cifar(ImageDataset):
+class Cifar(ImageArrays):
     """CIFAR-10 or CIFAR-100 in the binary format of its authors: records of label bytes and 3 x 32 x 32 pixel bytes."""
 
     FILES = {  # name -> (usual folder, label bytes, training files, test files, class names)
@@ -129,43 +128,18 @@ class Cifar(ImageDataset):
             if data.size == 0 or data.size % size:
                 raise DataError(f"{root / file} has {data.size} bytes; expected a multiple of {size}: is it complete?")
         table = np.concatenate([data.reshape(-1, size) for data in contents])
-        self.labels = table[:, label_bytes - 1].astype(np.int32)  # CIFAR-100: coarse label, then fine label
-        if self.labels.max() >= len(own_names):
-            raise DataError(f"{root} has label {self.labels.max()} but {len(own_names)} class names")
-        self.class_names = order(own_names)
-        if self.class_names != own_names:
-            self.labels = np.asarray([self.class_names.index(name) for name in own_names], np.int32)[self.labels]
+        labels = table[:, label_bytes - 1]  # CIFAR-100: coarse label, then fine label
+        if labels.max() >= len(own_names):
+            raise DataError(f"{root} has label {labels.max()} but {len(own_names)} class names")
+        self.number(labels, own_names, order)
         self.pixels = table[:, label_bytes:].reshape(-1, 3, 32, 32)
 
-    def __str__(self) -> str:
-        classes = len(self.class_names)
-        return f"{self.name} {self.split}: {len(self):,} images of {classes:,} classes in {self.root.absolute()}"
-
-    def identity(self) -> dict[str, Any]:
-        """As of `ImageDataset`; the digest is of pixels, labels and class names."""
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        digest.update(self.labels.tobytes())
-        digest.update(np.ascontiguousarray(self.pixels).tobytes())
-        return dict(images=len(self), classes=len(self.class_names), digest=digest.hexdigest()[:32])
-
-    def member(self, index: int) -> tuple[str, int]:
-        """(what to call it, checksum of its pixels)"""
-        return f"image {index}", zlib.crc32(self.pixels[index].tobytes())
-
-    def describe(self, index: int) -> str:
-        """What to call image `index` in a message."""
-        return f"{self.name} {self.split} image {index}"
-
-    def content(self, index: int) -> bytes:
-        return self.pixels[index].tobytes()
-
-    @contextmanager
-    def open(self, index: int) -> Iterator[Image.Image]:
-        yield self.load(index)
-
-    def load(self, index: int, decode_size: Optional[DecodeSize] = None) -> Image.Image:
-        """Image `index` as RGB, always whole."""
+    def as_image(self, index: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
+
+
+# Data sets with files of their own, and what reads them: (name, data_dir, split, order of the classes) -> data set.
+NAMED: dict[str, Callable[..., Dataset]] = {**dict.fromkeys(Cifar.FILES, Cifar), **dict.fromkeys(Mnist.CLASSES, Mnist)}
 
 
 def open_dataset(
@@ -179,7 +153,7 @@ def open_dataset(
     allow_outside_data_dir: bool = False,
 ) -> Dataset:
     """A split of a data set: "imagenet" (or any folder of class folders, tar shards, or list of files), "cifar10",
-    "cifar100".
+    "cifar100", "mnist", "fashion_mnist", "kmnist".
 
     How many images and classes it has, and what was passed over, goes to the log.
 
@@ -196,9 +170,9 @@ def open_dataset(
     Raises:
         DataError: a folder, split or file is missing or is not what it should be.
     """
-    if name not in ("", "imagenet", *Cifar.FILES):
-        raise DataError(f"dataset is {name!r}; expected imagenet (folders of images), {' or '.join(Cifar.FILES)}")
-    in_list = is_list(split) and name not in Cifar.FILES
+    if name not in ("", "imagenet", *NAMED):
+        raise DataError(f"dataset is {name!r}; expected imagenet (folders of images) or one of {', '.join(NAMED)}")
+    in_list = is_list(split) and name not in NAMED
     if not str(data_dir) and not in_list:
         raise DataError("data_dir is not set: name the folder that holds the images, e.g. --data_dir DATA")
     if str(data_dir) and not is_folder(data_dir):
@@ -215,8 +189,8 @@ def open_dataset(
     # Of lists and shards: the classes that their labels may be. A choice of classes is made among all of them.
     known = mapped or (None if classes or folders else trained_on)
     dataset: Dataset
-    if name in Cifar.FILES:
-        dataset = Cifar(name, data_dir, split, order)
+    if name in NAMED:
+        dataset = NAMED[name](name, data_dir, split, order)
     elif in_list:
         dataset = ImageList(split, data_dir, known, exif_orientation, allow_outside_data_dir)
     elif shards := find_shards(data_dir, split):

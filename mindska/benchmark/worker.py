@@ -91,7 +91,7 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
 
     from mindska import reference
 
-    net = reference.create(variant.model)
+    net: Any = reference.create(variant.model)
     batch = torch.from_numpy(images)
     run = torch.compile(net) if variant.library == "compiled" else net
     if variant.what != "train":

@@ -72,7 +72,7 @@ MAY_IMPORT = {
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
-        "summary", "names", "weights",
+        "summary", "names", "weights", "export", "reference",
     },
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,10 +24,12 @@ from .. import builders
 from ..config import parse_args
 from ..data import TrainLoader, TrainTransform, open_dataset
 from ..distributed.cores import share_of_cores
+from ..export import export
+from ..folding import fold
 from ..names import task_of
 from ..weights import methods
 from . import WHAT
-from .worker import Variant
+from .worker import ENGINES, Variant
 
 PHOTOS = (500, 375), (4000, 3000)  # as in ImageNet, and of a telephone
 SIZES, BATCHES = (160, 224, 256, 320, 384, 512), (1, 2, 4, 8, 16, 32)
@@ -134,9 +136,21 @@ def compare(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         variants = ours(model, options, group)
         if variants:
             first = variants[0]
-            size = first.image_size
-            results += measure(others(group[0], model, size, first.batch, options) + variants, options.rounds)
+            peers = others(group[0], model, first.image_size, first.batch, options)
+            with tempfile.TemporaryDirectory() as folder:
+                if options.engines and group[0] == "forward":
+                    peers += engines(first, options.engines, Path(folder))
+                results += measure(peers + variants, options.rounds)
     return results
+
+
+def engines(ours: Variant, names: list[str], folder: Path) -> list[Variant]:
+    """Deployment engines on the ONNX file of the same network, folded, for any number of images."""
+    network, path = methods.create(ours.model).set_train(False), folder / f"{ours.model}.onnx"
+    if ours.task == "classification":
+        network = fold(network)
+    export(network, path, (ours.batch, 3, *ours.image_size), {"model": ours.model}, dynamic_size=False)
+    return [replace(ours, library=name, onnx_file=str(path)) for name in ENGINES if name in names]
 
 
 DENSE_SIZES = dict(segmentation=(512, 512), detection=(512, 640))  # what segmenters and detectors are measured at

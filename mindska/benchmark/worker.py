@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+ENGINES = dict(onnxruntime="ONNX Runtime", openvino="OpenVINO")
+LIBRARIES = dict(ENGINES, pytorch="PyTorch", compiled="torch.compile")  # others than ours, as tables call them
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing to measure: `library` is "pytorch", "compiled" (torch.compile) or "mindska"."""
+    """One thing to measure.
+
+    `library`: "mindska", "pytorch", "compiled" (torch.compile), or one of `ENGINES`, which runs our exported ONNX file.
+    """
 
     library: str
     model: str
@@ -25,6 +31,7 @@ class Variant:
     ranks: int = 1
     width: int = 0  # of the images, where it is not their height, `size`
     task: str = "classification"
+    onnx_file: str = ""  # what an engine runs
     mindspore_first: bool = False  # imported before mindska
     cached: bool = False  # the compiled graph is kept for the next start, as train.py, validate.py and predict.py do
 
@@ -37,7 +44,7 @@ class Variant:
     def name(self) -> str:
         """What the tables call it."""
         if self.library != "mindska":
-            return "PyTorch" if self.library == "pytorch" else "torch.compile"
+            return LIBRARIES[self.library]
         return f"mindska{'' if self.kernels else ', plain operators'}{', folded' if self.what == 'folded' else ''}"
 
 
@@ -121,6 +128,26 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
     return train
 
 
+def engine_step(variant: Variant, images: Any) -> Callable[[], Any]:
+    """A forward pass of a deployment engine, with a thread a core as ours."""
+    from mindska.distributed.cores import share_of_cores
+
+    threads = share_of_cores(1)
+    if variant.library == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(variant.onnx_file, options, ["CPUExecutionProvider"])
+        feed = {session.get_inputs()[0].name: images}
+        return lambda: session.run(None, feed)
+    import openvino
+
+    wanted = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(variant.onnx_file, "CPU", wanted)
+    return lambda: model(images)
+
+
 def mindska_step(variant: Variant, images: Any) -> Callable[[], Any]:
     """A step of ours in graph mode; in training the trainer's own, with AdamW, over the ranks that were started."""
     import mindspore as ms
@@ -179,7 +206,8 @@ def work(variant: Variant) -> None:
 
             answer(variant, ask, silent=world.rank > 0)
     else:
-        import torch  # noqa: F401
+        if variant.library not in ENGINES:
+            import torch  # noqa: F401
 
         answer(variant, lambda: bool(sys.stdin.readline().strip()))
 
@@ -194,7 +222,8 @@ def answer(variant: Variant, asked: Callable[[], bool], silent: bool = False) ->
 
     images = np.random.default_rng(0).standard_normal((variant.batch, 3, *variant.image_size), dtype=np.float32)
     before, start = peak_memory(reset=True), time.perf_counter()
-    step = (mindska_step if variant.library == "mindska" else pytorch_step)(variant, images)
+    makers = dict(dict.fromkeys(ENGINES, engine_step), mindska=mindska_step)
+    step = makers.get(variant.library, pytorch_step)(variant, images)
     step()
     report(time.perf_counter() - start)
     while asked():

@@ -3,14 +3,15 @@
     mindska benchmark                                  five models, with and without the C++ operators
     mindska benchmark --models semantic_fpn_van_tiny_lska_k23 --batch_size 2
     mindska benchmark --models sknet50 --what forward folded --kernels both --compile
+    mindska benchmark --models skanet_s --batch_size 1 --what forward folded --engines onnxruntime openvino
     mindska benchmark --models skanet_s --scaling      cost against image size, batch and ranks
     mindska benchmark --starts                         the first step of a first and of a second start
     mindska benchmark --import_orders                  whether the order of imports matters
     mindska benchmark --loader                         images a second of the training data alone
 
-Every variant is a process of its own; one after the other runs two steps, of which the second is timed, round by round:
-a slow minute of the machine meets all of them. Printed: how many times as fast as PyTorch each is; then the median of
-the rounds with the spread from the fastest to the slowest, the ratio of PyTorch's median to it, peak memory above the
+Every variant is a process; one after the other runs two steps, of which the second is timed, round by round: a slow
+minute of the machine meets all of them. Printed: how many times as fast as PyTorch each is; then the median of the
+rounds with the spread from the fastest to the slowest, the ratio of PyTorch's median to it, peak memory above the
 empty process, the time of the first step (compilation), and the share of the machine's matrix-product rate
 (multiply-accumulates as `mindska count` counts them; a training step has three times the forward's).
 """
@@ -26,6 +27,7 @@ from typing import Any, Optional
 
 from mindska.arguments import Parser, nearest
 from mindska.benchmark import MODELS, WHAT
+from mindska.benchmark.worker import ENGINES
 from mindska.distributed.cores import share_of_cores
 from mindska.errors import clear_errors
 from mindska.files import check_writable, replacing, user_path
@@ -40,18 +42,16 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
         "--image_resize", type=int, nargs="+", metavar="N", help="height and width in pixels, or one number for both; "
         "default: the model's own (segmenters 512 512, RetinaNet and Mask R-CNN 512 640)",
     )  # fmt: skip
-    parser.add_argument(
-        "--batch_size", dest="batch", type=int, default=8, metavar="N", help="images a step (default: 8)"
-    )
+    parser.add_argument("--batch_size", dest="batch", type=int, default=8, metavar="N", help="images (default: 8)")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="default: all")
-    parser.add_argument(
-        "--kernels", choices=("on", "off", "both"), default="both", help="C++ operators (default: both)"
-    )
+    parser.add_argument("--kernels", choices=("on", "off", "both"), default="both", help="C++ operators")
     parser.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="steps of each variant, not with --starts (default: 7)"
     )
     parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    engines: Any = dict(nargs="+", choices=list(ENGINES), default=[], metavar="NAME")
+    parser.add_argument("--engines", **engines, help="onnxruntime, openvino: the exported ONNX file's forward as well")
     parser.add_argument("--scaling", action="store_true", help="cost against size, batch and ranks instead")
     parser.add_argument("--starts", action="store_true", help="first step of a first and a second start instead")
     parser.add_argument("--import_orders", action="store_true", help="forward, after either order of imports instead")
@@ -69,6 +69,9 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     if len(size) > 2:
         parser.error(f"--image_resize has {len(size)} numbers; expected one or two")
     compared = (options.pytorch or options.compile) and not (options.loader or options.starts)
+    for name in options.engines:
+        if not find_spec(name):
+            parser.error(f"{name} is not installed (pip install {name}); leave --engines {name} out")
     if compared and not find_spec("torch"):
         parser.error("PyTorch is not installed (pip install torch); --no_pytorch leaves it out")
     return options

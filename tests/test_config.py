@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mindska import builders
-from mindska.config import Config, ConfigError, differences, parse_args, read_yaml, settings_that, to_dict
+from mindska.config import TASKS_OF, Config, ConfigError, differences, parse_args, read_yaml, settings_that, to_dict
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -54,6 +54,17 @@ def test_the_command_line_wins(tmp_path):
 def test_a_bad_file_is_an_error(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         read_yaml(write(tmp_path, text))
+
+
+@pytest.mark.fault("other-tasks")
+def test_settings_of_other_tasks_are_refused():
+    """Each, by every task that it has no meaning for."""
+    models = dict(classification="skanet_s", segmentation="upernet_van_tiny", detection="ssdlite_skanet_s")
+    for name, tasks in TASKS_OF.items():
+        given = not getattr(Config, name)  # whatever it is, this is another value
+        for task in models.keys() - set(tasks):
+            with pytest.raises(ConfigError, match=f"{name} is a setting of .*, but the task is {task}; leave it out"):
+                Config(model=models[task], **{name: given})
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.fault("idx-files")
 @pytest.mark.parametrize("file, content, said", WRONG, ids=range(len(WRONG)))  # gzip's bytes depend on the time
 def test_what_is_wrong_with_mnist_is_said(tmp_path, file, content, said):
     """The message names the file, and no header makes much memory be taken."""

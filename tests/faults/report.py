@@ -399,6 +399,14 @@ FAULTS = {
         "a corruption, severity or class missing in ImageNet-C's layout; no package that makes them",
         "named before the work; what to install",
     ),
+    "idx-files": (
+        "an idx file that is cut, lies in its header, is damaged or belongs to another set",
+        "an error before training with the file, what was found and expected; no memory on the header's word",
+    ),
+    "other-tasks": (
+        "a setting that has no meaning for the task",
+        "refused, with the tasks that it is for",
+    ),
 }
 
 

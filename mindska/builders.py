@@ -448,6 +448,12 @@ def build_network(
         own = weights.model == config.model
         weights.for_channels(in_channels).load_into(net if own else net.backbone)
     log.info("%s", acceleration.summary(net))
+    if slow := acceleration.slow_convolutions(net):
+        log.warning(
+            "MindSpore %s is a hundred times slower than 2.8 at convolutions on CPU, and %s of this network have no "
+            "C++ operator; pip install mindspore==2.8.0, or see docs/platforms.md",
+            ms.__version__, slow,
+        )  # fmt: skip
     if config.sync_bn:
         synchronise(net, world().size)
     if freeze(config, net) and not (record or config.pretrained):

@@ -10,7 +10,16 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindska import kernels
-from mindska.acceleration import FORMS, accelerate, boxes, decelerate, decelerated, is_accelerated, summary
+from mindska.acceleration import (
+    FORMS,
+    accelerate,
+    boxes,
+    decelerate,
+    decelerated,
+    is_accelerated,
+    slow_convolutions,
+    summary,
+)  # fmt: skip
 from mindska.acceleration.form import AcceleratedForm
 from mindska.folding import fold
 from mindska.models.layers.blocks import GELU, Attention, Block, ConvMlp, LayerNorm2d, PatchEmbed, batch_norm, conv
@@ -250,8 +259,14 @@ def test_half_precision_goes_by_the_plain_equations(level):
 
 
 @pytest.mark.parametrize("name", ["skanet_nano", "van_tiny_lska_k7", "sknet26"])
-def test_acceleration_can_be_taken_back(name):
+def test_acceleration_can_be_taken_back(name, monkeypatch):
     net = mindcv.create_model(name, num_classes=10).set_train(False)
+    monkeypatch.setattr(ms, "__version__", "2.10.0")  # slow at convolutions that have no form of ours
+    assert slow_convolutions(net) == 0
+    with decelerated(net):
+        assert slow_convolutions(net) == sum(isinstance(cell, nn.Conv2d) for _, cell in net.cells_and_names()) > 9
+        monkeypatch.setattr(ms, "__version__", "2.8.0")
+        assert slow_convolutions(net) == 0
     assert is_accelerated(net) and re.fullmatch(r"C\+\+ operators: \d+ kinds in \d+ cells", summary(net))
     names, described = [p.name for p in net.get_parameters()], str(net)
     parameters = list(net.get_parameters())

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import mindspore as ms
 from mindspore import nn
 
 from .. import kernels
@@ -89,6 +90,20 @@ def summary(network: nn.Cell) -> str:
     """A line for a log: "C++ operators: 9 kinds in 214 cells", or that there are none."""
     forms = [type(cell) for _, cell in network.cells_and_names() if isinstance(cell, AcceleratedForm)]
     return f"C++ operators: {len(set(forms))} kinds in {len(forms)} cells" if forms else "C++ operators: none"
+
+
+def slow_convolutions(network: nn.Cell) -> int:
+    """Convolutions on CPU that this MindSpore is slow at: from 2.9 on, those without a form of ours."""
+    major, minor = (int(part) for part in ms.__version__.split(".")[:2])
+    if (major, minor) < (2, 9) or ms.get_context("device_target") != "CPU":
+        return 0
+
+    def plain(cell: nn.Cell) -> int:
+        if isinstance(cell, AcceleratedForm):  # what is inside computes as part of it
+            return 0
+        return isinstance(cell, nn.Conv2d) + sum(plain(child) for child in cell.cells())
+
+    return plain(network)
 
 
 wrap_exports(decelerated)

@@ -593,6 +593,7 @@ class Config:
             raise ConfigError(
                 f"task is {self.task}, but {self.model} is made for {names.task_of(self.model)}; leave task out"
             )
+        names.chosen_corruptions(self.corruptions)
         if self.color_jitter is not None and self.auto_augment is not None:
             raise ConfigError("color_jitter and auto_augment exclude each other; set one of them to null")
         self._check_training()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,26 @@ OUR_SEGMENTERS, OUR_DETECTORS = (
     for each in TASKS[1:]
 )
 OUR_NETWORKS = (*OUR_MODELS, *OUR_SEGMENTERS, *OUR_DETECTORS)
+
+CORRUPTIONS = (  # of ImageNet-C: the 15 of its paper, and the 4 that its authors add
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+    "speckle_noise", "gaussian_blur", "spatter", "saturate",
+)  # fmt: skip
+
+
+def chosen_corruptions(words: Sequence[str]) -> list[str]:
+    """The corruptions that an option names: "all" the 19, "common" the 15 of the paper, or names.
+
+    Raises:
+        ConfigError: there is none of such a name.
+    """
+    found: list[str] = []
+    for word in words:
+        if word not in ("all", "common", *CORRUPTIONS):
+            raise ConfigError(f"corruptions has {word!r}; expected all, common, or some of {', '.join(CORRUPTIONS)}")
+        found += dict(all=CORRUPTIONS, common=CORRUPTIONS[:15]).get(word, (word,))
+    return list(dict.fromkeys(found))
 
 
 def method_and_backbone(name: str) -> tuple[str, str]:

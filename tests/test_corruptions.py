@@ -13,17 +13,18 @@ from PIL import Image
 from test_validation import checkpoint
 
 from mindska.analysis import corruptions
-from mindska.analysis.corruptions import ALEXNET, ALEXNET_CLEAN, ALL, COMMON, Robustness, chosen_corruptions
+from mindska.analysis.corruptions import ALEXNET, ALEXNET_CLEAN, COMMON, Robustness
 from mindska.config import Config, check_results, parse_args
 from mindska.data import Preprocessing, open_dataset
 from mindska.distributed import World
 from mindska.errors import ConfigError, DataError, SettingError
 from mindska.evaluation import Result
+from mindska.names import CORRUPTIONS, chosen_corruptions
 
 FIVE = (1, 2, 3, 4, 5)
 
 
-def made(names=ALL, severities=FIVE, clean=100 - ALEXNET_CLEAN, worse=0.0):
+def made(names=CORRUPTIONS, severities=FIVE, clean=100 - ALEXNET_CLEAN, worse=0.0):
     """A network that errs as AlexNet does, or by so many percent more often; the mean of its severities does."""
     results = {}
     for name in names:
@@ -35,12 +36,13 @@ def made(names=ALL, severities=FIVE, clean=100 - ALEXNET_CLEAN, worse=0.0):
 
 def test_alexnet_is_the_measure():
     same, worse = made(), made(worse=2.0)
-    for names in (COMMON, ALL):
+    for names in (COMMON, CORRUPTIONS):
         assert same.mce(names) == pytest.approx(100) and same.mce(names, relative=True) == pytest.approx(100)
         assert worse.mce(names) == pytest.approx(np.mean([100 * (ALEXNET[n] + 2) / ALEXNET[n] for n in names]))
-    expected = np.mean([100 * (ALEXNET[n] + 2 - 43.5) / (ALEXNET[n] - 43.5) for n in ALL])
-    assert worse.mce(ALL, relative=True) == pytest.approx(expected)
-    assert len(ALL) == 19 and len(COMMON) == 15 and COMMON[-1] == "jpeg_compression"
+    expected = np.mean([100 * (ALEXNET[n] + 2 - 43.5) / (ALEXNET[n] - 43.5) for n in CORRUPTIONS])
+    assert worse.mce(CORRUPTIONS, relative=True) == pytest.approx(expected)
+    assert tuple(ALEXNET) == CORRUPTIONS
+    assert len(CORRUPTIONS) == 19 and len(COMMON) == 15 and COMMON[-1] == "jpeg_compression"
 
 
 def test_means_that_lack_a_part_are_none():
@@ -58,7 +60,7 @@ def test_means_that_lack_a_part_are_none():
 
 
 def test_names_of_corruptions():
-    assert chosen_corruptions(["all"]) == list(ALL) and chosen_corruptions(["common", "fog"]) == list(COMMON)
+    assert chosen_corruptions(["all"]) == list(CORRUPTIONS) and chosen_corruptions(["common", "fog"]) == list(COMMON)
     assert chosen_corruptions(["fog", "saturate", "fog"]) == ["fog", "saturate"]
     with pytest.raises(ConfigError, match="'frog'; expected all, common, or some of gaussian_noise"):
         chosen_corruptions(["frog"])
@@ -190,7 +192,7 @@ def test_all_corruptions_of_the_package(tmp_path):
     pytest.importorskip("imagecorruptions")
     image = np.asarray(Image.effect_mandelbrot((48, 40), (-2, -1.5, 1, 1.5), 60).convert("RGB"))
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    for name in ALL:
+    for name in CORRUPTIONS:
         found = [corruptions.corrupted(image, name, severity, 5) for severity in (1, 5)]
         np.random.random(3)  # noqa: NPY002
         np.testing.assert_array_equal(corruptions.corrupted(image, name, 1, 5), found[0], err_msg=name)

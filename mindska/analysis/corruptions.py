@@ -29,6 +29,7 @@ from ..data.lists import write_table
 from ..distributed import World
 from ..errors import ConfigError, DataError, SettingError, few
 from ..evaluation import Result
+from ..names import CORRUPTIONS, chosen_corruptions
 from ..streams import print_result
 from ..tasks import task_of_file
 from ..validation import Prepared, Shared, predict_all, prepare
@@ -43,27 +44,12 @@ ALEXNET = dict(
     pixelate=71.8, jpeg_compression=60.7, speckle_noise=84.5, gaussian_blur=78.7, spatter=71.8, saturate=65.8,
 )  # fmt: skip
 ALEXNET_CLEAN = 43.5  # on the images as they were
-COMMON = tuple(ALEXNET)[:15]
-ALL = tuple(ALEXNET)
+COMMON = CORRUPTIONS[:15]
 SEVERITIES = (1, 2, 3, 4, 5)
 GROUPS = ("noise", "blur", "weather", "digital", "extra")  # folders of the published archives
 SMALLEST = 32  # pixels on a side that the package takes
 SEEDED = ("impulse_noise", "glass_blur")  # which draw their own random numbers, from a seed that they are given
 _drawing = threading.Lock()  # the others draw from NumPy's global generator
-
-
-def chosen_corruptions(words: Sequence[str]) -> list[str]:
-    """The corruptions that an option names: "all" the 19, "common" the 15 of the paper, or names.
-
-    Raises:
-        ConfigError: there is none of such a name.
-    """
-    found: list[str] = []
-    for word in words:
-        if word not in ("all", "common", *ALL):
-            raise ConfigError(f"corruptions has {word!r}; expected all, common, or some of {', '.join(ALL)}")
-        found += dict(all=ALL, common=COMMON).get(word, (word,))
-    return list(dict.fromkeys(found))
 
 
 def seed_of(corruption: str, severity: int, name: str) -> int:
@@ -230,9 +216,9 @@ class Robustness:
             clean_top1=self.clean and self.clean.top1,
             mean_corruption_error_unnormalised=self.mean_error(),
             mCE=self.mce(COMMON),
-            mCE_19=self.mce(ALL),
+            mCE_19=self.mce(CORRUPTIONS),
             relative_mCE=self.mce(COMMON, relative=True),
-            relative_mCE_19=self.mce(ALL, relative=True),
+            relative_mCE_19=self.mce(CORRUPTIONS, relative=True),
             severities=self.severities(),
             corruptions=[
                 dict(
@@ -411,4 +397,4 @@ def draw(path: Path, found: Sequence[Robustness]) -> None:
     save_figure(figure, path, dpi=90 if len(panels) > 10 else DPI)
 
 
-__all__ = ["ALEXNET", "ALL", "COMMON", "Robustness", "chosen_corruptions", "corrupted", "validate"]
+__all__ = ["ALEXNET", "COMMON", "Robustness", "corrupted", "validate"]

@@ -213,7 +213,8 @@ def loader_share(config: Config, world: World) -> dict[str, Any]:
 
 
 def configured_weights(config: Config) -> Optional[Weights]:
-    """The weights that the configuration names, if any: the model's, or those of its backbone.
+    """The weights that the configuration names, if any: the model's, or those of its backbone, which may come from a
+    classifier, or from another segmenter or detector.
 
     Raises:
         WeightsError: they are neither.
@@ -226,14 +227,26 @@ def configured_weights(config: Config) -> Optional[Weights]:
     except WeightsError as error:
         if not method:
             raise
-        try:
-            weights = open_weights(config.ckpt_path, backbone, config.use_ema)
-        except WeightsError:
-            raise error from None
+        weights = _weights_of_backbone(config, backbone)
+        if weights is None:
+            raise error
     log.info(
-        "%s has weights of %s: the backbone starts from them, what is built on it anew", config.ckpt_path, backbone
-    )
-    return weights
+        "%s has weights of %s: the backbone starts from them, what is built on it anew",
+        config.ckpt_path, weights.model,
+    )  # fmt: skip
+    return weights if weights.model == backbone else weights.of_backbone()
+
+
+def _weights_of_backbone(config: Config, backbone: str) -> Optional[Weights]:
+    """Those in the file if they are of a classifier of this name, or of something that is built on it."""
+    for model in (backbone, ""):
+        try:
+            weights = open_weights(config.ckpt_path, model, config.use_ema)
+        except WeightsError:
+            continue
+        if names.method_and_backbone(weights.model)[1] == backbone:
+            return weights
+    return None
 
 
 def with_recorded_model(config: Config, record: dict[str, Any]) -> Config:

@@ -17,13 +17,15 @@ from mindska.detection.coco import open_coco
 from mindska.detection.evaluation import DetectionEvaluator, DetectionOptions
 from mindska.detection.metrics import CocoEvaluator
 from mindska.detection.postprocess import Detections
-from mindska.errors import ConfigError, PredictionError
+from mindska.errors import ConfigError, PredictionError, WeightsError
 from mindska.modes import pynative_mode
+from mindska.segmentation.factory import create_segmenter
 from mindska.tasks import task_of_file
 from mindska.tasks.detection.opening import open_detector
 from mindska.tasks.detection.prediction import DetectionPredictor
 from mindska.tasks.detection.validation import _prepare
 from mindska.weights.files import read_file
+from mindska.weights.write import write_weights
 
 ROOT = Path(__file__).parents[1]
 MODEL = "ssdlite_skanet_nano"
@@ -132,6 +134,24 @@ def test_the_data_may_have_its_categories_in_any_order(scenes, tmp_path, monkeyp
 def test_an_exported_model_is_refused(scenes):
     with pytest.raises(PredictionError, match="is an exported model"):
         open_detector(settings(scenes, "out", ckpt_path="detector.onnx"))
+
+
+def test_a_detector_starts_from_a_segmenters_backbone(scenes, tmp_path):
+    """And not from one that is built on another backbone."""
+    for backbone in ("skanet_nano", "sk_resnet18"):
+        segmenter, path = create_segmenter("semantic_fpn", backbone=backbone, num_classes=5), tmp_path / "a.ckpt"
+        arrays = {p.name: p.asnumpy() for p in segmenter.get_parameters()}
+        write_weights(path, arrays, {"model": f"semantic_fpn_{backbone}", "num_classes": 5})
+        config = settings(scenes, tmp_path / "run", ckpt_path=str(path))
+        if backbone == "sk_resnet18":
+            with pytest.raises(
+                WeightsError, match="holds semantic_fpn_sk_resnet18, but the model asked for is ssdlite"
+            ):
+                trainer(config)
+            continue
+        ours = {p.name: p.asnumpy() for p in trainer(config).step.network.get_parameters()}
+        moved = [name for name in arrays if name.startswith("backbone.")]
+        assert moved and all(np.array_equal(arrays[name], ours[name]) for name in moved)
 
 
 def test_without_iou_crop_an_object_stays_where_it_is(scenes, tmp_path):

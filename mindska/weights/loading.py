@@ -20,6 +20,7 @@ from ..data.transforms import Preprocessing
 from ..errors import SettingError, WeightsError, few, formatted_list, printable
 from ..models.factory import OUR_MODELS
 from ..models.layers.backbone import Backbone
+from ..names import method_and_backbone
 from .convert import (
     HEAD,
     check_finite,
@@ -185,6 +186,12 @@ class Weights:
                 f"classifier is not known (none begins with {' or '.join(head)}); make a new one in a file of your own"
             )
         return {**{name: value for name, value in self.parameters.items() if not name.startswith(head)}, **own}
+
+    def of_backbone(self) -> Weights:
+        """Those of a segmenter's or detector's backbone alone, which another network built on the same one takes."""
+        start = "backbone."
+        own = {name[len(start) :]: value for name, value in self.parameters.items() if name.startswith(start)}
+        return replace(self, model=method_and_backbone(self.model)[1], parameters=own)
 
     def with_new_classifier(self) -> Weights:
         """The same but for the classifier, which stays the network's own when they are put into one."""

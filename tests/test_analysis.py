@@ -74,6 +74,7 @@ def subject(network, model, names=None, **settings):
 # --------------------------------------------------------------------------------------------- attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_attention_is_the_networks_own_softmax(pairs, accelerated):
     """Of the golden network: its own `attention_weights`, and the softmax of the PyTorch reference."""
@@ -228,6 +229,7 @@ def published_cam(model, reference, x, stage, method="gradcam"):
     return rescale(large).numpy(), chosen.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, stages, method",
     [
@@ -275,6 +277,7 @@ def test_maps_are_those_of_the_package(pairs, method):
         reference.double()
 
 
+@pytest.mark.slow
 def test_a_class_can_be_chosen(pairs):
     network, _ = pairs["skanet_nano"]
     x = random_images(1, seed=2)
@@ -283,6 +286,7 @@ def test_a_class_can_be_chosen(pairs):
     assert np.abs(free.maps - other.maps).max() > 0.05 and (other.targets == other.targets[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["skanet_nano", "sk_resnet18"])
 def test_features_follow_from_any_of_them(pairs, model):
     network, _ = pairs[model]
@@ -368,6 +372,7 @@ def test_what_neighbours_writes(saved, tmp_path):
 # --------------------------------------------------------------------------------------------- receptive field
 
 
+@pytest.mark.slow
 def test_contributions_are_the_references(pairs):
     network, reference = pairs["skanet_nano"]
     x = random_images(1, side=64, seed=6)

@@ -36,6 +36,7 @@ def test_what_a_run_leaves_behind(whole_run):
     assert "WARNING" not in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_validation_repeats_the_best_figure(whole_run, images, tmp_path):
     out, _ = whole_run
     best = max(float(row["top1"]) for row in rows(out) if row["top1"])
@@ -89,6 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(whole_run, images, tmp_path, sto
     assert_same_state(out / "tiny_bn-3_12.ckpt", whole / "tiny_bn-3_12.ckpt")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(whole_run, images):
     out, _ = whole_run
     before = (out / "metrics.csv").read_bytes(), (out / "tiny_bn-3_12.ckpt").stat().st_mtime_ns

@@ -114,6 +114,7 @@ def test_the_old_format_of_pytorch(convert, reference, tmp_path):
     assert golden.rms(logits(tmp_path / "a.ckpt"), expected(reference)) < NOISE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision",
     [torch.float32, *(pytest.param(half, marks=pytest.mark.slow) for half in (torch.float16, torch.bfloat16))],

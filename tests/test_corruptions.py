@@ -187,6 +187,7 @@ def test_images_are_corrupted_as_the_network_sees_them(images, monkeypatch):
     assert len(set(seen)) == 3 and seen[0] == seen[3] and "fog 1" in one.describe(3)
 
 
+@pytest.mark.slow
 def test_all_corruptions_of_the_package(tmp_path):
     """The same seed gives the same pixels, whatever else was drawn; a higher severity changes more."""
     pytest.importorskip("imagecorruptions")

@@ -752,6 +752,7 @@ def test_networks_give_the_same_with_and_without(name, size):
         assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs) + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["skanet_nano", *(pytest.param(n, marks=pytest.mark.slow) for n in ("van_tiny_lska_k7", "sknet26"))]
 )

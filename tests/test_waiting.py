@@ -101,6 +101,7 @@ def test_a_run_ends_within_seconds_while_it_compiles(images, tmp_path, command, 
     assert not list(tmp_path.glob("run/*.ckpt")) and not list(tmp_path.glob("run/.*.tmp*"))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("compiling")
 def test_the_network_for_evaluation_is_compiled_before_the_first_step(images, tmp_path, monkeypatch):
     """So a signal meanwhile ends the run at once, as it does while the training step compiles, and no step is lost."""

@@ -499,6 +499,7 @@ def test_objects_that_pose_as_arrays(tmp_path):
         script("inspect_checkpoint").main([str(tmp_path / "a.pth"), "--keys"])
 
 
+@pytest.mark.slow
 @pytest.mark.fault("hostile-weights")
 def test_the_command_refuses_before_it_trains(images, tmp_path):
     saved_by_torch(tmp_path / "a.pth", tmp_path / "harm")

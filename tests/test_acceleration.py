@@ -118,7 +118,7 @@ FOLDED = (
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
 STATES += [("dense", state) for state in (TRAINING, INFERENCE, NORMS_ALONE)]
-QUICK = [("pynative", "cells", TRAINING), ("graph", "dense", TRAINING), ("pynative", "folded", INFERENCE)]
+QUICK = [("pynative", "cells", TRAINING)]
 
 
 class SideBySide(nn.Cell):

@@ -60,7 +60,7 @@ def _with_pyramid(graph: OnnxGraph, net: Detector, x: str) -> list[str]:
 
 @writes(SSDLite)
 def _ssdlite(graph: OnnxGraph, net: SSDLite, x: str) -> list[str]:
-    maps = _features(graph, net, x)[-2:]
+    maps = _features(graph, net, x)[-net.num_backbone_maps :]
     for layer in net.extra_layers:
         maps.append(graph.write(layer, maps[-1]))
     scores, deltas = [], []

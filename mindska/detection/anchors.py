@@ -115,6 +115,15 @@ def ssd_priors_per_cell(ratios: Sequence[Sequence[float]] = SSD_RATIOS) -> list[
     return [2 + 2 * len(others) for others in ratios]
 
 
+def ssd_backbone_maps(backbone: str) -> tuple[int, int]:
+    """How many of a backbone's last maps SSD takes, and the channels of the first one's head.
+
+    Two, of strides 16 and 32. Of skanet_nano, which is ours and for images of up to 192 pixels, three, of 8 to 32:
+    an object of 30 pixels covers one cell of coarser maps, and hardly ever half of a prior there.
+    """
+    return (3, 128) if backbone == "skanet_nano" else (2, 512)
+
+
 def ssd_priors(
     map_sizes: Sequence[Size],
     ratios: Sequence[Sequence[float]] = SSD_RATIOS,

@@ -22,7 +22,7 @@ from ..models.layers.blocks import conv
 from ..models.layers.boxes import at, box_iou, count
 from ..models.layers.precision import Float32Cell
 from ..models.sknet import ConvNorm
-from .anchors import SSD_RATIOS, ssd_priors, ssd_priors_per_cell
+from .anchors import SSD_RATIOS, ssd_backbone_maps, ssd_priors, ssd_priors_per_cell
 from .coder import SSD_CODER, to_corner_form
 from .detector import COCO_CLASSES, Detector, by_anchor, map_sizes
 from .postprocess import Detections, ssd_detections
@@ -30,7 +30,7 @@ from .postprocess import Detections, ssd_detections
 BN_MOMENTUM = 0.9
 EXTRA_CHANNELS = (256, 128, 128)  # of the maps beyond the backbone's, each half as large as the one before
 POOLED_CHANNELS = 64  # of the last map, one cell
-HEAD_CHANNELS = (512, 256, 256, 128, 128, 64)  # that a head's input is brought to where it has others
+HEAD_CHANNELS = (256, 256, 128, 128, 64)  # that a head's input is brought to where it has others, after the first's
 MINED = 3  # negatives that count for each positive
 COCO_SSD = dict(  # pixels are divided by 255, and nothing else; the ratio of the sides is not kept
     num_classes=COCO_CLASSES,
@@ -158,7 +158,7 @@ class MultiBoxLoss(Float32Cell):
 
 
 class SSDLite(Detector):
-    """Four maps beyond the backbone's last two, and a head for each.
+    """Six maps, the backbone's last two (see `ssd_backbone_maps`) and further ones, and a head for each.
 
     The arguments, inputs, outputs and targets are those of `Detector`; the scores' maps have the background's first.
     Priors are shares of the padded image, and decoded boxes are not clipped to it, as in the original.
@@ -175,15 +175,19 @@ class SSDLite(Detector):
 
     def __init__(self, backbone: Backbone, num_classes: int = COCO_CLASSES) -> None:
         super().__init__(backbone, num_classes)
-        channels = [*self.feature_channels[-2:], *EXTRA_CHANNELS, POOLED_CHANNELS]
-        extra: list[nn.Cell] = [Separable(channels[i], channels[i + 1], stride=2) for i in range(1, 4)]
+        self.num_backbone_maps, first = ssd_backbone_maps(backbone.model_name)
+        further = 5 - self.num_backbone_maps
+        channels = [*self.feature_channels[-self.num_backbone_maps :], *EXTRA_CHANNELS[:further], POOLED_CHANNELS]
+        extra: list[nn.Cell] = [
+            Separable(channels[i], channels[i + 1], stride=2) for i in range(self.num_backbone_maps - 1, 4)
+        ]
         self.extra_layers = nn.CellList([*extra, PooledConv(channels[4], channels[5])])
         self.num_priors = ssd_priors_per_cell(SSD_RATIOS)
         last = len(channels) - 1
         self.ssd_heads = nn.CellList(
             [
                 SSDHead(cin, width, priors * (5 + num_classes), i == last)
-                for i, (cin, width, priors) in enumerate(zip(channels, HEAD_CHANNELS, self.num_priors))
+                for i, (cin, width, priors) in enumerate(zip(channels, (first, *HEAD_CHANNELS), self.num_priors))
             ]
         )
         self.matcher, self.criterion = SSDMatcher(), MultiBoxLoss()
@@ -207,7 +211,7 @@ class SSDLite(Detector):
 
     def raw_maps(self, features: list[Tensor]) -> tuple[Tensor, ...]:
         """(B, priors * (4 + 1 + classes), h, w) of each level."""
-        maps = [features[-2], features[-1]]
+        maps = features[-self.num_backbone_maps :]
         for i, layer in enumerate(self.extra_layers):
             if i == len(self.extra_layers) - 1:
                 in_training = self.training and self.extra_layers[0].depthwise.norm.training

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..detection import assign, masks, postprocess
-from ..detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS, ssd_priors, ssd_priors_per_cell
+from ..detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS, ssd_backbone_maps, ssd_priors, ssd_priors_per_cell
 from ..detection.roi_align import box_matrices, roi_levels
 from .segmentation import Block, ConvModule
 
@@ -182,7 +182,9 @@ class Detector(nn.Module):
     `losses` takes what the port's does, in NumPy, and noise for what is drawn, without the backbone's.
     """
 
-    def __init__(self, method: str, backbone: nn.Module, cin: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, method: str, backbone: nn.Module, cin: Sequence[int], num_classes: int, backbone_maps: int, first: int
+    ) -> None:
         super().__init__()
         self.method, self.stages, self.num_classes = method, len(cin), num_classes
         self.backbone = backbone
@@ -194,10 +196,12 @@ class Detector(nn.Module):
             self.roi_head["bbox_head"] = BoxHead(256, num_classes)
             self.roi_head["mask_head"] = MaskHead(256, num_classes)
         else:
-            channels = [*cin[-2:], 256, 128, 128, 64]
-            layers = {f"os_{64 << i}": Separable(channels[i + 1], channels[i + 2], 2) for i in range(3)}
+            self.backbone_maps = backbone_maps
+            channels = [*cin[-backbone_maps:], *(256, 128, 128)[: 5 - backbone_maps], 64]
+            pairs = list(zip(channels, channels[1:]))[backbone_maps - 1 : -1]
+            layers = {f"os_{64 << i}": Separable(c, width, 2) for i, (c, width) in enumerate(pairs)}
             self.extra_layers = nn.ModuleDict({**layers, "os_-1": Pooled(channels[4], channels[5])})
-            rows = enumerate(zip(channels, (512, 256, 256, 128, 128, 64), ssd_priors_per_cell()))
+            rows = enumerate(zip(channels, (first, 256, 256, 128, 128, 64), ssd_priors_per_cell()))
             self.ssd_heads = nn.ModuleList(
                 [SSDHead(c, width, priors * (5 + num_classes), i == 5) for i, (c, width, priors) in rows]
             )
@@ -214,7 +218,7 @@ class Detector(nn.Module):
 
     def raw_maps(self, x: torch.Tensor) -> Maps:
         """SSDLite's: of each prior four deltas, then the scores."""
-        maps = self.features(x)[-2:]
+        maps = self.features(x)[-self.backbone_maps :]
         for layer in self.extra_layers.values():
             maps.append(layer(maps[-1]))
         return [head(x) for head, x in zip(self.ssd_heads, maps)]
@@ -342,4 +346,4 @@ def create(method: str, backbone: str, num_classes: Optional[int] = None, **opti
     from .segmentation import headless
 
     net, cin = headless(backbone, **options)
-    return Detector(method, net, cin, num_classes or 80)
+    return Detector(method, net, cin, num_classes or 80, *ssd_backbone_maps(backbone))

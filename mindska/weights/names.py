@@ -215,7 +215,7 @@ MMDETECTION: tuple[Rule, ...] = (
     (r"(\.(?:cls_|reg_|mask_head\.)convs\.\d+)\.", r"\1.conv."),
 )
 CVNETS_SSD: tuple[Rule, ...] = (
-    (r"^extra_layers\.3\.conv\.", "extra_layers.os_-1.1.block.conv."),
+    (r"^extra_layers\.\d\.conv\.", "extra_layers.os_-1.1.block.conv."),
     (r"^extra_layers\.(\d)\.", lambda match: f"extra_layers.os_{64 << int(match[1])}."),
     (r"\.proj\.", ".proj_layer.block."),
     (r"\.predictor\.(weight|bias)$", r".loc_cls_layer.block.conv.\1"),

@@ -16,8 +16,8 @@ case "$task" in
     classification) recipe=skanet_nano_digits model=skanet_nano epochs=20 score=top1 bound=98.5 name=digits ;;
     segmentation) recipe=semantic_fpn_skanet_nano_digit_scenes model=semantic_fpn_skanet_nano epochs=12 score=mIoU \
         bound= name=digit_scenes ;;
-    detection) recipe=ssdlite_skanet_nano_digit_scenes model=ssdlite_skanet_nano epochs=40 score=AP50 bound= \
-        name=digit_scenes ;;
+    detection) recipe=ssdlite_skanet_nano_digit_scenes model=ssdlite_skanet_nano epochs=8 score=AP50 bound= \
+        name=digit_scenes_2000 scenes=2000 ;;
     *) echo "quickstart: $task is no task; expected classification, segmentation or detection" >&2; exit 2 ;;
 esac
 whole=$epochs
@@ -28,11 +28,13 @@ output="${OUTPUT_DIR:-output/quickstart-$task-$epochs}"
 if [ "$task" = classification ]; then
     [ -d "$data/val" ] || python scripts/prepare_digits.py "$data"
 else
-    [ -d "$data/annotations" ] || python scripts/prepare_digit_scenes.py "$data"
+    [ -d "$data/annotations" ] || python scripts/prepare_digit_scenes.py "$data" --train "${scenes:-400}"
 fi
+warmup=()
+[ "$epochs" -gt 2 ] || warmup=(--warmup_epochs $((epochs - 1)))
 SECONDS=0
 mpirun -n 2 --oversubscribe python train.py --config "configs/$recipe.yaml" \
-    --data_dir "$data" --ckpt_save_dir "$output" --epoch_size "$epochs" --warmup_epochs $((epochs > 2 ? 2 : epochs - 1))
+    --data_dir "$data" --ckpt_save_dir "$output" --epoch_size "$epochs" "${warmup[@]}"
 python validate.py --config "configs/$recipe.yaml" \
     --data_dir "$data" --ckpt_path "$output/${model}_best.ckpt" --result_json "$output/result.json"
 echo "Trained and validated in $SECONDS s. Curves: $output/curves.png, every figure: $output/metrics.csv"

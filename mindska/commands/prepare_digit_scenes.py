@@ -22,7 +22,7 @@ from mindska.errors import SettingError
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--train", type=int, default=800, metavar="N", help="training scenes (default: 800)")
+    parser.add_argument("--train", type=int, default=400, metavar="N", help="training scenes (default: 400)")
     parser.add_argument("--val", type=int, default=100, metavar="N", help="validation scenes (default: 100)")
     parser.add_argument(
         "--image_size", type=int, nargs=2, default=(128, 128), metavar=("HEIGHT", "WIDTH"),

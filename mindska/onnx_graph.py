@@ -279,15 +279,12 @@ def _max_relative(graph: OnnxGraph, cell: MaxRelativeConv, x: str) -> str:
     queries = graph.reshape(x, -1, channels, n)
     keys = graph.reshape(graph.write(cell.pool, x), -1, channels, m)
     k = cell.search.k
-    if k == m:  # all are near
-        nearest = graph("ReduceMax", keys, axes=[2], keepdims=1)  # (B, C, 1)
-    else:
-        index = _nearest(graph, cell.search, queries, keys, channels, n, m)  # (B, N, k)
-        # GatherElements rather than GatherND, which OpenCV 4 does not know.
-        zeros = graph.constant(np.zeros((1, channels, 1)), f"zeros:{channels}", np.int64)
-        index = graph("Add", graph.reshape(index, -1, 1, n * k), zeros)  # (B, C, N * k)
-        found = graph.reshape(graph("GatherElements", keys, index, axis=2), -1, channels, n, k)
-        nearest = graph("ReduceMax", found, axes=[3], keepdims=0)  # (B, C, N)
+    index = _nearest(graph, cell.search, queries, keys, channels, n, m)  # (B, N, k)
+    # GatherElements rather than GatherND, which OpenCV 4 does not know.
+    zeros = graph.constant(np.zeros((1, channels, 1)), f"zeros:{channels}", np.int64)
+    index = graph("Add", graph.reshape(index, -1, 1, n * k), zeros)  # (B, C, N * k)
+    found = graph.reshape(graph("GatherElements", keys, index, axis=2), -1, channels, n, k)
+    nearest = graph("ReduceMax", found, axes=[3], keepdims=0)  # (B, C, N)
     pairs = (graph.reshape(value, -1, channels, 1, n) for value in (queries, graph("Sub", nearest, queries)))
     interleaved = graph.reshape(graph("Concat", *pairs, axis=2), -1, 2 * channels, height, width)
     return graph.write(cell.act, graph.write(cell.norm, graph.write(cell.conv, interleaved)))
@@ -310,8 +307,11 @@ def _nearest(graph: OnnxGraph, cell: NearestNodes, queries: str, keys: str, chan
         squares = graph("ReduceSum", graph("Mul", keys, keys), graph.integers(1), keepdims=1)  # (B, 1, M)
         twice = graph("Transpose", graph("Mul", queries, graph.scalar(2.0)), perm=[0, 2, 1])  # (B, N, C)
         closeness = graph("Sub", graph("MatMul", twice, keys), graph("Add", squares, position))  # (B, N, M)
-    dilation = min(cell.dilation, m // cell.k)
-    last = (cell.k - 1) * dilation + 1  # of the nearest, that counts
+        dilation = min(cell.dilation, m // cell.k)
+        last = (cell.k - 1) * dilation + 1  # of the nearest, that counts
+        if last == m:  # OpenCV 4 does not sort all of an axis: there is one more, which is the farthest
+            farthest = graph("Sub", graph("Gather", closeness, graph.integers(0), axis=2), graph.scalar(1e30))
+            closeness = graph("Concat", closeness, farthest, axis=2)
     index = graph("TopK", closeness, graph.integers(last), outputs=2, axis=-1)[1]
     if dilation > 1:
         index = graph("Gather", index, graph.integers(*range(0, last, dilation)), axis=2)

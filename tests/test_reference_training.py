@@ -14,7 +14,8 @@ from mindska.config import Config
 from mindska.errors import SettingError
 
 RECIPES = ("skanet_nano_fashion_mnist", "van_tiny_lska_k7_fashion_mnist")
-STEPS = "--mode pynative --batch_size 8 --epoch_size 1 --warmup_epochs 0 --log_interval 1 --mixup 0.2 --clip_grad"
+STEPS = "--mode pynative --batch_size 8 --epoch_size 1 --log_interval 1 --mixup 0.2 --clip_grad"
+STEPS += " --warmup_epochs 0 --warmup_steps 0"
 AVERAGE = "--ema --ema_decay 0.5 --clip_value 0.5 --gradient_accumulation_steps 2"
 
 

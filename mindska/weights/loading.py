@@ -20,7 +20,6 @@ from ..data.transforms import Preprocessing
 from ..errors import SettingError, WeightsError, few, formatted_list, printable
 from ..models.factory import OUR_MODELS
 from ..models.layers.backbone import Backbone
-from ..names import method_and_backbone
 from .convert import (
     HEAD,
     check_finite,
@@ -191,7 +190,7 @@ class Weights:
         """Those of a segmenter's or detector's backbone alone, which another network built on the same one takes."""
         start = "backbone."
         own = {name[len(start) :]: value for name, value in self.parameters.items() if name.startswith(start)}
-        return replace(self, model=method_and_backbone(self.model)[1], parameters=own)
+        return replace(self, model=(split_name(self.model) or ("", self.model))[1], parameters=own)
 
     def with_new_classifier(self) -> Weights:
         """The same but for the classifier, which stays the network's own when they are put into one."""

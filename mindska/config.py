@@ -626,6 +626,8 @@ class Config:
             raise ConfigError(f"class_weights are of the loss CE, but loss is {self.loss}; try --sampler balanced")
         if self.class_weights == ("balanced",) and self.sampler == "balanced":
             raise ConfigError("class_weights balanced and sampler balanced do the same twice; choose one of them")
+        if not self.iou_crop and self.model and not self.model.startswith("ssdlite_"):
+            raise ConfigError(f"iou_crop is of ssdlite's training, but the model is {self.model}; leave it out")
         if self.early_stopping and not self.val_while_train:
             raise ConfigError("early_stopping needs evaluations, but val_while_train is false; leave one of them out")
         if self.scheduler == "plateau" and not self.val_while_train:

@@ -83,6 +83,8 @@ def test_targets_are_what_training_takes(model):
         (["--models", "skanet"], "did you mean skanet_s"),
         (["--rounds", "0"], "--rounds is 0; expected at least 1"),
         (["--what", "backward"], "invalid choice"),
+        (["--engines", "onnxruntime", "--what", "train"], "--engines are compared in forward passes"),
+        (["--engines", "onnxruntime", "--scaling"], "--engines are compared in forward passes"),
     ],
 )
 def test_wrong_words(words, message, capsys):

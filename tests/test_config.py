@@ -83,6 +83,7 @@ def test_settings_of_other_tasks_are_refused():
         (["--image_resize", "1", "2", "3"], "image_resize is (1, 2, 3)"),
         (["--color_jitter", "0.4", "--auto_augment", "randaug-m9"], "exclude each other"),
         (["--model", "skanet_s", "--max_boxes", "3"], "max_boxes is a setting of detection, but the task is class"),
+        (["--model", "retinanet_van_tiny", "--iou_crop", "false"], "iou_crop is of ssdlite's training, but the model"),
         (["--corruptions", "fog", "frog"], "corruptions has 'frog'; expected all, common, or some of gaussian_noise"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
         (["--batch_sze", "3"], "did you mean 'batch_size'?"),

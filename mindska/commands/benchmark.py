@@ -1,7 +1,6 @@
 """Measures the speed of our networks, and of the PyTorch references beside them, on this machine.
 
     mindska benchmark                                  five models, with and without the C++ operators
-    mindska benchmark --models semantic_fpn_van_tiny_lska_k23 --batch_size 2
     mindska benchmark --models sknet50 --what forward folded --kernels both --compile
     mindska benchmark --models skanet_s --batch_size 1 --what forward folded --engines onnxruntime openvino
     mindska benchmark --models skanet_s --scaling      cost against image size, batch and ranks
@@ -45,9 +44,7 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", dest="batch", type=int, default=8, metavar="N", help="images (default: 8)")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="default: all")
     parser.add_argument("--kernels", choices=("on", "off", "both"), default="both", help="C++ operators")
-    parser.add_argument(
-        "--rounds", type=int, default=7, metavar="N", help="steps of each variant, not with --starts (default: 7)"
-    )
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="steps, not with --starts (default: 7)")
     parser.add_argument("--no_pytorch", dest="pytorch", action="store_false", help="leave PyTorch out")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
     engines: Any = dict(nargs="+", choices=list(ENGINES), default=[], metavar="NAME")
@@ -69,6 +66,10 @@ def parse(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     if len(size) > 2:
         parser.error(f"--image_resize has {len(size)} numbers; expected one or two")
     compared = (options.pytorch or options.compile) and not (options.loader or options.starts)
+    if options.engines and (options.scaling or options.starts or options.import_orders or options.what == ["train"]):
+        parser.error(
+            "--engines are compared in forward passes; leave out --scaling, --starts, --what train and the like"
+        )
     for name in options.engines:
         if not find_spec(name):
             parser.error(f"{name} is not installed (pip install {name}); leave --engines {name} out")

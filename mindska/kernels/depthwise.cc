@@ -44,7 +44,7 @@ struct Geometry {
   // Copies a plane into a padded one whose border is zero already.
   void pad(const float *from, float *to) const {
     for (int64_t y = 0; y < height; ++y) {
-      std::memcpy(to + (y + rows.pad) * stride + columns.pad, from + y * width, width * sizeof(float));
+      copy_row(from + y * width, to + (y + rows.pad) * stride + columns.pad, width);
     }
   }
 };

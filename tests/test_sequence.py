@@ -158,3 +158,16 @@ def test_half_precision_weights_have_no_sequence():
     net, x = fold(settled("van_tiny_lska_k7")), images(1, 3, 64, 64)
     net.to_float(ms.float16)
     assert np.isfinite(net(x).asnumpy()).all()
+
+
+def test_it_says_that_it_has_no_gradient():
+    net, x = folded("van_tiny_lska_k7"), images(1, 3, 64, 64)
+
+    def total(batch):  # graph mode parses no lambda here
+        return net(batch).sum()
+
+    for mode in MODES.values():
+        with mode(), pytest.raises(ValueError, match="has no gradient on the CPU: take that of the network before"):
+            ms.grad(total)(x)
+    with decelerated(net):
+        assert np.abs(ms.grad(total)(x).asnumpy()).max() > 0

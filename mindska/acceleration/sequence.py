@@ -39,6 +39,10 @@ MARK = 0x6D736B31  # sequence.cc: the first number of a plan
 IMAGES, CONSTANTS, PLAN, ARENA, RESULT, WEIGHTS = range(6)  # places; a weight's is WEIGHTS + its number
 UNIT = 16  # floats of the arena
 KEPT_PLANS = 16  # of a network, for as many shapes of images
+NO_GRADIENT = (
+    "A folded network in evaluation has no gradient on the CPU: take that of the network before it is folded, or of "
+    "mindska.acceleration.decelerate(network)"
+)
 WRITERS: dict[type, Callable[..., Any]] = {}  # exact class of a cell, without acceleration -> what writes it
 
 
@@ -507,6 +511,20 @@ def result_parts(number: int, shape: tuple[int, ...]) -> tuple[tuple[int, int, t
     return Sequences.of_number[number].known_plan(shape).parts
 
 
+class RunSequence(nn.Cell):
+    """`Sequences.operator`, which has no gradient."""
+
+    def __init__(self, sequences: Sequences) -> None:
+        super().__init__()
+        self.forward = sequences.operator()
+
+    def construct(self, x: Tensor, constants: Tensor, plan: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        return self.forward(x, constants, plan, *weights)
+
+    def bprop(self, x: Tensor, constants: Tensor, plan: Tensor, weights: tuple, out: Tensor, dout: Tensor) -> Any:
+        raise ValueError(NO_GRADIENT)
+
+
 class SequencedBackbone(AcceleratedForm, Backbone):
     """In evaluation, a folded network in one operator, which has no gradient."""
 
@@ -521,7 +539,7 @@ class SequencedBackbone(AcceleratedForm, Backbone):
     def prepare(self) -> None:
         self.sequences = Sequences(self)
         self.sequence_number = self.sequences.number
-        self.sequence = self.sequences.operator()
+        self.sequence = RunSequence(self.sequences)
         self.__dict__["sequence_weights"] = self.sequences.weights  # a cell would take them for its own again
 
     def _make_head(self, num_classes: int, global_pool: str) -> None:
@@ -533,7 +551,7 @@ class SequencedBackbone(AcceleratedForm, Backbone):
 
     def in_inference(self, x: Tensor, noise: Optional[Tensor] = None) -> Union[Tensor, list[Tensor]]:
         constants, plan = plan_tensors(self.sequence_number, x.shape)
-        result = self.sequence(x, constants, plan, *self.sequence_weights)
+        result = self.sequence(x, constants, plan, self.sequence_weights)
         if not self.features_only:
             return result
         features = []

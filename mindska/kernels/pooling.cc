@@ -10,14 +10,7 @@ static void parallel_for_each_map(const int64_t *shape, Function function) {
 }
 
 static inline float larger(float a, float b) { return b > a || b != b ? b : a; }  // NaN stays
-
-// The largest of a row's elements in three neighbouring columns, from `first` on, as far as there are any.
-static inline float largest_of_three(const float *row, int64_t first, int64_t width) {
-  const int64_t begin = std::max<int64_t>(first, 0), end = std::min(first + 3, width);
-  float largest = row[begin];
-  for (int64_t x = begin + 1; x < end; ++x) largest = larger(largest, row[x]);
-  return largest;
-}
+static inline Vec larger(Vec a, Vec b) { return a >= b || a != a ? a : b; }
 
 }  // namespace mindska
 
@@ -33,18 +26,26 @@ MINDSKA_OPERATOR(mindska_max_pool,
   const int64_t top = options[0], left = options[1], high = options[2], wide = options[3];
   const int64_t height = shapes[0][2], width = shapes[0][3];
   float *y = static_cast<float *>(params[2]);
-  parallel_for_each_map(shapes[0], [=](int64_t plane) {
-    std::vector<float> largest(width);  // of each column of a window's rows
-    for (int64_t i = 0; i < high; ++i) {
-      const int64_t begin = std::max<int64_t>(2 * i - top, 0), end = std::min(2 * i - top + 3, height);
-      const float *row = x + (plane * height + begin) * width;
-      std::copy(row, row + width, largest.begin());
-      for (int64_t line = begin + 1; line < end; ++line) {
-        row += width;
-        for (int64_t j = 0; j < width; ++j) largest[j] = larger(largest[j], row[j]);
+  parallel(shapes[0][0] * shapes[0][1], element_count(shapes[0], 4), [&](Tasks &tasks) {
+    // Of the columns of a window's rows, with a border; then of three columns. As far as vectors reach.
+    const int64_t length = round_up(std::max(width + left, 2 * wide + 1), kLanes) + kLanes;
+    std::vector<float> columns(length, -INFINITY), windows(length);
+    for (const int64_t plane : tasks) {
+      for (int64_t i = 0; i < high; ++i) {
+        const int64_t begin = std::max<int64_t>(2 * i - top, 0), end = std::min(2 * i - top + 3, height);
+        const float *rows = x + plane * height * width;
+        for_each_vector(width, [&](int64_t j, int count) {
+          Vec largest = load_some(rows + begin * width + j, count);
+          for (int64_t y = begin + 1; y < end; ++y) largest = larger(largest, load_some(rows + y * width + j, count));
+          store_some(columns.data() + left + j, largest, count);
+        });
+        for (int64_t j = 0; j < 2 * wide; j += kLanes) {
+          const float *at = columns.data() + j;
+          store(windows.data() + j, larger(larger(load(at), load(at + 1)), load(at + 2)));
+        }
+        float *to = y + (plane * high + i) * wide;
+        for (int64_t j = 0; j < wide; ++j) to[j] = windows[2 * j];
       }
-      float *to = y + (plane * high + i) * wide;
-      for (int64_t j = 0; j < wide; ++j) to[j] = largest_of_three(largest.data(), 2 * j - left, width);
     }
   });
   return 0;

@@ -9,8 +9,8 @@ static void parallel_for_each_map(const int64_t *shape, Function function) {
   parallel_for(shape[0] * shape[1], element_count(shape, 4), [&](int64_t plane) { function(plane); });
 }
 
-static inline float larger(float a, float b) { return b > a || b != b ? b : a; }  // NaN stays
-static inline Vec larger(Vec a, Vec b) { return a >= b || a != a ? a : b; }
+static inline float maximum(float a, float b) { return b > a || b != b ? b : a; }  // NaN stays
+static inline Vec maximum(Vec a, Vec b) { return a >= b || a != a ? a : b; }
 
 }  // namespace mindska
 
@@ -36,12 +36,12 @@ MINDSKA_OPERATOR(mindska_max_pool,
         const float *rows = x + plane * height * width;
         for_each_vector(width, [&](int64_t j, int count) {
           Vec largest = load_some(rows + begin * width + j, count);
-          for (int64_t y = begin + 1; y < end; ++y) largest = larger(largest, load_some(rows + y * width + j, count));
+          for (int64_t y = begin + 1; y < end; ++y) largest = maximum(largest, load_some(rows + y * width + j, count));
           store_some(columns.data() + left + j, largest, count);
         });
         for (int64_t j = 0; j < 2 * wide; j += kLanes) {
           const float *at = columns.data() + j;
-          store(windows.data() + j, larger(larger(load(at), load(at + 1)), load(at + 2)));
+          store(windows.data() + j, maximum(maximum(load(at), load(at + 1)), load(at + 2)));
         }
         float *to = y + (plane * high + i) * wide;
         for (int64_t j = 0; j < wide; ++j) to[j] = windows[2 * j];
@@ -98,7 +98,7 @@ MINDSKA_OPERATOR(mindska_global_max_pool, "x (B, C, H, W) -> y (B, C)") {
   parallel_for_each_map(shapes[0], [=](int64_t plane) {
     const float *map = x + plane * pixels;
     float largest = map[0];
-    for (int64_t i = 1; i < pixels; ++i) largest = larger(largest, map[i]);
+    for (int64_t i = 1; i < pixels; ++i) largest = maximum(largest, map[i]);
     y[plane] = largest;
   });
   return 0;

@@ -22,7 +22,8 @@ static inline Vec normal_exponential(Vec x) {
   p = p * f + 0.24022647738456726f;
   p = p * f + 0.6931471824645996f;
   p = p * f + 1.0f;
-  const Vec power = (Vec)((IntVec)p + ((IntVec)shifted << 23));
+  typedef uint32_t UintVec __attribute__((vector_size(sizeof(Vec))));  // its sums may overflow, where x is large
+  const Vec power = (Vec)((UintVec)p + ((UintVec)shifted << 23));
   return exponent < splat(-115.0f) ? Vec{} : power;
 }
 

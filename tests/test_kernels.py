@@ -623,6 +623,71 @@ def test_mean_of_sum_and_weighted_sum(batch, channels, height, width):
     )
 
 
+def infer(name, *arrays, **numbers):
+    """The result of an operator for inference, which has no cell; its numbers come last."""
+    tensors = [Tensor(a) for a in arrays] + ([operators.int32_tensor(**numbers)] if numbers else [])
+    return operators.operator(name, **numbers)(*tensors).asnumpy()
+
+
+@pytest.mark.parametrize("batch, channels, height, width", [(1, 1, 3, 3), (2, 5, 8, 7), (3, 4, 33, 20), (1, 2, 3, 130)])
+def test_pooling(batch, channels, height, width):
+    x = random(batch, channels, height, width)
+    wide, pool = torch.from_numpy(x).double(), torch.nn.functional
+    x[0, 0, 0, 0] = np.nan
+    assert np.isnan(infer("global_max_pool", x)[0, 0]) and np.isnan(infer("global_avg_pool", x)[0, 0])
+    x[0, 0, 0, 0] = wide[0, 0, 0, 0]
+    np.testing.assert_array_equal(infer("global_max_pool", x), wide.amax((2, 3)))
+    means = wide.mean((2, 3))
+    np.testing.assert_allclose(infer("global_avg_pool", x), means, atol=rounding(means, height * width), rtol=0)
+    for before in (0, 1, 2):
+        for rounds_up in (False, True):
+            padded = pool.pad(wide, (before, 0, before, 0), value=-torch.inf)
+            expected = pool.max_pool2d(padded, 3, 2, ceil_mode=rounds_up)
+            high, wide_ = expected.shape[2:]
+            ours = infer("max_pool", x, top=before, left=before, high=high, wide=wide_)
+            np.testing.assert_array_equal(ours, expected)
+    for size in (1, 2, 3):
+        expected = pool.avg_pool2d(wide, size)
+        np.testing.assert_allclose(infer("avg_pool", x, size=size), expected, atol=rounding(expected, size**2), rtol=0)
+
+
+@pytest.mark.parametrize("batch, channels, outputs", [(1, 1, 1), (2, 15, 9), (3, 300, 100), (8, 64, 7)])
+def test_dense(batch, channels, outputs):
+    arrays = random(batch, channels), random(outputs, channels, seed=1), random(outputs, seed=2)
+    expected = torch.nn.functional.linear(*(torch.from_numpy(a).double() for a in arrays))
+    np.testing.assert_allclose(infer("dense", *arrays), expected, atol=rounding(expected, channels), rtol=0)
+
+
+@pytest.mark.parametrize("batch, parts, channels", [(1, 1, 1), (2, 2, 17), (3, 5, 40)])
+def test_softmax(batch, parts, channels):
+    x = 5 * random(batch, parts, channels)
+    expected = torch.from_numpy(x).double().softmax(1)
+    np.testing.assert_allclose(infer("softmax", x), expected, atol=rounding(expected, parts), rtol=0)
+
+
+def test_slices_of_channels_and_add_relu():
+    x, other = random(3, 9, 5, 7), random(3, 9, 5, 7, seed=1)
+    for first, count in ((0, 9), (2, 3), (8, 1)):
+        np.testing.assert_array_equal(infer("slice_channels", x, first=first, count=count), x[:, first : first + count])
+    np.testing.assert_array_equal(infer("add_relu", x, other), np.maximum(x + other, 0))
+
+
+@pytest.mark.parametrize("batch, cin, cout, height, width, groups, side, stride, dilation", [
+    (1, 4, 6, 1, 1, 2, 3, 2, 1), (2, 64, 64, 14, 14, 32, 3, 2, 2), (3, 15, 9, 5, 30, 3, 5, 2, 1),
+    (2, 12, 24, 9, 7, 4, 1, 2, 1), (1, 16, 32, 33, 8, 2, 3, 1, 2),
+])  # fmt: skip
+def test_strided_in_groups(batch, cin, cout, height, width, groups, side, stride, dilation):
+    x, weight = random(batch, cin, height, width), random(cout, cin // groups, side, side, seed=1)
+    bias = random(cout, seed=2)
+    wide, padding = [torch.from_numpy(a).double() for a in (x, weight, bias)], dilation * (side // 2)
+    expected = torch.nn.functional.conv2d(*wide, stride, padding, dilation, groups)
+    terms = cin // groups * side * side
+    ours = infer("strided", x, weight, bias, stride=stride, dilation=dilation, relu=0)
+    np.testing.assert_allclose(ours, expected, atol=rounding(expected, terms), rtol=0)
+    ours = infer("strided", x, weight, bias, stride=stride, dilation=dilation, relu=1)
+    np.testing.assert_allclose(ours, expected.relu(), atol=rounding(expected, terms), rtol=0)
+
+
 MLPS = [
     (1, 3, 5, 1, 1),
     (1, 6, 40, 130, 33),

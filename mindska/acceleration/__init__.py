@@ -15,7 +15,7 @@ import mindspore as ms
 from mindspore import nn
 
 from .. import kernels
-from . import boxes, layers, pyramid, segmentation, sknet
+from . import boxes, layers, pyramid, segmentation, sequence, sknet
 from .exporting import wrap_exports
 from .form import AcceleratedForm, apply_form, clear_compile_cache, remove_form
 
@@ -41,6 +41,9 @@ FORMS: tuple[type[AcceleratedForm], ...] = (
     boxes.FusedSuppression,
     boxes.FusedRoIAlign,
     boxes.FusedMaskTargets,
+    sequence.SequencedSkaNet,
+    sequence.SequencedVAN,
+    sequence.SequencedSKNet,
 )
 _FORM_OF = {form.plain_class: form for form in FORMS}  # of exact classes: a subclass may compute something else
 

@@ -18,6 +18,16 @@ WINOGRAD_MIN_CHANNELS = 16
 WINOGRAD_MAX_DILATION = 4
 
 
+def has_odd_kernel_and_keeps_size(conv: nn.Conv2d) -> bool:
+    """Whether a convolution's padding keeps the size (divided by the stride), its kernel's sides are odd, and stride
+    and dilation are the same for both axes."""
+    (high, wide), (dilation, _) = conv.kernel_size, conv.dilation
+    padding = (conv.padding,) * 4 if isinstance(conv.padding, int) else tuple(conv.padding)
+    vertical, horizontal = dilation * (high // 2), dilation * (wide // 2)
+    keeps_size = conv.pad_mode == "pad" and padding == (vertical, vertical, horizontal, horizontal)
+    return keeps_size and high % 2 == wide % 2 == 1 and len({*conv.stride}) == len({*conv.dilation}) == 1
+
+
 def conv_kind(conv: nn.Conv2d) -> str:
     """Which operator computes a convolution: "pointwise", "depthwise", "grouped", "strided", "winograd" (on maps of at
     least `min_pixels`), or "" for MindSpore's own.
@@ -26,10 +36,7 @@ def conv_kind(conv: nn.Conv2d) -> str:
     fastest on two cores of an x86-64 with AVX-512.
     """
     (high, wide), (dilation, _), stride = conv.kernel_size, conv.dilation, conv.stride[0]
-    padding = (conv.padding,) * 4 if isinstance(conv.padding, int) else tuple(conv.padding)
-    vertical, horizontal = dilation * (high // 2), dilation * (wide // 2)
-    keeps_size = conv.pad_mode == "pad" and padding == (vertical, vertical, horizontal, horizontal)
-    if not keeps_size or high % 2 == 0 or wide % 2 == 0 or len({*conv.stride}) > 1 or len({*conv.dilation}) > 1:
+    if not has_odd_kernel_and_keeps_size(conv):
         return ""
     if high == wide == stride == 1:
         return "pointwise"

@@ -154,10 +154,14 @@ class FusedFoldedSplitKernelAttention(AcceleratedForm, FoldedSplitKernelAttentio
     in_inference = FusedSplitKernelAttention.before_norm
 
 
+def transposed_position_array(channels: int, nodes: int, reduced_nodes: int) -> np.ndarray:
+    """The relative position as the operator reads it: (reduced_nodes, nodes)"""
+    return np.ascontiguousarray(relative_position(channels, nodes, reduced_nodes).T)
+
+
 @constexpr
 def transposed_position(channels: int, nodes: int, reduced_nodes: int) -> Tensor:
-    """The relative position as the operator reads it: (reduced_nodes, nodes)"""
-    return Tensor(np.ascontiguousarray(relative_position(channels, nodes, reduced_nodes).T))
+    return Tensor(transposed_position_array(channels, nodes, reduced_nodes))
 
 
 class FusedMaxRelativeConv(AcceleratedForm, MaxRelativeConv):

@@ -2,30 +2,48 @@
 //
 // In GELU, with a = |x| / sqrt(2), the tail of the normal distribution is exp(-a^2) * erfcx(a) / 2. The scaled
 // complementary error function erfcx is smooth and never cancels: a quotient of polynomials gives it to 5e-9 (relative),
-// fitted to SciPy's erfcx on 0 <= a <= 9.4, where the exponential vanishes in float32.
+// fitted to SciPy's erfcx on 0 <= a <= 9.4, where the exponential vanishes in float32. Here they are polynomials of |x|.
 #pragma once
 
 #include "simd.h"
 
 namespace mindska {
 
+// exp(-x^2 / 2), as a power of two; 0 where the exponent is below -115, so that products of it are no denormal numbers.
+// NaN stays NaN.
+static inline Vec normal_exponential(Vec x) {
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the lowest bits
+  const Vec exponent = x * x * -0.721347520f, shifted = exponent + magic;
+  const Vec f = exponent - (shifted - magic);
+  Vec p = splat(0.00015370704932138324f);  // 2^f to 2e-8 (relative) on |f| <= 1 / 2
+  p = p * f + 0.0013399848248809576f;
+  p = p * f + 0.009618373587727547f;
+  p = p * f + 0.05550329014658928f;
+  p = p * f + 0.24022647738456726f;
+  p = p * f + 0.6931471824645996f;
+  p = p * f + 1.0f;
+  typedef uint32_t UintVec __attribute__((vector_size(sizeof(Vec))));  // its sums may overflow, where x is large
+  const Vec power = (Vec)((UintVec)p + ((UintVec)shifted << 23));
+  return exponent < splat(-115.0f) ? Vec{} : power;
+}
+
 // Phi(x), the distribution function of the normal distribution; and exp(-x^2 / 2).
 static inline Vec normal_cdf(Vec x, Vec *exponential) {
-  Vec a = (x < Vec{} ? -x : x) * 0.707106781f;
-  a = a < splat(10.0f) ? a : splat(10.0f);  // infinity over infinity would be NaN
-  Vec p = splat(0.03215659409761429f);
-  p = p * a + 0.2261614054441452f;
-  p = p * a + 0.7251785397529602f;
-  p = p * a + 1.2322609424591064f;
-  p = p * a + 1.0f;
-  Vec q = splat(0.056995272636413574f);
-  q = q * a + 0.40089020133018494f;
-  q = q * a + 1.3133752346038818f;
-  q = q * a + 2.3888678550720215f;
-  q = q * a + 2.360640525817871f;
+  Vec a = (Vec)((IntVec)x & 0x7fffffff);
+  a = a < splat(14.0f) ? a : splat(14.0f);  // infinity over infinity would be NaN
+  Vec p = splat(0.004019574262201786f);
+  p = p * a + 0.03998006507754326f;
+  p = p * a + 0.18129463493824005f;
+  p = p * a + 0.43567004799842834f;
+  p = p * a + 0.5f;
+  Vec q = splat(0.010075435973703861f);
+  q = q * a + 0.10022255033254623f;
+  q = q * a + 0.4643482565879822f;
+  q = q * a + 1.1944339275360107f;
+  q = q * a + 1.6692249774932861f;
   q = q * a + 1.0f;
-  *exponential = exp_negative(x * x * -0.5f);
-  const Vec tail = *exponential * 0.5f * (p / q);
+  *exponential = normal_exponential(x);
+  const Vec tail = *exponential * (p / q);
   return x < Vec{} ? tail : 1.0f - tail;
 }
 

@@ -11,7 +11,7 @@
 
 namespace mindska {
 
-constexpr int kRowVectors = 4;  // vectors of an output row in registers
+constexpr int kRowVectors = 4;  // vectors of the output in registers
 
 // One axis of the kernel, without the taps that never meet the plane.
 struct KernelAxis {
@@ -44,48 +44,67 @@ struct Geometry {
   // Copies a plane into a padded one whose border is zero already.
   void pad(const float *from, float *to) const {
     for (int64_t y = 0; y < height; ++y) {
-      std::memcpy(to + (y + rows.pad) * stride + columns.pad, from + y * width, width * sizeof(float));
+      copy_row(from + y * width, to + (y + rows.pad) * stride + columns.pad, width);
     }
   }
 };
 
-// N vectors of an output row: the sum of the shifted inputs times their weights.
-template <int N>
-static inline void convolve_row_block(const Geometry &g, const float *source, const float *weights, float bias,
-                                      Vec *out) {
-  Vec sums[N];
-  for (int i = 0; i < N; ++i) sums[i] = splat(bias);
+// N vectors of R output rows: the sum of the shifted inputs times their weights.
+template <int R, int N>
+static inline void convolve_block(const Geometry &g, const float *source, const float *weights, float bias,
+                                  Vec (&sums)[R][N]) {
+  for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < N; ++i) sums[r][i] = splat(bias);
+  }
   for (int64_t ky = 0; ky < g.rows.count; ++ky) {
     const float *row = source + ky * g.dilation * g.stride;
     const float *weight = weights + (ky + g.rows.first) * g.kernel_width + g.columns.first;
     for (int64_t kx = 0; kx < g.columns.count; ++kx) {
       const Vec w = splat(weight[kx]);
-      for (int i = 0; i < N; ++i) sums[i] += w * load(row + kx * g.dilation + i * kLanes);
+      for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) sums[r][i] += w * load(row + r * g.stride + kx * g.dilation + i * kLanes);
+      }
     }
   }
-  for (int i = 0; i < N; ++i) out[i] = sums[i];
 }
 
-// The convolution of a padded plane; epilogue(vector) is what is written for a vector of sums.
+// The convolution of a padded plane, kRowVectors vectors at a time, of one row or of several; epilogue(vector) is what is
+// written for a vector of sums.
 template <typename Epilogue>
 static void convolve(const Geometry &g, const float *padded, const float *weights, float bias, float *out,
                      Epilogue epilogue) {
-  for (int64_t y = 0; y < g.height; ++y) {
-    const float *source = padded + y * g.stride;
-    float *row = out + y * g.width;
+  const auto block = [&](auto rows, auto vectors, int64_t y, int64_t x) {
+    constexpr int R = decltype(rows)::value, N = decltype(vectors)::value;
+    Vec sums[R][N];
+    convolve_block<R, N>(g, padded + y * g.stride + x, weights, bias, sums);
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < N; ++i) {
+        const int64_t left = g.width - x - i * kLanes;
+        store_some(out + (y + r) * g.width + x + i * kLanes, epilogue(sums[r][i]),
+                   static_cast<int>(std::min<int64_t>(kLanes, left)));
+      }
+    }
+  };
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, 2> two;
+  constexpr std::integral_constant<int, kRowVectors> all;
+  for (int64_t y = 0; y < g.height; y += kRowVectors) {
+    const int64_t last = std::min(g.height, y + kRowVectors);
     int64_t x = 0;
-    Vec block[kRowVectors];
     for (; x + kRowVectors * kLanes <= g.width; x += kRowVectors * kLanes) {
-      convolve_row_block<kRowVectors>(g, source + x, weights, bias, block);
-      for (int i = 0; i < kRowVectors; ++i) store(row + x + i * kLanes, epilogue(block[i]));
+      for (int64_t row = y; row < last; ++row) block(one, all, row, x);
     }
     for (; x + 2 * kLanes <= g.width; x += 2 * kLanes) {
-      convolve_row_block<2>(g, source + x, weights, bias, block);
-      for (int i = 0; i < 2; ++i) store(row + x + i * kLanes, epilogue(block[i]));
+      int64_t row = y;
+      for (; row + 2 <= last; row += 2) block(two, two, row, x);
+      for (; row < last; ++row) block(one, two, row, x);
     }
     for (; x < g.width; x += kLanes) {
-      convolve_row_block<1>(g, source + x, weights, bias, block);
-      store_some(row + x, epilogue(block[0]), static_cast<int>(std::min<int64_t>(kLanes, g.width - x)));
+      if (last == y + kRowVectors) {
+        block(all, one, y, x);
+      } else {
+        for (int64_t row = y; row < last; ++row) block(one, one, row, x);
+      }
     }
   }
 }

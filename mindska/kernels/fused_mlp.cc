@@ -125,7 +125,7 @@ struct FusedMlp {
           for (int j = 0; j < kBlockVectors; ++j) store(activated + i * kPanelColumns + j * kLanes, gelu(sums[j]));
         }
         for (int64_t row = 0; row < channels; row += kBlockRows) {
-          const float *left = weight2.block(start / kHiddenBlock * padded_rows + row);
+          const PackedBlock left = weight2.block(start / kHiddenBlock * padded_rows + row);
           multiply_block<kBlockVectors>(count, left, activated, kPanelColumns, [&](int i, int j, Vec value) {
             if (row + i >= channels) return;
             float *total = totals + column * channels + (row + i) * kPanelColumns + j * kLanes;

@@ -34,7 +34,7 @@ struct Grouped {
     std::fill(to, to + planes * padded(), 0.0f);
     for (int64_t i = 0; i < planes * height; ++i) {
       float *line = to + i / height * padded() + (i % height + pad()) * pitch() + pad();
-      std::memcpy(line, from + i * width, width * sizeof(float));
+      copy_row(from + i * width, line, width);
     }
   }
 
@@ -42,10 +42,11 @@ struct Grouped {
   void crop_planes(const float *from, int64_t planes, float *to, const float *bias, bool relu) const {
     for (int64_t i = 0; i < planes; ++i) {
       for (int64_t y = 0; y < height; ++y) {
-        for (int64_t x = 0; x < width; ++x) {
-          const float value = from[i * row() + y * pitch() + x] + (bias ? bias[i] : 0);
-          to[(i * height + y) * width + x] = relu && value < 0 ? 0 : value;  // NaN stays NaN
-        }
+        for_each_vector(width, [&](int64_t x, int count) {
+          Vec value = load_some(from + i * row() + y * pitch() + x, count) + (bias ? bias[i] : 0);
+          if (relu) value = value < Vec{} ? Vec{} : value;  // NaN stays NaN
+          store_some(to + (i * height + y) * width + x, value, count);
+        });
       }
     }
   }

@@ -1,8 +1,9 @@
 // Products of matrices whose columns are the pixels of a batch of feature maps (B, C, H, W): what a 1x1 convolution is.
 //
-// As in BLAS libraries both sides are packed: copied so that the innermost loop reads memory in order. That loop keeps a
-// block of the result in registers. `multiply` computes A * B, a weight times feature maps, and passes each vector of the
-// result to an epilogue. `TransposedProduct` computes A * B^T of two feature maps, sums over the pixels: the gradient of
+// As in BLAS libraries the right side is packed: copied so that the innermost loop reads memory in order. That loop keeps a
+// block of the result in registers. Of the left side it needs single numbers, which it reads where they are if they lie
+// row by row; else this side is packed as well. `multiply` computes A * B, a weight times feature maps, and passes each
+// vector of the result to an epilogue. `TransposedProduct` computes A * B^T of two feature maps, sums over the pixels: the gradient of
 // the weight. The order of its sums depends on the shapes alone.
 //
 // B is `FeatureMaps`, or what has the same members: strided.cc has another.
@@ -43,19 +44,58 @@ struct FeatureMaps {
   int64_t target(int64_t pixel) const { return pixel; }  // where a result belongs in its map; -1: nowhere
 };
 
+// kBlockRows rows of a left side, column by column: element (i, k) is at k * kBlockRows + i.
+struct PackedBlock {
+  const float *at;
+
+  float operator()(int i, int64_t k) const { return at[k * kBlockRows + i]; }
+  PackedBlock from(int64_t k) const { return {at + k * kBlockRows}; }
+};
+
+// kBlockRows rows of a left side, each somewhere.
+struct RowsBlock {
+  const float *rows[kBlockRows];
+
+  float operator()(int i, int64_t k) const { return rows[i][k]; }
+  RowsBlock from(int64_t k) const {
+    RowsBlock block;
+    for (int i = 0; i < kBlockRows; ++i) block.rows[i] = rows[i] + k;
+    return block;
+  }
+};
+
+// Of a product of `rows` x `depth` with so many columns, as `parallel` wants it.
+static inline int64_t product_work(int64_t rows, int64_t depth, int64_t columns) {
+  return rows * std::max<int64_t>(depth, kLanes) * columns / kLanes;
+}
+
+// A matrix (rows, depth) row by row, as weights lie in memory.
+struct RowMatrix {
+  int64_t rows, depth;
+  const float *values;
+
+  // Beyond the last row: that one again, whose results are left out.
+  RowsBlock block(int64_t row) const {
+    RowsBlock block;
+    for (int64_t i = 0; i < kBlockRows; ++i) block.rows[i] = values + std::min(row + i, rows - 1) * depth;
+    return block;
+  }
+  RowMatrix part(int64_t first, int64_t count) const { return {count, depth, values + first * depth}; }
+  int64_t work(int64_t columns) const { return product_work(rows, depth, columns); }
+};
+
 // A matrix (rows, depth) in blocks of kBlockRows rows, each block column by column; the last block is filled up with
 // zeros. The values belong to a PackedMatrix.
 struct PackedView {
   int64_t rows, depth;
   const float *values;
 
-  const float *block(int64_t row) const { return values + row * depth; }  // `row`: the first of a block
+  PackedBlock block(int64_t row) const { return {values + row * depth}; }  // `row`: the first of a block
 
   // `count` rows, of which `first` is the first of a block.
-  PackedView part(int64_t first, int64_t count) const { return {count, depth, block(first)}; }
+  PackedView part(int64_t first, int64_t count) const { return {count, depth, values + first * depth}; }
 
-  // Of a product with so many columns, as `parallel` wants it.
-  int64_t work(int64_t columns) const { return rows * std::max<int64_t>(depth, kLanes) * columns / kLanes; }
+  int64_t work(int64_t columns) const { return product_work(rows, depth, columns); }
 
   static int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows * kBlockRows; }
 };
@@ -161,28 +201,28 @@ class Columns {
 };
 
 // Adds `depth` products to a block of kBlockRows x N vectors. `stride`: from one row of `right` to the next.
-template <int N>
-static inline void add_products(int64_t depth, const float *left, const float *right, int64_t stride,
+template <int N, typename Block>
+static inline void add_products(int64_t depth, const Block &left, const float *right, int64_t stride,
                                 Vec (&sums)[kBlockRows][N]) {
-  for (int64_t k = 0; k < depth; ++k, left += kBlockRows, right += stride) {
+  for (int64_t k = 0; k < depth; ++k, right += stride) {
     Vec values[N];
     for (int j = 0; j < N; ++j) values[j] = load(right + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < kBlockRows; ++i) {
-      const Vec factor = splat(left[i]);
+      const Vec factor = splat(left(i, k));
       for (int j = 0; j < N; ++j) sums[i][j] += factor * values[j];
     }
   }
 }
 
 // A block of kBlockRows x N vectors of a product; epilogue(row, vector, value) takes each vector of it.
-template <int N, typename Epilogue>
-static inline void multiply_block(int64_t depth, const float *left, const float *right, int64_t stride,
+template <int N, typename Block, typename Epilogue>
+static inline void multiply_block(int64_t depth, const Block &left, const float *right, int64_t stride,
                                   Epilogue epilogue) {
   Vec total[kBlockRows][N] = {};
   for (int64_t k = 0; k < depth; k += kSumBlock) {
     Vec sums[kBlockRows][N] = {};
-    add_products(std::min(kSumBlock, depth - k), left + k * kBlockRows, right + k * stride, stride, sums);
+    add_products(std::min(kSumBlock, depth - k), left.from(k), right + k * stride, stride, sums);
     for (int i = 0; i < kBlockRows; ++i) {
       for (int j = 0; j < N; ++j) total[i][j] += sums[i][j];
     }
@@ -193,8 +233,8 @@ static inline void multiply_block(int64_t depth, const float *left, const float 
 }
 
 // The same for a panel of `vectors` vectors.
-template <typename Epilogue>
-static inline void multiply_panel(int64_t depth, const float *left, const float *panel, int vectors, Epilogue epilogue) {
+template <typename Block, typename Epilogue>
+static inline void multiply_panel(int64_t depth, const Block &left, const float *panel, int vectors, Epilogue epilogue) {
   switch (vectors) {
     case 1: return multiply_block<1>(depth, left, panel, kLanes, epilogue);
     case 2: return multiply_block<2>(depth, left, panel, 2 * kLanes, epilogue);
@@ -202,22 +242,30 @@ static inline void multiply_panel(int64_t depth, const float *left, const float 
   }
 }
 
-// The columns of a product, in tiles of whole panels, about as many for each thread.
+// The tasks of a product: its columns in tiles of whole panels, about as many for each thread; where there is one tile
+// only, the rows are divided, in whole blocks.
 struct Tiles {
-  int64_t columns, panels, count;
+  int64_t rows, columns, panels, count, row_parts = 1;
 
-  explicit Tiles(int64_t columns) : columns(columns), panels((columns + kPanelColumns - 1) / kPanelColumns) {
+  Tiles(int64_t rows, int64_t columns)
+      : rows(rows), columns(columns), panels((columns + kPanelColumns - 1) / kPanelColumns) {
     const int64_t threads = mindska_threads(), least = (panels + kTilePanels - 1) / kTilePanels;
-    count = std::min(panels, (least + threads - 1) / threads * threads);
+    count = least == 1 ? 1 : std::min(panels, (least + threads - 1) / threads * threads);
+    if (count == 1) row_parts = std::min(threads, row_blocks());
   }
 
+  int64_t tasks() const { return count * row_parts; }
+  int64_t row_blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
   int64_t begin(int64_t tile) const { return std::min(columns, tile * panels / count * kPanelColumns); }
+  int64_t first_row(int64_t part) const { return std::min(rows, part * row_blocks() / row_parts * kBlockRows); }
 };
 
-// A tile of A * B; epilogue(columns, row, vector, value) takes each vector of it. `packed`: room for a.depth rows of a tile.
-template <typename Matrix, typename Epilogue>
-static void multiply_tile(const PackedView &a, const Matrix &b, const Tiles &tiles, int64_t tile, float *packed,
+// A task of A * B; epilogue(columns, row, vector, value) takes each vector of it. A: a PackedView or a RowMatrix. `packed`:
+// room for a.depth rows of a tile.
+template <typename Left, typename Matrix, typename Epilogue>
+static void multiply_tile(const Left &a, const Matrix &b, const Tiles &tiles, int64_t task, float *packed,
                           Epilogue epilogue) {
+  const int64_t tile = task / tiles.row_parts, part = task % tiles.row_parts;
   const Columns columns(b, tiles.begin(tile), tiles.begin(tile + 1) - tiles.begin(tile));
   const int vectors = columns.vectors();
   for (int v = 0; v < vectors; v += kBlockVectors) {
@@ -228,24 +276,25 @@ static void multiply_tile(const PackedView &a, const Matrix &b, const Tiles &til
       default: columns.pack<kBlockVectors>(b, a.depth, v, panel);
     }
   }
-  for (int64_t row = 0; row < a.rows; row += kBlockRows) {
+  for (int64_t row = tiles.first_row(part); row < tiles.first_row(part + 1); row += kBlockRows) {
+    const auto left = a.block(row);
     for (int v = 0; v < vectors; v += kBlockVectors) {
       const float *panel = packed + v * kLanes * a.depth;
       const auto block_epilogue = [&](int i, int j, Vec value) {
         if (row + i < a.rows) epilogue(columns, row + i, v + j, value);
       };
-      multiply_panel(a.depth, a.block(row), panel, std::min(kBlockVectors, vectors - v), block_epilogue);
+      multiply_panel(a.depth, left, panel, std::min(kBlockVectors, vectors - v), block_epilogue);
     }
   }
 }
 
 // A * B, tile by tile.
-template <typename Matrix, typename Epilogue>
-static void multiply(const PackedView &a, const Matrix &b, Epilogue epilogue) {
-  const Tiles tiles(b.columns());
-  parallel(tiles.count, a.work(b.columns()), [&](Tasks &tasks) {
+template <typename Left, typename Matrix, typename Epilogue>
+static void multiply(const Left &a, const Matrix &b, Epilogue epilogue) {
+  const Tiles tiles(a.rows, b.columns());
+  parallel(tiles.tasks(), a.work(b.columns()), [&](Tasks &tasks) {
     const Workspace packed(Slot::kPackedColumns, a.depth * kTileColumns);
-    for (const int64_t tile : tasks) multiply_tile(a, b, tiles, tile, packed.data(), epilogue);
+    for (const int64_t task : tasks) multiply_tile(a, b, tiles, task, packed.data(), epilogue);
   });
 }
 

@@ -12,14 +12,7 @@ struct Pointwise {
   Pointwise(const int64_t *x, const void *weight, const int64_t *shape)
       : groups(x[1] / shape[1]), rows(shape[0] / groups), depth(shape[1]), weight(static_cast<const float *>(weight)) {}
 
-  // Of all groups; those of one begin at a block.
-  PackedMatrix packed() const {
-    const int64_t padded = PackedMatrix::padded_rows(rows);
-    return PackedMatrix(groups * padded, depth, [=](int64_t row, int64_t k) {
-      return row % padded < rows ? weight[(row / padded * rows + row % padded) * depth + k] : 0;
-    });
-  }
-
+  // The transposed weights of all groups; those of one begin at a block.
   PackedMatrix packed_transposed() const {
     const int64_t padded = PackedMatrix::padded_rows(depth);
     return PackedMatrix(groups * padded, rows, [=](int64_t row, int64_t k) {
@@ -27,23 +20,29 @@ struct Pointwise {
     });
   }
 
-  // All groups' products; epilogue(columns, row, vector, value) as of `multiply_tile`.
-  template <typename Function>
-  void multiply_groups(const PackedMatrix &a, int64_t rows, const void *x, const int64_t *shape,
+  // All groups' products; left(group) is the left side of one, (outputs, inputs). epilogue(columns, row, vector, value) as
+  // of `multiply_tile`.
+  template <typename Left, typename Function>
+  void multiply_groups(const Left &left, int64_t outputs, int64_t inputs, const void *x, const int64_t *shape,
                        Function epilogue) const {
     const int64_t columns = FeatureMaps(x, shape).columns();
-    const Tiles tiles(columns);
-    parallel(groups * tiles.count, a.work(columns), [&](Tasks &tasks) {
-      const Workspace packed(Slot::kPackedColumns, a.depth * kTileColumns);
+    const Tiles tiles(outputs, columns);
+    parallel(groups * tiles.tasks(), groups * product_work(outputs, inputs, columns), [&](Tasks &tasks) {
+      const Workspace packed(Slot::kPackedColumns, inputs * kTileColumns);
       for (const int64_t task : tasks) {
-        const int64_t group = task / tiles.count;
-        const PackedView part = a.part(group * PackedMatrix::padded_rows(rows), rows);
-        multiply_tile(part, FeatureMaps(x, shape, group * a.depth), tiles, task % tiles.count, packed.data(),
+        const int64_t group = task / tiles.tasks();
+        multiply_tile(left(group), FeatureMaps(x, shape, group * inputs), tiles, task % tiles.tasks(), packed.data(),
                       [&](const Columns &columns, int64_t row, int vector, Vec value) {
-                        epilogue(columns, group * rows + row, vector, value);
+                        epilogue(columns, group * outputs + row, vector, value);
                       });
       }
     });
+  }
+
+  template <typename Function>
+  void multiply(const void *x, const int64_t *shape, Function epilogue) const {
+    const RowMatrix all{groups * rows, depth, weight};
+    multiply_groups([&](int64_t group) { return all.part(group * rows, rows); }, rows, depth, x, shape, epilogue);
   }
 };
 
@@ -55,11 +54,9 @@ MINDSKA_OPERATOR(mindska_pointwise,
   const Pointwise p(shapes[0], params[1], shapes[1]);
   const float *bias = static_cast<float *>(params[2]);
   const FeatureMaps y(params[3], shapes[3]);
-  const PackedMatrix weight = p.packed();
-  p.multiply_groups(weight, p.rows, params[0], shapes[0],
-                    [&](const Columns &columns, int64_t row, int vector, Vec value) {
-                      columns.store_vector(y, row, vector, value + bias[row]);
-                    });
+  p.multiply(params[0], shapes[0], [&](const Columns &columns, int64_t row, int vector, Vec value) {
+    columns.store_vector(y, row, vector, value + bias[row]);
+  });
   return 0;
 }
 
@@ -74,13 +71,11 @@ MINDSKA_OPERATOR(mindska_pointwise_epilogue,
   const float *scale = static_cast<float *>(params[2]), *shift = static_cast<float *>(params[3]);
   const Epilogue epilogue = *static_cast<Epilogue *>(params[5]);
   const FeatureMaps y(params[6], shapes[6]), other(params[4], shapes[uses_other(epilogue) ? 4 : 6]);
-  const PackedMatrix weight = p.packed();
-  p.multiply_groups(weight, p.rows, params[0], shapes[0],
-                    [&](const Columns &columns, int64_t row, int vector, Vec value) {
-                      const auto load_other = [&] { return columns.load_vector(other, row, vector); };
-                      value = apply(epilogue, scale[row] * value + shift[row], load_other);
-                      columns.store_vector(y, row, vector, value);
-                    });
+  p.multiply(params[0], shapes[0], [&](const Columns &columns, int64_t row, int vector, Vec value) {
+    const auto load_other = [&] { return columns.load_vector(other, row, vector); };
+    value = apply(epilogue, scale[row] * value + shift[row], load_other);
+    columns.store_vector(y, row, vector, value);
+  });
   return 0;
 }
 
@@ -92,8 +87,9 @@ MINDSKA_OPERATOR(mindska_pointwise_grad,
   const FeatureMaps dx(params[3], shapes[0]);
   float *dweight = static_cast<float *>(params[4]), *dbias = static_cast<float *>(params[5]);
   const PackedMatrix transposed = p.packed_transposed();
-  p.multiply_groups(transposed, p.depth, params[2], shapes[2],
-                    [&](const Columns &columns, int64_t row, int vector, Vec value) {
+  const int64_t padded = PackedMatrix::padded_rows(p.depth);
+  p.multiply_groups([&](int64_t group) { return transposed.part(group * padded, p.depth); }, p.depth, p.rows, params[2],
+                    shapes[2], [&](const Columns &columns, int64_t row, int vector, Vec value) {
                       columns.store_vector(dx, row, vector, value);
                     });
   const TransposedProduct product(p.rows, p.depth);

@@ -1,5 +1,5 @@
-// A residual branch: layer scale for each channel, stochastic depth for each sample, and the shortcut.
-#include "simd.h"
+// A residual branch: layer scale for each channel, stochastic depth for each sample, and the shortcut; and a sum with ReLU.
+#include "activation.h"
 
 namespace mindska {
 
@@ -74,5 +74,16 @@ MINDSKA_OPERATOR(mindska_residual_grad,
     dscale[c] = 0;
     for (int64_t plane = c; plane < branch.planes; plane += branch.channels) dscale[c] += sums[plane];
   }
+  return 0;
+}
+
+// For inference.
+MINDSKA_OPERATOR(mindska_add_relu, "first (...), second (...) -> y (...)") {
+  using namespace mindska;
+  const float *first = static_cast<float *>(params[0]), *second = static_cast<float *>(params[1]);
+  float *y = static_cast<float *>(params[2]);
+  parallel_for_each_vector(element_count(shapes[0], ndims[0]), [=](int64_t i, int count) {
+    store_some(y + i, relu(load_some(first + i, count) + load_some(second + i, count)), count);
+  });
   return 0;
 }

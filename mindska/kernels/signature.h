@@ -7,7 +7,7 @@
 // A name stands for the same number wherever it is; the numbers of `options`, an int32 array, have names as well. (...):
 // one shape of any rank, the same wherever it is. (*): any shape. (B) or (1): the first that fits; the tensor's own name
 // then stands for the number of the choice, from 0. `int32`, `uint8` after a shape: not float32. `+`: one or more
-// such tensors. `/` rounds down. A tensor has at least one element. signatures.py reads the same texts: shapes are
+// such tensors, the last ones of the inputs. `/` rounds down. A tensor has at least one element. signatures.py reads the same texts: shapes are
 // refused there first.
 #pragma once
 
@@ -39,6 +39,17 @@ class Signature {
  public:
   Signature(const char *text, int count, void **data, const int *ranks, int64_t **shapes, const char **types)
       : at_(text), count_(count), data_(data), ranks_(ranks), shapes_(shapes), types_(types) {}
+
+  // How many of the tensors are outputs.
+  static int outputs(const char *text) {
+    int count = 1, open = 0;
+    const char *at = std::strstr(text, "->"), *end = std::strstr(text, " where ");
+    for (; at && *at && at != end; ++at) {
+      open += (*at == '(') - (*at == ')');
+      count += *at == ',' && !open;
+    }
+    return count;
+  }
 
   // Throws Refused where the tensors are not what the text says.
   void check() {

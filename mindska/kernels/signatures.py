@@ -40,7 +40,7 @@ class TensorSpec:
         shapes: the shapes that it may have, each a tuple of names and expressions.
         numbers: the names of its elements where they are options, an array of int32.
         type: "float32", "int32" or "uint8".
-        variadic: whether it stands for one or more tensors.
+        variadic: whether it stands for one or more tensors, the last ones.
     """
 
     name: str
@@ -124,8 +124,8 @@ class Signature:
         return [_shape_of(tensor, sizes) for tensor in self.outputs]
 
     def _all_inputs(self, count: int) -> list[TensorSpec]:
-        (first, *_), variadic = self.inputs, self.inputs[0].variadic
-        return [first] * count if variadic else self.inputs
+        *others, last = self.inputs
+        return [*others, *[last] * max(1, count - len(others))] if last.variadic else self.inputs
 
 
 def _bind(tensor: TensorSpec, shape: Shape, sizes: dict[str, Any]) -> None:
@@ -221,6 +221,8 @@ def _where(expression: str, sizes: Mapping[str, Any]) -> str:
 def _shape_of(tensor: TensorSpec, sizes: Mapping[str, Any]) -> list[int]:
     if tensor.shapes[0] == ("...",):
         return list(sizes.get("...", [-2]))
+    if tensor.shapes[0] == ("*",):
+        return [-2]
     values = [_value(word, sizes) for word in tensor.shapes[0]]
     return [-1 if value is None else int(value) for value in values]
 

@@ -10,6 +10,11 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#include "registry.h"
 #include "signature.h"
 #include "threads.h"
 
@@ -30,6 +35,9 @@ static inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
 // The first `count` floats; the others are 0.
 static inline Vec load_some(const float *p, int count) {
   if (count == kLanes) return load(p);
+#ifdef __AVX512F__
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#endif
   float buffer[kLanes] = {};
   std::memcpy(buffer, p, count * sizeof(float));
   return load(buffer);
@@ -37,9 +45,24 @@ static inline Vec load_some(const float *p, int count) {
 
 static inline void store_some(float *p, Vec v, int count) {
   if (count == kLanes) return store(p, v);
+#ifdef __AVX512F__
+  return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
+#endif
   float buffer[kLanes];
   store(buffer, v);
   std::memcpy(p, buffer, count * sizeof(float));
+}
+
+// Short rows, for which a call of memcpy takes longer than the copy.
+static inline void copy_row(const float *from, float *to, int64_t count) {
+#ifdef __AVX512F__
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int n = static_cast<int>(std::min<int64_t>(kLanes, count - i));
+    store_some(to + i, load_some(from + i, n), n);
+  }
+#else
+  std::memcpy(to, from, count * sizeof(float));
+#endif
 }
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -104,10 +127,11 @@ static inline Vec exp_negative(Vec x) {
 
 }  // namespace mindska
 
-// The entry of an operator, and its signature (see signature.h).
+// The entry of an operator, and its signature (see signature.h); other libraries find it by its name (registry.h).
 #define MINDSKA_OPERATOR(name, signature)                                                                               \
   static int name##_checked(int nparam, void **params, int *ndims, int64_t **shapes);                                   \
   extern "C" int name(int nparam, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *, void *) {   \
     return mindska::run_checked(#name, signature, name##_checked, nparam, params, ndims, shapes, dtypes);               \
   }                                                                                                                     \
+  [[maybe_unused]] static const bool name##_added = mindska_add_operator(#name, signature, name##_checked);             \
   static int name##_checked([[maybe_unused]] int nparam, void **params, [[maybe_unused]] int *ndims, int64_t **shapes)

@@ -147,23 +147,34 @@ struct StridedConvolution {
 
 }  // namespace mindska
 
-// y = convolution + bias, and ReLU of it where relu is 1
+// y = convolution + bias, and ReLU of it where relu is 1; in groups of D input channels.
 MINDSKA_OPERATOR(mindska_strided,
-                 "x (B, C, H, W), weight (O, C, K, K), bias (O), options {stride, dilation, relu} "
-                 "-> y (B, O, (H + stride - 1) / stride, (W + stride - 1) / stride) "
-                 "where K % 2 == 1, stride >= 1, stride <= 64, dilation >= 1, dilation * K <= 4096") {
+                 "x (B, C, H, W), weight (O, D, K, K), bias (O), options {stride, dilation, relu} "
+                 "-> y (B, O, (H + stride - 1) / stride, (W + stride - 1) / stride) where C % D == 0, O % (C / D) == 0, "
+                 "K % 2 == 1, stride >= 1, stride <= 64, dilation >= 1, dilation * K <= 4096") {
   using namespace mindska;
   const StridedConvolution c(shapes[0], shapes[1], params[3]);
   const float *weight = static_cast<float *>(params[1]), *bias = static_cast<float *>(params[2]);
   const bool with_relu = static_cast<int32_t *>(params[3])[2];
   const FeatureMaps y(params[4], shapes[4]);
-  const PackedMatrix packed(c.outputs, c.depth(), [&](int64_t row, int64_t k) { return weight[row * c.depth() + k]; });
+  const int64_t depth = shapes[1][1] * c.taps(), groups = c.channels / shapes[1][1], outputs = c.outputs / groups;
+  const RowMatrix all{c.outputs, depth, weight};
   const Workspace phase_planes = c.phase_planes(static_cast<float *>(params[0]));
-  const Im2col im2col = c.im2col_of(phase_planes);
-  multiply(packed, im2col, [&](const Columns &columns, int64_t row, int vector, Vec value) {
-    value += bias[row];
-    if (with_relu) value = relu(value);
-    columns.store_vector(y, row, vector, value);
+  const Im2col whole = c.im2col_of(phase_planes);
+  const Tiles tiles(outputs, whole.columns());
+  parallel(groups * tiles.tasks(), all.work(tiles.columns), [&](Tasks &tasks) {
+    const Workspace columns_of_tile(Slot::kPackedColumns, depth * kTileColumns);
+    Im2col im2col = whole;
+    for (const int64_t task : tasks) {
+      const int64_t group = task / tiles.tasks(), first = group * outputs;
+      im2col.data = whole.data + group * (c.step() / groups);
+      multiply_tile(all.part(first, outputs), im2col, tiles, task % tiles.tasks(), columns_of_tile.data(),
+                    [&](const Columns &columns, int64_t row, int vector, Vec value) {
+                      value += bias[first + row];
+                      if (with_relu) value = relu(value);
+                      columns.store_vector(y, first + row, vector, value);
+                    });
+    }
   });
   return 0;
 }

@@ -4,7 +4,11 @@
 // A thread without work looks for some for a short while, which is sooner than to be woken up, and then sleeps: it must
 // not take the core from MindSpore's own operators, or from other processes. A thread that comes late to a loop finds it
 // closed and stays out: the caller waits for those only that have begun.
+//
+// Here is as well what else the libraries share: the table of their operators (registry.h).
 #include "threads.h"
+
+#include "registry.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -12,7 +16,9 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <map>
 #include <mutex>
+#include <string>
 #include <thread>
 
 namespace mindska {
@@ -165,9 +171,36 @@ static ThreadPool &the_pool() {
   return *current;
 }
 
+// Made at first use: libraries add their operators before this one's own variables exist, where all are one program.
+struct OperatorTable {
+  std::mutex mutex;
+  std::map<std::string, std::pair<const char *, MindskaFunction>> operators;
+};
+
+static OperatorTable &operator_table() {
+  static OperatorTable *table = new OperatorTable;  // for as long as the process lives
+  return *table;
+}
+
 }  // namespace mindska
 
 extern "C" {
+
+bool mindska_add_operator(const char *name, const char *signature, MindskaFunction function) {
+  mindska::OperatorTable &table = mindska::operator_table();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  table.operators[name] = {signature, function};
+  return true;
+}
+
+const char *mindska_find_operator(const char *name, MindskaFunction *function) {
+  mindska::OperatorTable &table = mindska::operator_table();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  const auto found = table.operators.find(name);
+  if (found == table.operators.end()) return nullptr;
+  *function = found->second.second;
+  return found->second.first;
+}
 
 int mindska_threads() { return mindska::thread_count.load(std::memory_order_relaxed); }
 

@@ -1,4 +1,5 @@
-// Of two feature maps: the mean over the pixels of their sum, and their weighted sum (SKNet's "fuse" and "select").
+// Of two feature maps: the mean over the pixels of their sum, and their weighted sum (SKNet's "fuse" and "select"); the
+// weights' softmax, and parts of the channels of a map.
 #include "simd.h"
 
 namespace mindska {
@@ -66,6 +67,37 @@ MINDSKA_OPERATOR(mindska_weighted_sum_grad,
     });
     dweights[weight] = dot(dy + at, first + at, pixels);
     dweights[weight + channels] = dot(dy + at, second + at, pixels);
+  });
+  return 0;
+}
+
+// Over the second axis.
+MINDSKA_OPERATOR(mindska_softmax, "x (B, P, C) -> y (B, P, C)") {
+  using namespace mindska;
+  const float *x = static_cast<float *>(params[0]);
+  float *y = static_cast<float *>(params[1]);
+  const int64_t parts = shapes[0][1], channels = shapes[0][2];
+  for (int64_t i = 0; i < shapes[0][0] * channels; ++i) {
+    const int64_t at = i / channels * parts * channels + i % channels;
+    float largest = x[at], total = 0;
+    for (int64_t p = 1; p < parts; ++p) largest = std::max(largest, x[at + p * channels]);
+    for (int64_t p = 0; p < parts; ++p) total += y[at + p * channels] = std::exp(x[at + p * channels] - largest);
+    for (int64_t p = 0; p < parts; ++p) y[at + p * channels] /= total;
+  }
+  return 0;
+}
+
+// `count` channels from `first` on.
+MINDSKA_OPERATOR(mindska_slice_channels,
+                 "x (B, C, H, W), options {first, count} -> y (B, count, H, W) "
+                 "where first >= 0, count >= 1, first + count <= C") {
+  using namespace mindska;
+  const float *x = static_cast<float *>(params[0]);
+  const int32_t *options = static_cast<int32_t *>(params[1]);
+  float *y = static_cast<float *>(params[2]);
+  const int64_t channels = shapes[0][1], pixels = shapes[0][2] * shapes[0][3], size = options[1] * pixels;
+  parallel_for(shapes[0][0], shapes[0][0] * size, [&](int64_t image) {
+    std::memcpy(y + image * size, x + (image * channels + options[0]) * pixels, size * sizeof(float));
   });
   return 0;
 }

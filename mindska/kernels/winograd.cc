@@ -257,7 +257,7 @@ static void convolve(const TransformedWeight &weight, const TileGrid &grid, cons
           float *sums = accumulator.data() + (weight.depth > kDepthBlock ? block * sums_size : 0);
           const auto at = [&](int place, int i, int v) { return sums + ((place * kBlockRows + i) * 3 + v) * kLanes; };
           for (int place = 0; place < kPlaces; ++place) {
-            const float *left = weight.block(block, place) + start * kBlockRows;
+            const PackedBlock left{weight.block(block, place) + start * kBlockRows};
             for (int v = 0; v < vectors; v += kBlockVectors) {
               multiply_panel(depth, left, panel(place, v), std::min(kBlockVectors, vectors - v),
                              [&](int i, int j, Vec value) {
@@ -405,7 +405,7 @@ static void weight_gradient(const TileGrid &grid, const FeatureMaps &x, const Fe
       for (int v = 0; v < vectors; v += kBlockVectors) {
         for (int64_t block = 0; block < row_blocks; ++block) {
           float *part = sums + ((place * row_blocks + block) * kBlockRows * vectors + v) * kLanes;
-          multiply_panel(count, rows(place, block), panel(place, v), std::min(kBlockVectors, vectors - v),
+          multiply_panel(count, PackedBlock{rows(place, block)}, panel(place, v), std::min(kBlockVectors, vectors - v),
                          [&](int i, int j, Vec value) {
                            float *sum = part + (i * vectors + j) * kLanes;
                            store(sum, load(sum) + value);

@@ -97,9 +97,11 @@ class SkaNet(Pyramid):
         """A stage must have `k` nodes."""
         return why_too_small(height, width, self.k, self.reductions)
 
+    stages_of_pyramid = Pyramid.forward_stages  # in graph mode `super()` is that of the instance's own class
+
     def forward_stages(self, x: Tensor, noise: Optional[Tensor] = None) -> list[Tensor]:
         check_input_size(x.shape[2], x.shape[3], self.k, self.reductions)
-        return super().forward_stages(x, noise)
+        return self.stages_of_pyramid(x, noise)
 
 
 PREPROCESSING = dict(

@@ -8,6 +8,7 @@
 
 #include "batch_norm.cc"
 #include "boxes.cc"
+#include "dense.cc"
 #include "depthwise.cc"
 #include "fused_mlp.cc"
 #include "gelu.cc"
@@ -17,9 +18,11 @@
 #include "norm_folding.cc"
 #include "pointwise.cc"
 #include "pixel_cross_entropy.cc"
+#include "pooling.cc"
 #include "residual.cc"
 #include "resize.cc"
 #include "roi_align.cc"
+#include "sequence.cc"
 #include "silu_mul.cc"
 #include "square_sum.cc"
 #include "strided.cc"
@@ -88,11 +91,12 @@ struct Call {
           call.refused(std::to_string(wrong) + " in place of " + std::to_string(size) + where);
         }
       }
+      const bool any_rank = free || (name == "mindska_sequence" && i > 2);  // weights and y, of the right size
       Call call = *this;
       call.shapes[i].push_back(1);
-      if (!free) call.refused("one more dimension" + where);
+      if (!any_rank) call.refused("one more dimension" + where);
       call.shapes[i].resize(shapes[i].size() - 1);
-      if (!free && !(any && call.shapes[i].empty())) call.refused("one dimension less" + where);
+      if (!any_rank && !(any && call.shapes[i].empty())) call.refused("one dimension less" + where);
       for (const char *type : {"float16", "float64", "int64", "bfloat16", "", types[i] == "int32" ? "float32" : "int32"}) {
         call = *this;
         call.types[i] = type;
@@ -118,6 +122,12 @@ struct Call {
     if ((is("residual") && tensor == 4) || (is("residual_grad") && tensor == 3)) {  // drop_path_mask
       return size == 1 || size == shapes[0][0];
     }
+    const bool is_pool = is("max_pool") || is("global_max_pool") || is("global_avg_pool");
+    if (is_pool) return tensor == 0 && dimension > 1;  // whatever has these windows
+    if (is("avg_pool")) {
+      return tensor == 0 && dimension > 1 && size / *static_cast<int32_t *>(data[1]) == shapes[2][dimension];
+    }
+    if (is("slice_channels")) return tensor == 0 && dimension == 1;
     if (is("resize")) return tensor == 0 && dimension > 1;  // whatever has these pixels
     if (is("pixel_cross_entropy")) return tensor == 0 && dimension > 0;
     if (is("assign_max_iou")) return tensor == 1 && dimension == 1;  // any number of objects
@@ -186,6 +196,67 @@ static void fill_boxes(Array *boxes, float side) {
   }
 }
 
+// A sequence: x = images, a = pointwise(x) in the arena, y = strided(a); then the same with each number of its plan wrong,
+// and random ones, which are refused or taken without harm.
+static void check_sequences() {
+  const int32_t b = 2, c = 5, o = 7, h = 6, w = 9, half_h = 3, half_w = 5;
+  Array images({b, c, h, w}), constants({o}), weight({o, c, 1, 1}), kernel({3, o, 3, 3}), bias({3}), y({b * 3 * half_h * half_w});
+  std::vector<int32_t> words = {mindska::kPlanMark, 0, o, b * 3 * half_h * half_w, (b * o * h * w + 15) / 16, 2};
+  const auto add = [&](std::initializer_list<int32_t> numbers) { words.insert(words.end(), numbers); };
+  const auto add_name = [&](const std::string &name) {
+    words.push_back(static_cast<int32_t>(name.size()));
+    words.insert(words.end(), name.begin(), name.end());
+  };
+  add_name("mindska_pointwise");
+  add({4, 0, 0, 0, 4, b, c, h, w, 5, 0, 0, 4, o, c, 1, 1, 1, 0, 0, 1, o, 3, 0, 0, 4, b, o, h, w});
+  add_name("mindska_strided");
+  add({5, 3, 0, 0, 4, b, o, h, w, 6, 0, 0, 4, 3, o, 3, 3, 7, 0, 0, 1, 3, 2, 0, 1, 1, 3, 4, 0, 0, 4, b, 3, half_h, half_w});
+  const size_t numbers_at = words.size() - 12;  // the offset of the second operator's numbers
+  words[numbers_at] = static_cast<int32_t>(words.size());
+  add({2, 1, 0});
+  words[1] = static_cast<int32_t>(words.size());
+  Array plan({words[1]});
+  plan.type = "int32";
+  std::memcpy(plan.data.get(), words.data(), words.size() * sizeof(int32_t));
+  RUN(mindska_sequence, images, constants, plan, weight, kernel, bias, y);
+  Array hidden({b, o, h, w}), expected({b, 3, half_h, half_w}), shift({o}), options = integers({2, 1, 0});
+  std::memcpy(shift.data.get(), constants.data.get(), o * sizeof(float));
+  const auto call_of = [](const char *name, Entry function, std::initializer_list<const Array *> arrays) {
+    Call call{name, function, {}, {}, {}};
+    for (const Array *array : arrays) {
+      call.data.push_back(array->data.get()), call.shapes.push_back(array->shape), call.types.push_back(array->type);
+    }
+    return call;
+  };
+  if (call_of("mindska_pointwise", mindska_pointwise, {&images, &weight, &shift, &hidden}).run() ||
+      call_of("mindska_strided", mindska_strided, {&hidden, &kernel, &bias, &options, &expected}).run()) {
+    fail("the operators of a sequence did not run");
+  }
+  const Call call =
+      call_of("mindska_sequence", mindska_sequence, {&images, &constants, &plan, &weight, &kernel, &bias, &y});
+  for (int turn = 0; turn < 2; ++turn) {  // the second time with the plan that was kept
+    if (call.run()) fail("a sequence did not run");
+    if (std::memcmp(y.data.get(), expected.data.get(), y.bytes())) fail("a sequence computes something else");
+  }
+  int32_t *numbers = reinterpret_cast<int32_t *>(plan.data.get());
+  for (size_t i = 0; i < words.size(); ++i) {
+    for (const int64_t wrong : {int64_t{0}, int64_t{-1}, int64_t{1}, words[i] - int64_t{1}, words[i] + int64_t{1},
+                                words[i] + int64_t{5}, words[i] * int64_t{2}, int64_t{INT32_MIN}, int64_t{INT32_MAX}}) {
+      if (wrong == words[i] || wrong < INT32_MIN || wrong > INT32_MAX) continue;
+      numbers[i] = static_cast<int32_t>(wrong);
+      const bool ran = call.run() == 0;  // other numbers of operators, and other places in the arena, are harmless
+      if (ran && i < 5) fail("a sequence took a plan for other sizes");
+      numbers[i] = words[i];
+    }
+  }
+  for (int turn = 0; turn < 20000; ++turn) {
+    for (int change = 0; change < 3; ++change) numbers[std::rand() % words.size()] = words[std::rand() % words.size()];
+    call.run();
+    std::memcpy(numbers, words.data(), words.size() * sizeof(int32_t));
+  }
+  if (call.run()) fail("a sequence did not run again");
+}
+
 int main(int argc, char **argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   mindska_set_threads(threads);
@@ -201,6 +272,7 @@ int main(int argc, char **argv) {
     RUN(mindska_gelu_grad, x, dy, y);
     Array dx({size});
     RUN(mindska_silu_mul, x, dy, y);
+    RUN(mindska_add_relu, x, dy, y);
     RUN(mindska_silu_mul_grad, x, dy, y, dx, y);
   }
   const int64_t planes[][4] = {{1, 1, 1, 1}, {2, 3, 7, 7}, {1, 2, 1, 70}, {1, 2, 70, 1}, {1, 3, 33, 129}};
@@ -252,6 +324,19 @@ int main(int argc, char **argv) {
     RUN(mindska_strided, x, weight, bias, options, y);
     RUN(mindska_strided_input_grad, x, weight, options, y, dx);
     RUN(mindska_strided_weight_grad, x, weight, options, y, dweight, dbias);
+    const int32_t high = static_cast<int32_t>((c[3] + 2) / 2), wide = static_cast<int32_t>((c[4] + 2) / 2);
+    Array windows = integers({1, 1, high, wide}), maxima({c[0], c[1], high, wide}), means({c[0], c[1]});
+    RUN(mindska_max_pool, x, windows, maxima);
+    RUN(mindska_global_max_pool, x, means);
+    RUN(mindska_global_avg_pool, x, means);
+    const int64_t side = std::min(c[3], c[4]) > 2 ? 2 : 1;
+    Array size = integers({static_cast<int32_t>(side)}), pooled({c[0], c[1], c[3] / side, c[4] / side});
+    RUN(mindska_avg_pool, x, size, pooled);
+    Array logits({c[0], c[2]}), dense_weight({c[2], c[1]});
+    RUN(mindska_dense, means, dense_weight, bias, logits);
+    Array part({c[0], (c[1] + 1) / 2, c[3], c[4]});
+    Array numbers = integers({static_cast<int32_t>(c[1] / 2), static_cast<int32_t>(part.shape[1])});
+    RUN(mindska_slice_channels, x, numbers, part);
   }
   const int64_t convolutions[][8] = {  // batch, channels in and out, height, width, groups, kernel, dilation
       {1, 4, 6, 1, 1, 2, 3, 2}, {2, 8, 8, 7, 7, 2, 3, 1}, {1, 15, 9, 5, 30, 3, 5, 2}};
@@ -263,6 +348,9 @@ int main(int argc, char **argv) {
     Array second(x.shape), mean({c[0], c[1], 1, 1}), weights({c[0], 2, c[1]}), dsecond(x.shape), dweights(weights.shape);
     RUN(mindska_mean_of_sum, x, second, mean);
     RUN(mindska_weighted_sum, x, second, weights, dx);
+    RUN(mindska_softmax, weights, dweights);
+    Array strided_options = integers({2, static_cast<int32_t>(c[7]), 1}), half({c[0], c[2], (c[3] + 1) / 2, (c[4] + 1) / 2});
+    RUN(mindska_strided, x, weight, bias, strided_options, half);
     RUN(mindska_weighted_sum_grad, x, second, weights, dsecond, dx, second, dweights);
   }
   const int64_t resizes[][6] = {{1, 1, 1, 1, 1, 1}, {2, 3, 7, 9, 14, 18}, {1, 2, 5, 40, 3, 17}, {2, 1, 3, 2, 70, 90}};
@@ -347,5 +435,6 @@ int main(int argc, char **argv) {
     RUN(mindska_max_relative, x, y, position, options, z, index);
     RUN(mindska_max_relative_grad, y, index, z, options, dx, dy);
   }
+  check_sequences();
   std::puts("clean");
 }

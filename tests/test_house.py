@@ -70,7 +70,7 @@ MAY_IMPORT = {
     },
     "analysis": {
         "config", "names", "distributed", "models", "acceleration", "data", "compile_cache", "evaluation",
-        "prediction", "validation", "builders", "segmentation", "tasks",
+        "prediction", "validation", "builders", "segmentation", "detection", "tasks",
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",

@@ -63,12 +63,12 @@ def _register_models() -> None:
 
 
 def _complete_models() -> None:
-    """Ties packages together that must not import each other, and registers segmenters on the models."""
+    """Ties packages together that must not import each other, and registers what is built on the models."""
     from .models import factory
 
     factory.AFTER_CREATION[:] = [_accelerate]
     for package in CREATORS.values():  # which need the models whole
-        importlib.import_module(f"mindska.{package}.factory")
+        importlib.import_module(f"mindska.{package}.published")
 
 
 class _AfterImport(MetaPathFinder):

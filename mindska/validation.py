@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -310,25 +310,32 @@ class Prepared:
     real: Optional[list[set[int]]]
 
 
-def validate(config: Config, world: World) -> None:
-    """Evaluates the checkpoints that the configuration names; prints and writes the results. Every rank must call it.
+def validate_each(
+    config: Config, world: World, prepare: Callable[[Config], Any], evaluate: Callable[[Any], dict[str, Any]]
+) -> None:
+    """Prepares and evaluates every checkpoint that the configuration names; every rank must call it.
+
+    Args:
+        prepare: opens a checkpoint and its data. evaluate: what it gave -> a row of results.
 
     Raises:
         UserError: a checkpoint or the data cannot be used. Of several checkpoints the others are evaluated first.
     """
     paths = [config.ckpt_path, *config.more_ckpt_paths]
-    shared, rows, failed = Shared(), [], []
+    rows: list[dict[str, Any]] = []
+    failed = []
     for path in paths:
         error: Optional[UserError] = None
+        prepared: Any = None
         try:
-            prepared = prepare(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()), world, shared)
+            prepared = prepare(dataclasses.replace(config, ckpt_path=path, more_ckpt_paths=()))
         except UserError as raised:
             if len(paths) == 1 or isinstance(raised, DataError):  # without images there is nothing to go on with
                 raise
             error = raised
         said = next((each for each in all_gather_object(error and str(error)) if each), None)
         if said is None:
-            rows.append(_evaluate(prepared, world, several=len(paths) > 1))
+            rows.append(evaluate(prepared))
         else:
             rows.append(dict(ckpt_path=path, error=said))
             failed.append(path)
@@ -338,6 +345,18 @@ def validate(config: Config, world: World) -> None:
             write_table(Path(config.result_csv), header, ([row.get(name, "") for name in header] for row in rows))
     if failed:
         raise RunError(f"{len(failed)} of {len(paths)} checkpoints could not be evaluated: {few(failed)}")
+
+
+def validate(config: Config, world: World) -> None:
+    """Evaluates the checkpoints that the configuration names; prints and writes the results. Every rank must call it.
+
+    Raises:
+        UserError: a checkpoint or the data cannot be used. Of several checkpoints the others are evaluated first.
+    """
+    shared, several = Shared(), bool(config.more_ckpt_paths)
+    validate_each(
+        config, world, lambda one: prepare(one, world, shared), lambda prepared: _evaluate(prepared, world, several)
+    )
 
 
 def prepare(config: Config, world: World, shared: Shared) -> Prepared:

@@ -311,21 +311,55 @@ def test_maps_of_a_segmenter():
     answers = network(Tensor(x)).asnumpy()[0].argmax(0)
     counts = np.bincount(answers.ravel(), minlength=4)
     assert found.probabilities[0] == counts[found.targets[0]] / answers.size
-    # The gradient by finite differences: along itself, the score grows by its square.
-    cut = cam.Cut(network, 1)
+    grows_by_its_square(cam.Cut(network, 1), x, found.targets, (answers == found.targets[0])[None])
+
+
+def grows_by_its_square(cut, x, columns, masks):
+    """The gradient by finite differences: along itself, the score grows by its square."""
     features = cut.features(x)
-    masks = (answers == found.targets[0])[None]
-    gradient = cut.gradient(features, (64, 64), found.targets, masks)
+    gradient = cut.gradient(features, (64, 64), columns, masks)
 
     def score(step):
         moved = [*features]
-        moved[1] = features[1] + Tensor(np.float32(step) * gradient)
-        logits = cut.output(moved[1], moved, (64, 64)).asnumpy()[0, found.targets[0]]
+        moved[cut.index] = features[cut.index] + Tensor(np.float32(step) * gradient)
+        logits = cut.output(moved[cut.index], moved, (64, 64)).asnumpy()[0, columns[0]]
         return float(logits.astype(np.float64)[masks[0]].sum())
 
     step = 1e-2 / np.abs(gradient).max()
     slope = (score(step) - score(-step)) / (2 * step)
     assert slope == pytest.approx(float((gradient.astype(np.float64) ** 2).sum()), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, first", [("retinanet", 0), ("ssdlite", 1)])
+def test_maps_of_a_detector(method, first):
+    """Of the target's highest score over all places and anchors."""
+    from mindska.detection.factory import create_detector
+
+    ms.set_seed(3)
+    model, names = f"{method}_skanet_nano", ["a", "b", "c"]
+    network = decelerate(create_detector(model, num_classes=3)).set_train(False)
+    x = random_images(1)
+    opened = subject(network, model, names)
+    found = {name: cam.explain(opened, x, [1], name).maps for name in cam.METHODS}
+    assert all(maps.shape == (1, 1, 64, 64) and maps.max() > 0.99 for maps in found.values())
+    with pynative_mode():
+        maps = [each.asnumpy()[0] for each in network.head_maps(Tensor(x))[0]]
+    channels = len(names) + first  # of an anchor
+    best = [max(each[i + first :: channels].max() for each in maps) for i in range(len(names))]
+    target = len(names) - 1
+    cut = cam.Cut(network, 1)
+    logits = cut.whole(x)
+    assert cut.first_class == first and logits.shape[1] == channels
+    np.testing.assert_allclose(logits[0, first:].max(1), best, rtol=1e-6)
+    place = logits[0, first + target].argmax()
+    masks = (np.arange(logits.shape[2]) == place)[None]
+    grows_by_its_square(cut, x, np.array([first + target]), masks)
+    features = cut.features(x)
+    expected = cam.gradcam(features[1].asnumpy(), cut.gradient(features, (64, 64), np.array([first + target]), masks))
+    explained = cam.explain(opened, x, [1], "gradcam", target)
+    np.testing.assert_allclose(explained.maps[0], cam.enlarged(expected, (64, 64)), atol=1e-6)
+    assert 0 < explained.probabilities[0] < 1 and explained.targets[0] == target
 
 
 # --------------------------------------------------------------------------------------------- neighbours
@@ -684,5 +718,43 @@ def test_segmenters(tmp_path):
         with pytest.raises(ConfigError, match=f"{name} is of classifiers"):
             analyse(name, config, options, World())
     options.scales = [1.0]
+    with pytest.raises(ConfigError, match="no attention"):
+        list(analyse("attention", config, options, World()))
+
+
+@pytest.mark.fault("analysis")
+@pytest.mark.slow
+def test_detectors(scenes, tmp_path):
+    """Maps and receptive field of a detector, on scenes of digits; what it has not is refused.
+
+    Of Mask R-CNN, the RPN's objectness is explained."""
+    from mindska.analysis.run import analyse
+    from mindska.detection.factory import create_detector
+
+    names, model = [*map(str, range(10))], "mask_rcnn_skanet_nano"
+    network = create_detector(model, num_classes=10)
+    known = dict(record(model, names), task="detection")
+    write_checkpoint(tmp_path / "net.ckpt", {p.name: p for p in network.get_parameters()}, known)
+    config = Config(ckpt_path=str(tmp_path / "net.ckpt"), data_dir=str(scenes), batch_size=2)
+    options = SimpleNamespace(
+        out=tmp_path, format="png", images=[], number=3, stages=["3"], method="gradcam", target="", stage="", models=[]
+    )
+    said = {name: list(analyse(name, config, options, World())) for name in ("cam", "receptive_field")}
+    assert said["cam"][0].startswith("3 images:") and "3 images each" in said["receptive_field"][-1]
+    assert [row["feature"] for row in table(tmp_path / "receptive_field.csv")] == ["stages.3"] * 4
+    assert {row["prediction"] for row in table(tmp_path / "cam.csv")} == {"object"}
+    options.method = "scorecam"
+    options.stages, options.number = ["0"], 1
+    options.target = "object"
+    assert list(analyse("cam", config, options, World()))
+    assert {row["target"] for row in table(tmp_path / "cam.csv")} == {options.target}
+    options.target = "7"  # one of its classes, but not of the RPN's
+    with pytest.raises(ConfigError, match=f"has no class '{options.target}'"):
+        list(analyse("cam", config, options, World()))
+    for name in ("errors", "shape_bias", "confusion"):
+        with pytest.raises(ConfigError, match=f"{name} is of classifiers.* is for detection"):
+            analyse(name, config, options, World())
+    options.scales, options.nodes = [1.0], [(0.5, 0.5)]
+    assert list(analyse("neighbours", config, options, World()))  # of the backbone
     with pytest.raises(ConfigError, match="no attention"):
         list(analyse("attention", config, options, World()))

@@ -13,6 +13,7 @@ from coco_data import SQUARE, annotation, content, write
 from dense_inputs import picture
 from PIL import Image
 
+from mindska.data import dense
 from mindska.data.dense import multiple_size
 from mindska.detection import assign
 from mindska.detection.coco import CocoDataset
@@ -29,7 +30,6 @@ from mindska.detection.transforms import (
     batches_of_one_size,
     check_max_boxes,
     mmdetection_pixels,
-    rgb_array,
     ssd_pixels,
     without_padding,
 )
@@ -201,7 +201,7 @@ def test_an_image_without_objects_becomes_a_sample(tmp_path):  # G44, G45
 def test_crops_of_ssd(tmp_path):
     boxes = [(5, 5, 30, 40), (40, 30, 20, 20), (70, 50, 25, 25), (0, 60, 8, 8)]
     dataset = data_set(tmp_path, [annotation(i, category=1 + i % 2, box=box) for i, box in enumerate(boxes)])
-    image, objects = rgb_array(dataset.load(0)), dataset.objects(0)
+    image, objects = dense.rgb_array(dataset.load(0)), dataset.objects(0)
     truth = Truth(objects.boxes, objects.labels, objects.numbers)
     for threshold in (0.1, 0.3, 0.5):
         transform = SsdTrainTransform(
@@ -263,12 +263,14 @@ def test_all_kinds_of_images_give_the_same_pixels(tmp_path):  # G37, G38
     for other in (grey, np.asarray(grey), np.asarray(grey)[..., None], tmp_path / "cmyk.jpg"):
         assert transform(other).image.shape == (3, 64, 96)
     assert SsdEvalTransform(ssd_pixels((32, 32)))(grey).image.shape == (3, 32, 32)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)  # Pillow's convert would cut it at 255
+    np.testing.assert_array_equal(transform(deep).image, transform(grey).image)
     for bad in (
         array.astype(np.float32),
         array[..., :2],
         np.zeros((0, 5, 3), np.uint8),
         array[None],
-        Image.new("I;16", (5, 5)),
+        Image.new("F", (5, 5), 300.0),  # which does not say which number is white
     ):
         with pytest.raises(DataError, match="expected"):
             transform(bad)

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 from commands import ROOT
@@ -68,7 +70,7 @@ MAY_IMPORT = {
     },
     "analysis": {
         "config", "names", "distributed", "models", "acceleration", "data", "compile_cache", "evaluation",
-        "prediction", "validation", "builders", "segmentation", "tasks",
+        "prediction", "validation", "builders", "segmentation", "detection", "tasks",
     },
     "benchmark": {
         "models", "data", "kernels", "folding", "config", "distributed", "compile_cache", "training", "builders",
@@ -139,3 +141,12 @@ def test_files_are_short():
         for p, n in limits
         if lengths[p.relative_to(ROOT)] > n
     ]
+
+
+@pytest.mark.slow
+def test_each_module_may_be_imported_first(tmp_path):
+    """In whatever order: the models' registration must not need a module that needs the models."""
+    program = ROOT / "tests" / "programs" / "first_imports.py"
+    done = subprocess.run([sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=600)
+    *failed, last = done.stdout.splitlines()
+    assert not failed and int(last.split()[0]) > 200, done.stdout + done.stderr[-2000:]

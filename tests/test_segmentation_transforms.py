@@ -18,7 +18,7 @@ from test_segmentation_data import write_folders
 from torch.nn import functional
 
 from mindska.data import Preprocessing, dense
-from mindska.errors import SettingError
+from mindska.errors import DataError, SettingError
 from mindska.segmentation.datasets import open_segmentation_dataset
 from mindska.segmentation.transforms import (
     CVNETS_AUGMENTATION,
@@ -31,7 +31,6 @@ from mindska.segmentation.transforms import (
     label_map,
     mmsegmentation_pixels,
     resize_logits,
-    rgb_array,
     slide,
     sliding_windows,
 )
@@ -87,11 +86,13 @@ def test_a_file_a_pillow_image_and_an_rgb_array_give_the_same(tmp_path):
         assert transform(Image.fromarray(pixels).convert(kind)).pixels.shape == some[0].shape
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)  # Pillow's convert would cut it at 255
     np.testing.assert_array_equal(transform(deep).pixels, transform(Image.fromarray(pixels[..., 0])).pixels)
-    with pytest.raises(SettingError, match="an image of kind F: .* which number is white"):
+    with pytest.raises(DataError, match="an image of Pillow's kind F: .* which number is white"):
         transform(Image.fromarray(pixels[..., 0].astype(np.float32)))
-    for wrong in (pixels[..., 0], pixels.astype(np.float32), pixels.transpose(2, 0, 1)):
-        with pytest.raises(SettingError, match=r"expected \(height, width, 3\), uint8, in the order RGB"):
-            rgb_array(wrong)
+    for kind in (pixels[..., 0], pixels[..., :1]):
+        np.testing.assert_array_equal(dense.rgb_array(kind), np.repeat(pixels[..., :1], 3, 2))
+    for wrong in (pixels.astype(np.float32), pixels.transpose(2, 0, 1), pixels[:0]):
+        with pytest.raises(DataError, match=r"expected \(height, width, 3\), uint8, in the order RGB"):
+            dense.rgb_array(wrong)
 
 
 def test_evaluation_sizes():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from mindspore import Tensor
 from tqdm import tqdm
 
 from ..acceleration import accelerate, decelerate
@@ -86,8 +85,8 @@ class Maps:
 
     Attributes:
         maps: (stages, B, H, W), 0 to 1. targets: (B,) the classes that are explained.
-        predictions: (B,) those that the network answers, of a segmenter its commonest; probabilities: (B,) of these, of
-            a segmenter their shares of the pixels.
+        predictions: (B,) those that the network answers, of a segmenter its commonest, of a detector the most probable;
+            probabilities: (B,) of these, of a segmenter their shares of the pixels.
     """
 
     maps: np.ndarray
@@ -112,24 +111,33 @@ def explain(
     cut.index = len(features) - 1
     with pynative_mode():
         logits = cut.output(features[-1], features, size).asnumpy()
-    answers = logits.argmax(1)
+    answers, rows = logits.argmax(1), np.arange(len(images))
     if subject.is_segmenter:
         predictions, probabilities = _commonest(answers, logits.shape[1], _background(subject))
+    elif subject.is_detector:
+        certainties = cut.certainties(logits)
+        predictions = certainties.argmax(1)
+        probabilities = certainties[rows, predictions]
     else:
         predictions = answers
-        probabilities = softmax(logits)[np.arange(len(answers)), answers]
+        probabilities = softmax(logits)[rows, answers]
     targets = np.full(len(images), target) if target is not None else predictions
-    masks = (answers == targets[:, None, None]) if subject.is_segmenter else None
+    columns = targets + cut.first_class
+    masks = None
+    if subject.is_segmenter:
+        masks = answers == targets[:, None, None]
+    elif subject.is_detector:
+        masks = np.eye(logits.shape[2])[logits[rows, columns].argmax(1)]
     maps = []
     for stage in stages:
         cut.index = stage
         values = features[stage].asnumpy()
         if method == "gradcam":
-            found = gradcam(values, cut.gradient(features, size, targets, masks))
+            found = gradcam(values, cut.gradient(features, size, columns, masks))
         elif method == "eigencam":
             found = eigencam(values)
         else:
-            found = _scorecam(subject, images, values, targets, masks)
+            found = _scorecam(cut, subject.config.batch_size, images, values, columns, masks)
         maps.append(enlarged(found, size))
     return Maps(np.stack(maps), targets, predictions, probabilities)
 
@@ -151,25 +159,21 @@ def _commonest(answers: np.ndarray, classes: int, background: Optional[int]) -> 
 
 
 def _scorecam(
-    subject: Subject, images: np.ndarray, features: np.ndarray, targets: np.ndarray,
-    masks: Optional[np.ndarray],
-) -> np.ndarray:  # fmt: skip
-    found, size = [], subject.config.batch_size
-    accelerate(subject.network)  # there are many passes, and none backward
+    cut: Cut, size: int, images: np.ndarray, features: np.ndarray, columns: np.ndarray, masks: Optional[np.ndarray]
+) -> np.ndarray:
+    found = []
+    accelerate(cut.network)  # there are many passes, and none backward
     try:
         for i, image in enumerate(images):
             seen = score_masks(features[i], image.shape[1:])
             scores: list[np.ndarray] = []
             for first in range(0, len(seen), size):
-                with pynative_mode():
-                    masked = image[None] * seen[first : first + size, None]
-                    logits = subject.network(Tensor(masked.astype(np.float32))).asnumpy()
-                each = logits[:, targets[i]]
-                scores.append(each if masks is None else (each * masks[i]).sum((1, 2)))
+                each = cut.whole(image[None] * seen[first : first + size, None])[:, columns[i]]
+                scores.append(each if masks is None else (each * masks[i]).reshape(len(each), -1).sum(1))
             weights = softmax(np.concatenate(scores)[None])[0].astype(np.float32)
             found.append((features[i] * weights[:, None, None]).sum(0))
     finally:
-        decelerate(subject.network)
+        decelerate(cut.network)
     return np.stack(found)
 
 

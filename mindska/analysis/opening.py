@@ -19,16 +19,21 @@ from ..data import EvalTransform, ImageDataset, Preprocessing
 from ..data.imagenet import readable_names
 from ..data.images import read_image
 from ..data.loader import in_parallel
+from ..detection.detector import Detector
+from ..detection.mask_rcnn import MaskRCNN
 from ..distributed import World
 from ..errors import ConfigError, DataError, few, printable
 from ..models.layers.backbone import Backbone
 from ..names import task_of
 from ..prediction import find_images, is_exported
 from ..segmentation.segmenter import Segmenter
+from ..tasks.detection.task import open_set
 from ..tasks.segmentation.opening import open_segmenter
 from ..tasks.segmentation.validation import open_data
+from .stages import backbone_of
 
 log = logging.getLogger("mindska")
+OBJECT = "object"  # what an RPN finds
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Subject:
         config: with the model that the checkpoint names.
         network: in evaluation, in MindSpore's plain operators where it was opened so.
         record: of the checkpoint. pixels: what the network expects of an image.
-        class_names: a name for every class; empty of a backbone.
+        class_names: a name for every class; empty of a backbone. Of Mask R-CNN the only one is "object": its maps are
+            the RPN's.
     """
 
     config: Config
@@ -54,9 +60,14 @@ class Subject:
         return isinstance(self.network, Segmenter)
 
     @property
+    def is_detector(self) -> bool:
+        """Whether it finds objects."""
+        return isinstance(self.network, Detector)
+
+    @property
     def backbone(self) -> Backbone:
         """Its stages."""
-        return self.network.backbone if isinstance(self.network, Segmenter) else self.network
+        return backbone_of(self.network)
 
     def name(self) -> str:
         """What to call it in a message."""
@@ -79,8 +90,8 @@ def open_subject(config: Config, plain: bool = True) -> Subject:
         )
     weights = builders.configured_weights(config)
     assert weights is not None  # the command asks for a checkpoint
-    if not config.model and task_of(weights.model) == "segmentation":
-        config = replace(config, model=weights.model, task="segmentation", dataset=None)
+    if not config.model and task_of(weights.model) != "classification":
+        config = replace(config, model=weights.model, task=task_of(weights.model), dataset=None)
     config = builders.with_recorded_model(config, weights.record)
     if weights.dialect is None:
         raise ConfigError(f"{path} holds {weights.model} of MindCV; the analyses know the models of mindska only")
@@ -93,7 +104,11 @@ def open_subject(config: Config, plain: bool = True) -> Subject:
     number = weights.num_classes or 0
     names = list(readable_names(number, weights.record.get("class_names"))[:number]) if number else []
     names += [f"class {i}" for i in range(len(names), number)]
-    return Subject(config, decelerate(network) if plain else network, weights.record, pixels, names)
+    record = weights.record
+    if isinstance(network, MaskRCNN):
+        names = [OBJECT]
+        record = {**record, "class_names": names}
+    return Subject(config, decelerate(network) if plain else network, record, pixels, names)
 
 
 def initial_subject(config: Config) -> Subject:
@@ -149,10 +164,11 @@ def some_images(subject: Subject, files: Sequence[Path], number: int) -> Images:
     if not config.data_dir:
         raise ConfigError("No images: name some with --images FILE or FOLDER, or a data set with --data_dir")
     dataset: Any
-    if subject.is_segmenter:
-        dataset = open_data(open_segmenter(config))
+    if subject.is_segmenter or subject.is_detector:
+        dataset = open_set(config, "val", masks=False) if subject.is_detector else open_data(open_segmenter(config))
+        load = dataset.load if subject.is_detector else dataset.load_image
         chosen = np.unique(np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int)).tolist()
-        return Images([dataset.describe(i) for i in chosen], lambda i: dataset.load_image(chosen[i]))
+        return Images([dataset.describe(i) for i in chosen], lambda i: load(chosen[i]))
     dataset = open_labelled(subject)
     chosen = spread(dataset.labels, number)
     return Images([dataset.describe(i) for i in chosen], lambda i: dataset.load(chosen[i]), dataset.labels[chosen])
@@ -165,7 +181,7 @@ def open_labelled(subject: Subject) -> ImageDataset:
         UserError: they are missing, or of other classes.
     """
     config = subject.config
-    if subject.is_segmenter or task_of(config.model) != "classification":
+    if task_of(config.model) != "classification":
         raise ConfigError(f"{config.ckpt_path} holds {config.model}, which gives no class to an image")
     dataset = builders.open_validation_data(config, subject.record)
     builders.evaluated_classes(config, subject.record, dataset.class_names)

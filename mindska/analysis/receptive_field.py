@@ -77,7 +77,7 @@ def contributions(subject: Subject, images: np.ndarray, feature: Optional[int]) 
     cut = Cut(subject.network, 0)
 
     def middle(x: Tensor) -> Tensor:
-        x = subject.network.prepared(x, None) if cut.is_segmenter else x
+        x = cut.prepared(x)
         if feature is None:
             found = subject.network.decode(subject.network.features(x))
         else:

@@ -29,6 +29,11 @@ def analyse(name: str, config: Config, options: Namespace, world: World) -> Iter
         task = task_of_file(config.ckpt_path, config.model)
         if name != "confusion" and task != "classification":
             raise ConfigError(f"{name} is of classifiers; {config.ckpt_path} is for {task}")
+        if task == "detection":
+            raise ConfigError(
+                f"confusion is of classifiers and segmenters; {config.ckpt_path} is for detection, whose objects are "
+                f"matched by boxes. `mindska validate --class_csv FILE` gives the figures of each class"
+            )
         if name == "confusion":
             return confusion.write_confusion(out, config, world, task == "segmentation", ending)
         if name == "errors":

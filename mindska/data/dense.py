@@ -10,19 +10,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Union
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..errors import SettingError
-from .transforms import MAX_RESIZED_PIXELS, resize
+from ..errors import DataError, SettingError
+from .images import as_rgb, read_image
+from .transforms import MAX_RESIZED_PIXELS, Preprocessing, resize
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # OpenMMLab's 123.675 ... on a scale of 0..1
 HUES = 180  # OpenCV's hue of 8 bits counts half degrees
 AT_ONCE = 8192  # pixels whose intermediate results stay in the processor's cache
 
 Size = tuple[int, int]  # height, width
+
+
+AnyImage = Union[str, Path, Image.Image, np.ndarray]
+
+
+def rgb_array(image: AnyImage, exif_orientation: bool = False) -> np.ndarray:
+    """An image as (H, W, 3) uint8 in the order RGB: a file, a Pillow image of any kind, or an array.
+
+    Args:
+        image: arrays are uint8, (H, W, 3) in the order RGB (not OpenCV's BGR), (H, W) or (H, W, 1) for grey, or
+            (H, W, 4) with transparency, which is dropped.
+
+    Raises:
+        DataError: a file cannot be read, a Pillow image does not say which number is white, or an array is of another
+            kind.
+    """
+    if isinstance(image, (str, Path)):
+        return np.asarray(read_image(image, exif_orientation=exif_orientation))
+    if isinstance(image, Image.Image):
+        try:
+            return np.asarray(as_rgb(image))
+        except ValueError as error:
+            raise DataError(f"an image of Pillow's kind {image.mode}: {error}") from error
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
+        raise DataError(
+            f"an image of the shape {image.shape} and kind {image.dtype}; expected (height, width, 3), uint8, in the "
+            f"order RGB (of OpenCV's BGR: image[..., ::-1])"
+        )
+    return np.repeat(image, 3, 2) if image.shape[2] == 1 else image[..., :3]
 
 
 def keep_ratio_size(size: Size, scale: Size) -> Size:
@@ -103,6 +137,13 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     for channel, values in enumerate(table):
         np.take(values, image[:, :, channel], out=result[channel], mode="clip")
     return result
+
+
+def network_pixels(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """(H, W, 3) uint8 -> (C, H, W) float32, of one channel where the network takes grey; see `normalise`."""
+    if preprocessing.in_channels == 1:
+        image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[..., None]
+    return normalise(image, preprocessing.mean, preprocessing.std)
 
 
 @lru_cache(maxsize=64)

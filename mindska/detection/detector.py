@@ -20,15 +20,6 @@ from ..segmentation.segmenter import padded, size_padding
 from .postprocess import Detections
 
 Maps = Sequence[Tensor]
-COCO_CLASSES = 80
-COCO = dict(  # what the published networks expect of an image
-    num_classes=COCO_CLASSES,
-    input_size=(3, 800, 1333),
-    crop_pct=1.0,
-    interpolation="bilinear",
-    mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-    std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
-)
 SIZE_DIVISOR = 32  # each image of a batch counts as padded to a multiple of it, whatever the batch's size
 
 
@@ -84,8 +75,6 @@ class Detector(nn.Cell):
     """
 
     method = ""
-    published: tuple[str, ...] = ()  # backbones for which weights or figures of this method are published
-    card: dict[str, Any] = COCO
     has_masks = False  # whether objects have masks, which training then takes as well
     fixed_size = False  # whether images are resized to one size, and lose their ratio
     classifiers: tuple[str, ...] = ()  # the layers whose outputs are the classes

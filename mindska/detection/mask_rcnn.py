@@ -194,7 +194,6 @@ class MaskRCNN(Detector):
 
     method = "mask_rcnn"
     has_masks = True
-    published = ("van_tiny_lska_k23", "van_small_lska_k23", "van_base_lska_k23")
     classifiers = ("roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg", "roi_head.mask_head.conv_logits")
     target_columns = ("boxes", "labels", "image_shapes", "masks")
     num_key_columns = 2 * KEY_NOISE  # which anchors and which proposals are drawn

@@ -141,7 +141,6 @@ class RetinaNet(Detector):
     """
 
     method = "retinanet"
-    published = ("van_tiny_lska_k23", "van_small_lska_k23", "van_base_lska_k23")
     classifiers = ("bbox_head.retina_cls",)
     max_candidates = 1000  # of each level, in `detect`
     nms_threshold = 0.5

@@ -24,22 +24,15 @@ from ..models.layers.precision import Float32Cell
 from ..models.sknet import ConvNorm
 from .anchors import SSD_RATIOS, ssd_backbone_maps, ssd_priors, ssd_priors_per_cell
 from .coder import SSD_CODER, to_corner_form
-from .detector import COCO_CLASSES, Detector, by_anchor, map_sizes
+from .detector import Detector, by_anchor, map_sizes
 from .postprocess import Detections, ssd_detections
+from .published import COCO_CLASSES
 
 BN_MOMENTUM = 0.9
 EXTRA_CHANNELS = (256, 128, 128)  # of the maps beyond the backbone's, each half as large as the one before
 POOLED_CHANNELS = 64  # of the last map, one cell
 HEAD_CHANNELS = (256, 256, 128, 128, 64)  # that a head's input is brought to where it has others, after the first's
 MINED = 3  # negatives that count for each positive
-COCO_SSD = dict(  # pixels are divided by 255, and nothing else; the ratio of the sides is not kept
-    num_classes=COCO_CLASSES,
-    input_size=(3, 320, 320),
-    crop_pct=1.0,
-    interpolation="bicubic",
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-)
 
 
 class Separable(nn.Cell):
@@ -166,8 +159,6 @@ class SSDLite(Detector):
 
     method = "ssdlite"
     fixed_size = True
-    published = ("skanet_s",)
-    card = COCO_SSD
     classifiers = ("ssd_heads.5.predictor", *(f"ssd_heads.{i}.predictor.pointwise" for i in range(5)))
     score_threshold, max_detections = 0.01, 200
     max_candidates = 400  # of each class, in `detect`

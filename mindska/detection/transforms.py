@@ -13,17 +13,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
 
 from ..data import dense
-from ..data.dense import IMAGENET_MEAN, IMAGENET_STD, Size
-from ..data.images import read_image
+from ..data.dense import IMAGENET_MEAN, IMAGENET_STD, AnyImage, Size
 from ..data.transforms import FILTERS, Preprocessing
-from ..errors import DataError, SettingError
+from ..errors import SettingError
 from .coco import CocoDataset
 from .masks import pack
 from .nms import intersections
@@ -36,8 +34,6 @@ MAX_BOXES = 100
 PADDING_LABEL = -1
 LEAST_CROP = 0.3  # of the image's sides, in SSD's crops
 
-AnyImage = Union[str, Path, Image.Image, np.ndarray]
-
 
 def mmdetection_pixels(image_size: Size = (800, 1333)) -> Preprocessing:
     """What networks of LSKA, VAN and MMDetection expect: ImageNet's mean and std; `image_size` is the largest, the
@@ -48,33 +44,6 @@ def mmdetection_pixels(image_size: Size = (800, 1333)) -> Preprocessing:
 def ssd_pixels(image_size: Size = (320, 320)) -> Preprocessing:
     """What cvnets' SSD expects: a fixed size, pixels / 255, no mean and std."""
     return Preprocessing(image_size, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
-
-
-def rgb_array(image: AnyImage, exif_orientation: bool = False) -> np.ndarray:
-    """An image as (H, W, 3) uint8 in the order RGB: a file, a Pillow image of any kind, or an array.
-
-    Args:
-        image: arrays are uint8, (H, W, 3) in the order RGB (not OpenCV's BGR), (H, W) or (H, W, 1) for grey, or
-            (H, W, 4) with transparency, which is dropped.
-
-    Raises:
-        DataError: a file cannot be read, or an array is of another kind.
-    """
-    if isinstance(image, (str, Path)):
-        return np.asarray(read_image(image, exif_orientation=exif_orientation))
-    if isinstance(image, Image.Image):
-        if image.mode[0] in "IF":  # Pillow would cut 16 bits at 255
-            raise DataError(f"an image of Pillow's kind {image.mode}: expected 8 bits a channel; give the file instead")
-        return np.asarray(image.convert("RGB"))
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
-        raise DataError(
-            f"an image of the shape {image.shape} and kind {image.dtype}; expected (height, width, 3), uint8, in the "
-            f"order RGB (of OpenCV's BGR: image[..., ::-1])"
-        )
-    return np.repeat(image, 3, 2) if image.shape[2] == 1 else image[..., :3]
 
 
 @dataclass(frozen=True)
@@ -227,7 +196,7 @@ class DetectionTrainTransform:
         Raises:
             DataError: the image or a mask cannot be read.
         """
-        options, image = self.augmentation, rgb_array(dataset.load(index))
+        options, image = self.augmentation, dense.rgb_array(dataset.load(index))
         old = image.shape[0], image.shape[1]
         truth = truth_of(dataset, index, rng, options.max_boxes)
         scale = options.scales[rng.integers(len(options.scales)) if len(options.scales) > 1 else 0]
@@ -237,7 +206,7 @@ class DetectionTrainTransform:
         if flip:
             image, boxes = image[:, ::-1], flip_boxes(boxes, size[1])
         sample = (
-            dense.pad(normalised(image, self.preprocessing), padded, 0),
+            dense.pad(dense.network_pixels(image, self.preprocessing), padded, 0),
             *padded_truth(Truth(boxes, truth.labels, truth.numbers), options.max_boxes),
             np.asarray(size, np.int32),
         )
@@ -248,13 +217,6 @@ class DetectionTrainTransform:
             mask = dense.resize_nearest(dataset.mask(number), size)
             row[:] = pack(dense.pad(mask[:, ::-1] if flip else mask, padded, 0))
         return (*sample, bits)
-
-
-def normalised(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """(H, W, 3) uint8 -> (C, H, W) float32, grey where the network takes grey."""
-    if preprocessing.in_channels == 1:
-        image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[..., None]
-    return dense.normalise(image, preprocessing.mean, preprocessing.std)
 
 
 @dataclass(frozen=True)
@@ -310,7 +272,7 @@ class SsdTrainTransform:
         Raises:
             DataError: the image cannot be read.
         """
-        options, image = self.augmentation, rgb_array(dataset.load(index))
+        options, image = self.augmentation, dense.rgb_array(dataset.load(index))
         truth = truth_of(dataset, index, rng, options.max_boxes)
         image, truth = self.cropped(image, truth, rng)
         if options.photometric:
@@ -322,7 +284,7 @@ class SsdTrainTransform:
         boxes = scaled_boxes(boxes, (image.shape[0], image.shape[1]), size)
         resized = fixed_size(image, self.preprocessing)
         return (
-            normalised(resized, self.preprocessing),
+            dense.network_pixels(resized, self.preprocessing),
             *padded_truth(Truth(boxes, truth.labels, truth.numbers), options.max_boxes),
             np.asarray(size, np.int32),
         )
@@ -410,15 +372,15 @@ class DetectionEvalTransform:
         return dense.multiple_size(dense.keep_ratio_size(size, self.scale), DIVISOR)
 
     def __call__(self, image: AnyImage) -> Prepared:
-        """An image of any kind that `rgb_array` takes.
+        """An image of any kind that `dense.rgb_array` takes.
 
         Raises:
             DataError: it cannot be read. SettingError: no bucket holds it.
         """
-        array = rgb_array(image, self.exif_orientation)
+        array = dense.rgb_array(image, self.exif_orientation)
         old = array.shape[0], array.shape[1]
         size, padded = dense.keep_ratio_size(old, self.scale), self.padded_size(old)
-        pixels = dense.pad(normalised(dense.resize_linear(array, size), self.preprocessing), padded, 0)
+        pixels = dense.pad(dense.network_pixels(dense.resize_linear(array, size), self.preprocessing), padded, 0)
         return Prepared(pixels, size, (size[1] / old[1], size[0] / old[0]), old)
 
     def sample(self, dataset: CocoDataset, index: int) -> Prepared:
@@ -438,10 +400,10 @@ class SsdEvalTransform:
         return self.preprocessing.image_size
 
     def __call__(self, image: AnyImage) -> Prepared:
-        """An image of any kind that `rgb_array` takes; DataError where it cannot be read."""
-        array = rgb_array(image, self.exif_orientation)
+        """An image of any kind that `dense.rgb_array` takes; DataError where it cannot be read."""
+        array = dense.rgb_array(image, self.exif_orientation)
         old, size = (array.shape[0], array.shape[1]), self.preprocessing.image_size
-        pixels = normalised(fixed_size(array, self.preprocessing), self.preprocessing)
+        pixels = dense.network_pixels(fixed_size(array, self.preprocessing), self.preprocessing)
         return Prepared(pixels, size, (size[1] / old[1], size[0] / old[0]), old)
 
     def sample(self, dataset: CocoDataset, index: int) -> Prepared:

@@ -17,14 +17,6 @@ from ..models.layers.blocks import conv
 from .segmenter import Dropout2d, FCNHead, Maps, Segmenter, conv_norm
 
 DILATIONS = (12, 24, 36)
-VOC = dict(  # PASCAL VOC 2012; pixels are divided by 255, and nothing else
-    num_classes=21,
-    input_size=(3, 512, 512),
-    crop_pct=1.0,
-    interpolation="bilinear",
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-)
 
 
 class ASPPHead(nn.Cell):
@@ -70,8 +62,6 @@ class DeepLabV3(Segmenter):
     """
 
     method = "deeplabv3"
-    published = ("skanet_s",)
-    card = VOC
     output_stride = 8
     has_auxiliary_head = pools_to_one = align_corners = over_valid = True
 

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import mindcv
-from mindcv.models.registry import get_pretrained_cfg, register_model
 
 from ..errors import SettingError
-from ..models import factory
+from ..models import factory, methods
 from ..models.factory import AFTER_CREATION, OUR_MODELS
+from ..models.methods import DENSE_NORM_EPS, published_names
 from .deeplabv3 import DeepLabV3
+from .published import PUBLISHED
 from .segmenter import Segmenter
 from .semantic_fpn import SemanticFPN
 from .upernet import UPerNet
 
 METHODS: dict[str, type[Segmenter]] = {network.method: network for network in (SemanticFPN, UPerNet, DeepLabV3)}
-SEGMENTERS = tuple(f"{method}_{backbone}" for method, network in METHODS.items() for backbone in network.published)
-DENSE_NORM_EPS = 1e-5  # of the layer norms of VAN's stages in the authors' dense backbones; their classifiers have 1e-6
+SEGMENTERS = published_names(PUBLISHED)
 
 
 def split_name(name: str) -> Optional[tuple[str, str]]:
     """(method, backbone) of a segmenter's name, as "semantic_fpn_van_tiny"; None when it is none of ours."""
-    for method in METHODS:
-        backbone = name.removeprefix(f"{method}_")
-        if backbone != name and backbone in OUR_MODELS:
-            return method, backbone
-    return None
+    return methods.split_name(name, METHODS)
 
 
 def card(name: str) -> dict[str, Any]:
     """What MindCV calls a model's configuration: of a segmenter, or of any other model of the factory."""
-    parts = split_name(name)
-    if not parts:
-        return get_pretrained_cfg(name)
-    method, backbone = parts
-    first = f"backbone.{get_pretrained_cfg(backbone)['first_conv']}"
-    return dict(url="", first_conv=first, classifier="decode_head.conv_seg", **METHODS[method].card)
+    return methods.card(name, PUBLISHED)
 
 
 def own_preprocessing(name: str) -> dict[str, Any]:
@@ -94,43 +84,8 @@ def create_segmenter(
     options: dict[str, Any] = dict(drop_rate=drop_rate)
     if network.has_auxiliary_head:
         options["auxiliary_head"] = auxiliary_head
-    classes = network.card["num_classes"] if num_classes is None else num_classes
+    classes = PUBLISHED[parts[0]].card["num_classes"] if num_classes is None else num_classes
     net: Any = network(features.net, classes, **options)
     for change in AFTER_CREATION:
         net = change(net)
     return net
-
-
-def _entry_point(module: str, name: str) -> Callable[..., Segmenter]:
-    def create(
-        pretrained: bool = False,
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        in_chans: Optional[int] = None,
-        **options: Any,
-    ) -> Segmenter:
-        if pretrained:
-            raise SettingError(
-                f"No MindSpore weights are published for {name}, so pretrained=True cannot be honoured. "
-                f"Convert the authors' weights with mindska.weights and pass checkpoint_path instead."
-            )
-        if options.pop("features_only", False):
-            raise SettingError(f"{name} is a segmenter; for features make its backbone with features_only=True")
-        channels = in_channels if in_chans is None else in_chans
-        return create_segmenter(name, num_classes=num_classes, in_channels=channels, **options)
-
-    create.__name__ = create.__qualname__ = name
-    create.__module__ = module
-    create.__doc__ = f"{name}: see `mindska.create_segmenter`; `num_classes` is MindCV's default, 1000, unless given."
-    return create
-
-
-def _register() -> None:
-    for method, network in METHODS.items():
-        names = [f"{method}_{backbone}" for backbone in network.published]
-        vars(sys.modules[network.__module__])["default_cfgs"] = {name: card(name) for name in names}
-        for name in names:
-            register_model(_entry_point(network.__module__, name))
-
-
-_register()

@@ -148,8 +148,6 @@ class Segmenter(nn.Cell):
     """
 
     method = ""
-    published: tuple[str, ...] = ()  # backbones for which figures of this method are published
-    card: dict[str, Any] = {}  # classes, and what the published networks expect of an image
     output_stride: Optional[int] = None  # by default; None for the backbone's own
     auxiliary_weight = 0.4
     align_corners = False  # how logits get the images' size, see `bilinear`

@@ -15,15 +15,6 @@ from ..models.layers.fpn import FPN
 from ..models.layers.resize import Bilinear
 from .segmenter import Dropout2d, Maps, Segmenter, conv_norm
 
-ADE20K = dict(
-    num_classes=150,
-    input_size=(3, 512, 512),
-    crop_pct=1.0,
-    interpolation="bilinear",
-    mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-    std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
-)
-
 
 class ScaleHead(nn.Cell):
     """Max(1, `level`) 3x3 convolutions, each followed by an enlargement to twice the size unless `level` is 0.
@@ -79,11 +70,6 @@ class SemanticFPN(Segmenter):
     """
 
     method = "semantic_fpn"
-    published = (
-        *("van_tiny_lska_k23", "van_small_lska_k23", "van_base_lska_k23"),  # LSKA's authors
-        *("van_tiny", "van_small", "van_base", "van_large"),  # VAN's, b0 to b3
-    )
-    card = ADE20K
 
     def __init__(self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1) -> None:
         super().__init__(backbone, num_classes)

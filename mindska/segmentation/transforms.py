@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from ..data import dense
-from ..data.dense import IMAGENET_MEAN, IMAGENET_STD, Size
-from ..data.images import as_rgb, read_image
+from ..data.dense import IMAGENET_MEAN, IMAGENET_STD, AnyImage, Size
 from ..data.transforms import FILTERS, Preprocessing
 from ..errors import SettingError
 from .datasets import SegmentationDataset
@@ -25,8 +23,6 @@ from .masks import IGNORE
 ATTEMPTS = 10  # further crops that are drawn where one class has too much of it
 LIBRARIES = ("opencv", "pillow")
 ROWS = 32  # of logits that are resized at once: all classes of a large image would take gigabytes
-
-AnyImage = Union[str, Path, Image.Image, np.ndarray]
 
 
 def mmsegmentation_pixels(image_size: Size = (512, 512)) -> Preprocessing:
@@ -138,7 +134,7 @@ class SegmentationTrainTransform:
             pixels = np.asarray(dense.pillow_distortion(Image.fromarray(np.ascontiguousarray(pixels)), rng))
         if options.rotate:
             pixels, labels = self._rotated(pixels, labels, rng.uniform(-options.rotate, options.rotate))
-        normalised = normalise(pixels, self.preprocessing)
+        normalised = dense.network_pixels(pixels, self.preprocessing)
         return dense.pad(normalised, crop_size, 0), dense.pad(np.ascontiguousarray(labels), crop_size, IGNORE)
 
     def draw_size(self, size: Sequence[int], rng: np.random.Generator) -> Size:
@@ -174,8 +170,8 @@ class SegmentationTrainTransform:
 
     def _resized(self, image: AnyImage, labels: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
         if self.augmentation.library == "opencv":
-            return dense.resize_linear(rgb_array(image), size), dense.resize_nearest(labels, size)
-        pixels = np.asarray(dense.resize_pillow(Image.fromarray(rgb_array(image)), size, self.filter))
+            return dense.resize_linear(dense.rgb_array(image), size), dense.resize_nearest(labels, size)
+        pixels = np.asarray(dense.resize_pillow(Image.fromarray(dense.rgb_array(image)), size, self.filter))
         small = Image.fromarray(labels.astype(np.uint8))  # labels are at most 255
         resized = dense.resize_pillow(small, size, Image.Resampling.NEAREST)
         return pixels, np.asarray(resized).astype(np.int32)
@@ -271,13 +267,13 @@ class SegmentationEvalTransform:
         Args:
             ratio: of the size that it would have; flip: from left to right. See `label_map` for the way back.
         """
-        pixels = rgb_array(image)
+        pixels = dense.rgb_array(image)
         size = pixels.shape[0], pixels.shape[1]
         for target in self.evaluation_size.sizes(size, ratio):
             pixels = self._resized(pixels, target)
         if flip:
             pixels = pixels[:, ::-1]
-        return EvaluationImage(normalise(pixels, self.preprocessing), size)
+        return EvaluationImage(dense.network_pixels(pixels, self.preprocessing), size)
 
     def _resized(self, pixels: np.ndarray, size: Size) -> np.ndarray:
         if self.evaluation_size.library == "opencv":
@@ -289,38 +285,10 @@ class SegmentationEvalTransform:
         self, image: AnyImage, ratios: Sequence[float] = (1.0,), flip: bool = False
     ) -> Iterator[tuple[EvaluationImage, bool]]:
         """The image at several sizes, each also flipped, and whether it is."""
-        pixels = rgb_array(image)
+        pixels = dense.rgb_array(image)
         for ratio in ratios:
             for flipped in (False, True)[: 1 + flip]:
                 yield self(pixels, ratio, flipped), flipped
-
-
-def rgb_array(image: AnyImage) -> np.ndarray:
-    """(H, W, 3) uint8 in the order RGB, of a file, of a Pillow image of any kind, or of such an array.
-
-    Raises:
-        DataError: the file cannot be read. SettingError: it is another array, or an image without a known white.
-    """
-    if isinstance(image, (str, Path)):
-        image = read_image(image)
-    if isinstance(image, Image.Image):
-        try:
-            return np.asarray(as_rgb(image))
-        except ValueError as error:
-            raise SettingError(f"an image of kind {image.mode}: {error}") from error
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise SettingError(
-            f"an image as an array of shape {image.shape} and {image.dtype}; expected (height, width, 3), uint8, in "
-            f"the order RGB (of OpenCV's BGR: image[..., ::-1])"
-        )
-    return image
-
-
-def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """(H, W, 3) uint8 -> (C, H, W) float32, of one channel where the network takes grey."""
-    if preprocessing.in_channels == 1:
-        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
-    return dense.normalise(pixels, preprocessing.mean, preprocessing.std)
 
 
 # ----------------------------------------------------------------------------------------- logits

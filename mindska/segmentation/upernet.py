@@ -16,7 +16,6 @@ from ..models.layers.backbone import Backbone
 from ..models.layers.blocks import conv
 from ..models.layers.resize import Bilinear
 from .segmenter import Dropout2d, FCNHead, Maps, Segmenter, conv_norm
-from .semantic_fpn import ADE20K
 
 POOL_SCALES = (1, 2, 3, 6)
 
@@ -113,8 +112,6 @@ class UPerNet(Segmenter):
     """
 
     method = "upernet"
-    published = ("van_tiny", "van_small", "van_base", "van_large")
-    card = ADE20K
     has_auxiliary_head = pools_to_one = True
 
     def __init__(

@@ -18,7 +18,7 @@ from ...distributed import World
 from ...errors import ConfigError, WriteError, look_alike
 from ...files import replacing
 from ...streams import print_result
-from ..several import validate_each
+from ...validation import validate_each
 from .opening import OpenedDetector, open_detector
 from .task import limits, open_set
 

@@ -20,7 +20,7 @@ from ...segmentation.datasets import SegmentationDataset, open_segmentation_data
 from ...segmentation.evaluation import SegmentationEvaluator, SegmentationScore
 from ...segmentation.metrics import ConfusionMatrix, class_table, write_class_csv
 from ...streams import print_result
-from ..several import validate_each
+from ...validation import validate_each
 from .opening import Segmenter, open_segmenter
 
 DETAILS = ("path", "mIoU", "aAcc", "classes", "error")

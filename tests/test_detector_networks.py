@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 from parity.detector_ports import Gradients
 
 from mindska import create_detector
@@ -20,6 +21,7 @@ from mindska.detection.masks import pack
 from mindska.detection.retinanet import anchors_of, cells_of
 from mindska.errors import SettingError
 from mindska.models.layers.boxes import mark_objects
+from mindska.modes import pynative_mode
 from mindska.reference import create as create_reference
 from mindska.reference.verify import reference_keys
 
@@ -301,3 +303,33 @@ def test_retinanet_divides_by_the_mean_over_the_ranks():
     assert sorted(name for name, *_ in lines) == ["rank", "rank", "whole"], done.stderr[-2000:]
     figures = [[float(x) for x in numbers] for _, *numbers in lines]
     np.testing.assert_allclose(figures, [figures[0]] * 3, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_backbone_of_finer_levels(method):
+    """CIFAR's network has three levels of 1, 2 and 4 pixels: anchors are in the strides of these."""
+    net = create_detector(method, "sknet29_16x32d", num_classes=3).set_train(False)
+    images, boxes, labels, shapes, bits, noise = batch((24, 32), net.noise_size)
+    with pynative_mode():
+        losses = net.losses(*arguments(net, images, boxes, labels, shapes, bits, noise))
+        found = net.detect(images, shapes, score_threshold=0.0, max_detections=5)
+        scores, deltas = net.head_maps(Tensor(images))
+    assert all(np.isfinite(loss.asnumpy()) for loss in losses.values()) and len(found) == 2
+    sizes = [x.shape[2:] for x in scores]
+    if method == "ssdlite":
+        assert sizes[:2] == [(12, 16), (6, 8)]
+        return
+    strides = dict(retinanet=(2, 4, 8, 16), mask_rcnn=(1, 2, 4, 8))[method]
+    assert net.generator.strides == strides and sizes == [tuple(size) for size in net.generator.map_sizes((24, 32))]
+    anchors = net.generator(sizes)
+    first = (strides[0] * net.generator.scales[0]) ** 2  # the area of the finest level's smallest anchors
+    assert (anchors[0, 2] - anchors[0, 0]) * (anchors[0, 3] - anchors[0, 1]) == pytest.approx(first, rel=1e-5)
+    for found in net.detect(images, shapes, score_threshold=0.0):
+        assert len(found) and (found.boxes >= 0).all() and (found.boxes[:, 2:] <= [32, 24]).all()
+
+
+def test_anchors_of_the_published_backbones_are_mmdetections():
+    with no_init_parameters():
+        for name, strides in (("retinanet", (8, 16, 32, 64, 128)), ("mask_rcnn", (4, 8, 16, 32, 64))):
+            assert create_detector(name, "van_tiny_lska_k23").generator.strides == strides

@@ -12,6 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 import mindska
 from mindska.errors import SettingError, WeightsError
 from mindska.models.factory import OUR_MODELS
+from mindska.modes import pynative_mode
 from mindska.segmentation import factory
 from mindska.segmentation.upernet import AdaptivePool, pooling_matrix
 from mindska.weights import from_torch, open_weights, to_torch
@@ -114,6 +115,19 @@ def test_every_backbone_can_be_had(backbone):
     if backbone.startswith("van"):
         assert net.options["norm_eps"] == 1e-5
         assert all(c.epsilon == 1e-5 for _, c in net.cells_and_names() if isinstance(c, nn.LayerNorm))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", factory.METHODS)
+def test_a_backbone_of_finer_levels(method):
+    """CIFAR's network has three levels of 1, 2 and 4 pixels; its coarsest is finer than deeplabv3's output stride."""
+    net = small(method, "sknet29_16x32d")
+    x = np.random.default_rng(0).standard_normal((2, 3, 17, 24), dtype=np.float32)
+    with pynative_mode():
+        logits = net(Tensor(x)).asnumpy()
+        loss = net.set_train(True).losses(Tensor(x), Tensor(np.ones((2, 17, 24), np.int32)))
+    assert net.reductions == [1, 2, 4] and logits.shape == (2, 3, 17, 24) and np.isfinite(logits).all()
+    assert np.isfinite(loss.asnumpy())
 
 
 @pytest.mark.slow

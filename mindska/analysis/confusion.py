@@ -18,10 +18,9 @@ from ..data.contact_sheet import MOST, SIDE, Picture, check_sheet, write_contact
 from ..data.lists import table_cell, write_table
 from ..distributed import World
 from ..errors import DataError
-from ..segmentation.evaluation import SegmentationEvaluator
 from ..segmentation.metrics import ConfusionMatrix
 from ..tasks.segmentation.opening import open_segmenter
-from ..tasks.segmentation.validation import open_data
+from ..tasks.segmentation.validation import open_data, open_evaluator
 from ..validation import Outcomes, Shared, predict_all, prepare
 from .drawing import LONGEST, MOST_NAMED, name_classes, new_figure, save_figure, shown, write_json
 
@@ -144,17 +143,7 @@ def count_pixels(config: Config) -> tuple[Config, np.ndarray, list[str], int]:
     segmenter = open_segmenter(config)
     dataset = open_data(segmenter)
     counted = ConfusionMatrix(segmenter.num_classes)
-    evaluator = SegmentationEvaluator(
-        None,
-        dataset,
-        segmenter.transform,
-        segmenter.num_classes,
-        segmenter.batch_size,
-        segmenter.inference,
-        align_corners=segmenter.align_corners,
-        num_workers=config.num_parallel_workers or 2,
-    )
-    evaluator.runner = segmenter.run(evaluator.graph_sizes())
+    evaluator = open_evaluator(segmenter, dataset, num_workers=config.num_parallel_workers or 2)
     evaluator.each = lambda index, found, mask: counted.update(found, mask)
     evaluator.evaluate([lambda: None], progress=True)
     names = [*dataset.class_names, *segmenter.class_names[len(dataset.class_names) :]]

@@ -6,7 +6,7 @@ They depend on the sizes of the maps only, so they are constants of a compiled g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -36,6 +36,13 @@ class AnchorGenerator:
     def num_anchors(self) -> int:
         """Anchors of a cell."""
         return len(self.scales) * len(self.ratios)
+
+    def for_levels(self, strides: Sequence[int], extra: int) -> AnchorGenerator:
+        """The same anchors, in strides, for a backbone's levels and so many more, each half as large as the one before.
+
+        For backbones whose levels are those of MMDetection's, 4 to 32 pixels, nothing changes.
+        """
+        return replace(self, strides=(*strides, *(strides[-1] << i for i in range(1, extra + 1))))
 
     def map_sizes(self, image_size: Size) -> list[Size]:
         """The levels' (height, width) for a padded image of this (height, width): rounded up."""

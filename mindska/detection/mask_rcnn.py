@@ -37,7 +37,7 @@ from ..models.layers.boxes import (
 )
 from ..models.layers.fpn import FPN
 from ..models.layers.roi_align import LEVELS, MaskTargets, RoIAlign, with_levels
-from .anchors import RPN_ANCHORS
+from .anchors import RPN_ANCHORS, AnchorGenerator
 from .coder import BOX_HEAD_CODER, MAX_LOG_RATIO
 from .detector import Detector, Maps, arrays, by_anchor, map_sizes
 from .masks import MASK_SIZE
@@ -137,9 +137,9 @@ def init_normal(cells: nn.Cell, sigma: float) -> None:
 
 
 @constexpr
-def level_anchors(size: tuple[int, int], level: int) -> Tensor:
+def level_anchors(generator: AnchorGenerator, size: tuple[int, int], level: int) -> Tensor:
     """The anchors of a level: (A, 4), a constant of the graph."""
-    return Tensor(RPN_ANCHORS.level(level, size).copy())
+    return Tensor(generator.level(level, size).copy())
 
 
 @constexpr
@@ -204,7 +204,7 @@ class MaskRCNN(Detector):
 
     def __init__(self, backbone: Backbone, num_classes: int = 80) -> None:
         super().__init__(backbone, num_classes)
-        self.generator = RPN_ANCHORS
+        self.generator = RPN_ANCHORS.for_levels(self.reductions, 1)
         self.neck = FPN(self.feature_channels, CHANNELS, extra_levels=1, extra="pool")
         self.rpn_head = RPNHead(CHANNELS, self.generator.num_anchors)
         self.roi_head = RoIHead(CHANNELS, num_classes)
@@ -318,7 +318,7 @@ class MaskRCNN(Detector):
         """The best proposals in training: boxes (B, P, 4), the best first, and which of them are any (B, P) bool."""
         boxes, values = [], []
         for level, (score, delta) in enumerate(zip(scores, deltas)):
-            anchors = level_anchors((score.shape[2], score.shape[3]), level)
+            anchors = level_anchors(self.generator, (score.shape[2], score.shape[3]), level)
             score = ops.stop_gradient(by_anchor(score, self.generator.num_anchors)).squeeze(2).astype(mstype.float32)
             delta = ops.stop_gradient(by_anchor(delta, self.generator.num_anchors)).astype(mstype.float32)
             best, indices = ops.topk(score, min(self.candidates_in_training, score.shape[1]))

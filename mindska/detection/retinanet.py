@@ -147,7 +147,7 @@ class RetinaNet(Detector):
 
     def __init__(self, backbone: Backbone, num_classes: int = 80) -> None:
         super().__init__(backbone, num_classes)
-        self.generator = RETINANET_ANCHORS
+        self.generator = RETINANET_ANCHORS.for_levels(self.reductions[1:], 2)
         self.neck = FPN(self.feature_channels, 256, start_level=1, extra_levels=2, extra="on_input")
         self.bbox_head = RetinaHead(256, self.generator.num_anchors, num_classes)
         self.targets = AnchorTargets(MaxIouAssigner(0.5, 0.4, 0.0))

@@ -75,6 +75,22 @@ def open_data(segmenter: Segmenter) -> SegmentationDataset:
     return dataset
 
 
+def open_evaluator(segmenter: Segmenter, dataset: SegmentationDataset, **share: Any) -> SegmentationEvaluator:
+    """What evaluates a segmenter on a data set; `share`: num_workers, and this process's place among the ranks."""
+    evaluator = SegmentationEvaluator(
+        None,
+        dataset,
+        segmenter.transform,
+        segmenter.num_classes,
+        segmenter.batch_size,
+        segmenter.inference,
+        align_corners=segmenter.align_corners,
+        **share,
+    )
+    evaluator.runner = segmenter.run(evaluator.graph_sizes())
+    return evaluator
+
+
 def _evaluate(segmenter: Segmenter, dataset: SegmentationDataset, world: World) -> dict[str, Any]:
     """Evaluates one checkpoint, writes and prints its results, and returns its row of them."""
     config, details = segmenter.config, []  # type: Config, list[tuple[int, tuple[Any, ...]]]
@@ -86,17 +102,7 @@ def _evaluate(segmenter: Segmenter, dataset: SegmentationDataset, world: World) 
         cells = ("" if own[name] is None else f"{own[name]:.6f}" for name in ("mIoU", "aAcc"))
         details.append((index, (dataset.describe(index), *cells, own["classes_averaged"], "")))
 
-    evaluator = SegmentationEvaluator(
-        None,
-        dataset,
-        segmenter.transform,
-        segmenter.num_classes,
-        segmenter.batch_size,
-        segmenter.inference,
-        align_corners=segmenter.align_corners,
-        **builders.loader_share(config, world),
-    )
-    evaluator.runner = segmenter.run(evaluator.graph_sizes())
+    evaluator = open_evaluator(segmenter, dataset, **builders.loader_share(config, world))
     evaluator.each = note if config.details else None
     score = evaluator.evaluate([lambda: None], progress=world.rank == 0)[0]
     every = [row for rows in all_gather_object(details) for row in rows]

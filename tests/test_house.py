@@ -143,6 +143,7 @@ def test_files_are_short():
     ]
 
 
+@pytest.mark.fault("first-import")
 @pytest.mark.slow
 def test_each_module_may_be_imported_first(tmp_path):
     """In whatever order: the models' registration must not need a module that needs the models."""

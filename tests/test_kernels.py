@@ -1162,6 +1162,7 @@ without_avx512 = pytest.mark.skipif(not has_avx512, reason="no processor that co
 
 
 @pytest.mark.fault("operators")
+@pytest.mark.fault("sequence")
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], pytest.param(["-mno-avx512f"], marks=without_avx512)])
 def test_memory_is_not_touched_outside(tmp_path, options):

@@ -407,6 +407,14 @@ FAULTS = {
         "a setting that has no meaning for the task",
         "refused, with the tasks that it is for",
     ),
+    "sequence": (
+        "a wrong plan of a folded network; its weights changed; its gradient",
+        "refused before anything runs; the new weights count; an error that says what to do",
+    ),
+    "first-import": (
+        "any module of the package as the first import of a program",
+        "it can be imported",
+    ),
 }
 
 

@@ -260,9 +260,7 @@ def test_the_help_of_validation_shows_what_it_reads(images, whole_run, monkeypat
     read |= {"train_split", "val_seed"}  # of a val_ratio above 0
     read |= {"severities", "corruptions_dir"}  # of corruptions
     read |= {"task"}  # where the model is named
-    read |= {
-        name for name in config.VALIDATION if "classification" not in config.TASKS_OF.get(name, config.names.TASKS)
-    }
+    read |= {name for name in config.VALIDATION if "classification" not in config.TASKS_OF.get(name, names.TASKS)}
     assert read & set(config.TYPES) == config.VALIDATION
 
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from dense_runs import fit, last, trainer
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from mindska.config import Config
+from mindska.data.digit_scenes import split_scans, write_digit_scenes
+from mindska.detection import mask_rcnn
 from mindska.detection.coco import open_coco
 from mindska.detection.evaluation import DetectionEvaluator, DetectionOptions
 from mindska.detection.metrics import CocoEvaluator
@@ -33,7 +36,7 @@ MODEL = "ssdlite_skanet_nano"
 
 def settings(scenes, out, **more):
     given = dict(
-        model=MODEL, data_dir=str(scenes), ckpt_save_dir=str(out), image_resize=(64,), batch_size=2, epoch_size=2,
+        model=MODEL, data_dir=str(scenes), ckpt_save_dir=str(out), image_resize=(64,), batch_size=4, epoch_size=2,
         warmup_epochs=0, lr=1e-3, log_interval=1, ckpt_save_steps=1, keep_checkpoint_max=0, val_interval=2, max_boxes=4,
     )  # fmt: skip
     return Config(**{**given, **more})
@@ -41,7 +44,7 @@ def settings(scenes, out, **more):
 
 @pytest.fixture(scope="module")
 def whole(scenes, tmp_path_factory):
-    """A run of two epochs of four steps that nothing interrupts, with its averages."""
+    """A run of two epochs of two steps that nothing interrupts, with its averages."""
     out = tmp_path_factory.mktemp("whole")
     fit(trainer(settings(scenes, out, ema=True, ema_decay=0.9)))
     return out
@@ -51,7 +54,7 @@ def whole(scenes, tmp_path_factory):
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(scenes, whole, tmp_path):
     config = settings(scenes, tmp_path, ema=True, ema_decay=0.9)
-    fit(trainer(config), until=5)
+    fit(trainer(config), until=3)
     fit(trainer(config))
     before, after = last(whole, MODEL), last(tmp_path, MODEL)
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
@@ -163,6 +166,30 @@ def test_without_iou_crop_an_object_stays_where_it_is(scenes, tmp_path):
         for seed in range(5):
             _, boxes, labels, _ = transform.sample(data, index, np.random.default_rng(seed))
             np.testing.assert_allclose(boxes[labels >= 0], truth * ([64 / width, 64 / height] * 2), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_box_and_mask_ap_of_mask_rcnn_rise(graph, tmp_path, monkeypatch):
+    """It learns four scenes by heart: with few channels and proposals, a step takes a tenth of a second."""
+    monkeypatch.setattr(mask_rcnn, "CHANNELS", 32)
+    monkeypatch.setattr(mask_rcnn, "BOX_SAMPLES", 32)
+    monkeypatch.setattr(mask_rcnn, "MASK_SLOTS", (8, 8, 8))
+    for name, number in dict(num_proposals=64, candidates_in_training=200, candidates=200).items():
+        monkeypatch.setattr(mask_rcnn.MaskRCNN, name, number)
+    digits, data = load_digits(), tmp_path / "data"
+    scans = split_scans(digits.images, digits.target)
+    write_digit_scenes(data, scans, dict(train=4, val=1), size=(64, 64), digits=(2, 2))
+    config = settings(
+        data, tmp_path / "out", model="mask_rcnn_skanet_nano", image_resize=None, img_scale=(64, 64), epoch_size=50,
+        val_interval=10, opt="adamw", weight_decay=0.0, hflip=0.0, drop_path_rate=0.0, ckpt_save_steps=0,
+        ckpt_save_interval=50, val_split="train", val_images="train2017", lr_epoch_stair=False, warmup_epochs=1,
+        warmup_lr=1e-6, clip_grad=True, clip_value=5.0,
+    )  # fmt: skip
+    trainer(config).fit()
+    rows = [row for row in csv.DictReader((tmp_path / "out" / "metrics.csv").open()) if row["ap"]]
+    for name in ("ap", "mask_ap"):
+        figures = [float(row[name]) for row in rows]
+        assert figures[-1] > max(20, figures[0] + 10), figures
 
 
 def words(command, *more):

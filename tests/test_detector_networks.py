@@ -29,13 +29,10 @@ from mindska.reference.verify import reference_keys
 CASES = [
     ("retinanet", "sk_resnet18", (75, 98)),
     ("mask_rcnn", "sk_resnet18", (90, 130)),
-    ("ssdlite", "sk_resnet18", (97, 96)),
+    ("ssdlite", "van_tiny", (66, 97)),
     ("retinanet", "skanet_nano", (96, 112)),
     ("mask_rcnn", "van_tiny_lska_k7", (70, 96)),
     ("ssdlite", "skanet_nano", (96, 128)),
-    ("ssdlite", "van_tiny", (66, 97)),
-    ("retinanet", "sknet26", (64, 97)),
-    ("mask_rcnn", "skanet_nano", (96, 96)),
 ]
 
 

@@ -32,7 +32,7 @@ MODEL = "semantic_fpn_skanet_nano"
 def settings(scenes, out, **more):
     given = dict(
         model=MODEL, dataset="voc", data_dir=str(scenes), ckpt_save_dir=str(out), image_resize=(32,),
-        img_scale=(48, 48), batch_size=2, epoch_size=2, warmup_epochs=0, lr=1e-3, log_interval=1,
+        img_scale=(48, 48), batch_size=4, epoch_size=2, warmup_epochs=0, lr=1e-3, log_interval=1,
         ckpt_save_steps=1, keep_checkpoint_max=0,
         val_interval=2,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def settings(scenes, out, **more):
 
 @pytest.fixture(scope="module")
 def whole(scenes, tmp_path_factory):
-    """A run of two epochs of four steps that nothing interrupts, with its averages."""
+    """A run of two epochs of two steps that nothing interrupts, with its averages."""
     out = tmp_path_factory.mktemp("whole")
     fit(trainer(settings(scenes, out, ema=True, ema_decay=0.9)))
     return out
@@ -51,7 +51,7 @@ def whole(scenes, tmp_path_factory):
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(scenes, whole, tmp_path):
     config = settings(scenes, tmp_path, ema=True, ema_decay=0.9)
-    fit(trainer(config), until=5)
+    fit(trainer(config), until=3)
     fit(trainer(config))
     before, after = last(whole, MODEL), last(tmp_path, MODEL)
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)

@@ -43,6 +43,9 @@ OF_TASKS = {
     ("classification", "segmentation"): ("val_ratio", "val_seed"),
 }  # fmt: skip
 TASKS_OF = {name: tasks for tasks, settings in OF_TASKS.items() for name in settings}
+# Of detectors: settings of SSDLite, whose images have one size, and of those that keep an image's ratio of sides.
+OF_SSDLITE, OF_OTHER_DETECTORS = ("image_resize", "iou_crop", "photometric"), ("img_scale", "multi_scale")
+SIZES = ("image_resize", "img_scale", "multi_scale")
 
 
 @dataclass(frozen=True)
@@ -522,6 +525,15 @@ class Config:
         for name, tasks in TASKS_OF.items():
             if task not in tasks and getattr(self, name) != getattr(Config, name):
                 raise ConfigError(f"{name} is a setting of {' and '.join(tasks)}, but the task is {task}; leave it out")
+        if task == "detection" and self.model:
+            ssdlite = self.model.startswith("ssdlite_")
+            for name in OF_OTHER_DETECTORS if ssdlite else OF_SSDLITE:
+                if getattr(self, name) != getattr(Config, name):
+                    kind, size = ("retinanet and mask_rcnn", "image_resize") if ssdlite else ("ssdlite", "img_scale")
+                    raise ConfigError(
+                        f"{name} is a setting of {kind}, but the model is {self.model}; leave it out"
+                        + (f" (the size of its images is {size})" if name in SIZES else "")
+                    )
 
     def _check_training(self) -> None:
         """Checks settings that make sense together only."""
@@ -545,8 +557,6 @@ class Config:
             raise ConfigError(f"class_weights are of the loss CE, but loss is {self.loss}; try --sampler balanced")
         if self.class_weights == ("balanced",) and self.sampler == "balanced":
             raise ConfigError("class_weights balanced and sampler balanced do the same twice; choose one of them")
-        if not self.iou_crop and self.model and not self.model.startswith("ssdlite_"):
-            raise ConfigError(f"iou_crop is of ssdlite's training, but the model is {self.model}; leave it out")
         if self.early_stopping and not self.val_while_train:
             raise ConfigError("early_stopping needs evaluations, but val_while_train is false; leave one of them out")
         if self.scheduler == "plateau" and not self.val_while_train:

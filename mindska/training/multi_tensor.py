@@ -1,0 +1,128 @@
+"""The update of a step by C++ operators that take all parameters at once ("fused", "multi-tensor").
+
+MindSpore takes about a tenth of a millisecond to start an operator: a small network of 300 parameters spends more time
+in the update's thousands of small operators than in its gradients. These few write parameters and state in place. The
+state is that of the optimisers whose update they compute, and so are the results, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from .. import kernels
+from ..kernels import operators
+from .optim import AdamW
+
+
+def fits(parameters: Sequence[Parameter]) -> bool:
+    """Whether the operators can be had, and take these parameters."""
+    return kernels.available() and all(p.dtype == ms.float32 for p in parameters)
+
+
+class FusedUpdate(nn.Cell):
+    """The update that an optimiser makes, by one operator.
+
+    Inputs: whether to make it, () int32; a factor of the gradients, (); the gradients.
+    """
+
+    def __init__(self, optimizer: nn.Optimizer) -> None:
+        super().__init__(auto_prefix=False)
+        self.parameters, self.global_step = optimizer.parameters, optimizer.global_step
+        of_each = optimizer.get_lr_parameter(list(self.parameters))
+        tables = list({id(table): table for table in of_each}.values())  # parameters of one rate share theirs
+        place = {id(table): i for i, table in enumerate(tables)}
+        self.tables = ParameterTuple(tables)
+        self.table_of = Tensor(np.array([place[id(table)] for table in of_each], np.int32))
+        self.decays = Tensor(np.array(weight_decays(optimizer), np.float32))
+
+    def operator(self, name: str, numbers: Sequence[bool], lists: int) -> ops.Custom:
+        """The operator; `numbers`: which of the inputs before the tables it writes; `lists`: how many after the
+        gradients, of which it writes all."""
+        count = len(self.parameters)
+        written = [*numbers, *[False] * (len(self.tables) + count), *[True] * (lists * count)]
+        return operators.in_place_operator(name, written)
+
+
+class FusedAdamW(FusedUpdate):
+    """That of our AdamW."""
+
+    def __init__(self, optimizer: AdamW) -> None:
+        super().__init__(optimizer)
+        self.beta1_power, self.beta2_power = optimizer.beta1_power, optimizer.beta2_power
+        self.moments1, self.moments2 = optimizer.moments1, optimizer.moments2
+        options = (optimizer.beta1, optimizer.beta2, optimizer.eps)
+        self.betas_eps = Tensor(np.concatenate([option.asnumpy() for option in options]))
+        numbers = [False, False, True, True, True, False, False, False]
+        self.adamw = self.operator("multi_tensor_adamw", numbers, 3)
+
+    def construct(self, finite: Tensor, factor: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
+        numbers = (finite, factor, self.beta1_power, self.beta2_power, self.global_step, self.betas_eps)
+        lists = (*self.tables, *gradients, *self.parameters, *self.moments1, *self.moments2)
+        return self.adamw(*numbers, self.decays, self.table_of, *lists)
+
+
+class FusedMomentum(FusedUpdate):
+    """That of MindSpore's momentum."""
+
+    def __init__(self, optimizer: nn.Momentum) -> None:
+        super().__init__(optimizer)
+        self.momentum, self.moments = optimizer.momentum, optimizer.moments
+        self.sgd = self.operator("multi_tensor_momentum", [False, False, False, True, False, False], 2)
+
+    def construct(self, finite: Tensor, factor: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
+        lists = (*self.tables, *gradients, *self.parameters, *self.moments)
+        return self.sgd(finite, factor, self.momentum, self.global_step, self.decays, self.table_of, *lists)
+
+
+class FusedAverage(nn.Cell):
+    """What follows an update, by one operator: averages of the weights, and the statistics that are kept, to go back
+    to after none.
+
+    Inputs: whether there was an update, () int32.
+    """
+
+    def __init__(self, decay: float, averages: tuple, values: tuple, kept: tuple, statistics: tuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.averages, self.values = averages, values
+        self.kept, self.statistics = kept, statistics
+        self.decay_rest = Tensor(np.array([decay, 1 - decay], np.float32))
+        self.counts = operators.int32_tensor(averages=len(averages))
+        written = [*[False] * 3, *[True] * len(averages), *[False] * len(values), *[True] * (2 * len(kept))]
+        self.average = operators.in_place_operator("multi_tensor_average", written, averages=len(averages))
+
+    def construct(self, finite: Tensor) -> Tensor:
+        lists = (*self.averages, *self.values, *self.kept, *self.statistics)
+        return self.average(finite, self.decay_rest, self.counts, *lists)
+
+
+def weight_decays(optimizer: nn.Optimizer) -> list[float]:
+    """The weight decay of each parameter of an optimiser."""
+    count = len(optimizer.parameters)
+    each = optimizer.weight_decay if optimizer.is_group else [optimizer.weight_decay] * count
+    return [float(decay) if decays else 0.0 for decay, decays in zip(each, optimizer.decay_flags)]
+
+
+def fused_update(optimizer: nn.Optimizer) -> Optional[FusedUpdate]:
+    """The update of an optimiser by one operator; None where there is none for it, here or as it was made."""
+    kinds: dict[type, type[FusedUpdate]] = {AdamW: FusedAdamW, nn.Momentum: FusedMomentum}
+    kind = kinds.get(type(optimizer))  # exact classes: a subclass may compute something else
+    if kind is None or not fits(optimizer.parameters):
+        return None
+    has_tables = optimizer.dynamic_lr and all(
+        isinstance(table, Parameter) and table.ndim == 1
+        for table in optimizer.get_lr_parameter(list(optimizer.parameters))
+    )
+    other = (
+        optimizer.dynamic_weight_decay
+        or optimizer.need_scale
+        or optimizer.use_parallel
+        or any(getattr(optimizer, "grad_centralization_flags", ()))
+        or getattr(optimizer, "use_nesterov", False)
+        or getattr(optimizer, "clip", False)
+    )
+    return kind(optimizer) if has_tables and not other else None

@@ -211,7 +211,7 @@ def test_what_does_not_fit_together_is_refused(capfd):
         return [*numbers, ones(2), *[ones(*shape) for _ in range(3) for shape in ((3, 2), (5,))], ones(1)]
 
     def average():
-        lists = [ones(3, 2), ones(3, 2), ones(5), ones(5), ones(7), ones(7)]
+        lists = [ones(3, 2), ones(3, 2), ones(5), ones(7), ones(5), ones(7)]
         return [np.int32([1]), ones(2), np.int32([1]), *lists, ones(1)]
 
     for name, arrays in (("adamw", adamw()), ("momentum", momentum())):

@@ -16,7 +16,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from .. import kernels
 from ..kernels import operators
-from .optim import AdamW
+from .optim import AdamW, weight_decays
 
 
 def fits(parameters: Sequence[Parameter]) -> bool:
@@ -98,13 +98,6 @@ class FusedAverage(nn.Cell):
     def construct(self, finite: Tensor) -> Tensor:
         lists = (*self.averages, *self.values, *self.kept, *self.statistics)
         return self.average(finite, self.decay_rest, self.counts, *lists)
-
-
-def weight_decays(optimizer: nn.Optimizer) -> list[float]:
-    """The weight decay of each parameter of an optimiser."""
-    count = len(optimizer.parameters)
-    each = optimizer.weight_decay if optimizer.is_group else [optimizer.weight_decay] * count
-    return [float(decay) if decays else 0.0 for decay, decays in zip(each, optimizer.decay_flags)]
 
 
 def fused_update(optimizer: nn.Optimizer) -> Optional[FusedUpdate]:

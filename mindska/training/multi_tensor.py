@@ -24,8 +24,8 @@ def fits(parameters: Sequence[Parameter]) -> bool:
     return kernels.available() and all(p.dtype == ms.float32 for p in parameters)
 
 
-class FusedUpdate(nn.Cell):
-    """The update that an optimiser makes, by one operator.
+class FusedOptimizer(nn.Cell):
+    """What an optimiser does, by one operator.
 
     Inputs: whether to make it, () int32; a factor of the gradients, (); the gradients.
     """
@@ -48,8 +48,8 @@ class FusedUpdate(nn.Cell):
         return operators.in_place_operator(name, written)
 
 
-class FusedAdamW(FusedUpdate):
-    """That of our AdamW."""
+class FusedAdamW(FusedOptimizer):
+    """Our AdamW."""
 
     def __init__(self, optimizer: AdamW) -> None:
         super().__init__(optimizer)
@@ -66,8 +66,8 @@ class FusedAdamW(FusedUpdate):
         return self.adamw(*numbers, self.decays, self.table_of, *lists)
 
 
-class FusedMomentum(FusedUpdate):
-    """That of MindSpore's momentum."""
+class FusedMomentum(FusedOptimizer):
+    """MindSpore's momentum."""
 
     def __init__(self, optimizer: nn.Momentum) -> None:
         super().__init__(optimizer)
@@ -100,17 +100,41 @@ class FusedAverage(nn.Cell):
         return self.average(finite, self.decay_rest, self.counts, *lists)
 
 
-def fused_update(optimizer: nn.Optimizer) -> Optional[FusedUpdate]:
-    """The update of an optimiser by one operator; None where there is none for it, here or as it was made."""
-    kinds: dict[type, type[FusedUpdate]] = {AdamW: FusedAdamW, nn.Momentum: FusedMomentum}
-    kind = kinds.get(type(optimizer))  # exact classes: a subclass may compute something else
-    if kind is None or not fits(optimizer.parameters):
+class FusedUpdate(nn.Cell):
+    """An update: what the optimiser does, and what follows it. Inputs as of `FusedOptimizer`."""
+
+    def __init__(self, optimizer: FusedOptimizer, average: Optional[FusedAverage]) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.average = optimizer, average
+
+    def construct(self, finite: Tensor, factor: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
+        done = self.optimizer(finite, factor, gradients)
+        if self.average is not None:
+            done = ops.depend(self.average(finite), done)
+        return done
+
+
+_KINDS: dict[type, type[FusedOptimizer]] = {AdamW: FusedAdamW, nn.Momentum: FusedMomentum}
+
+
+def fused_update(
+    optimizer: nn.Optimizer, decay: float, averages: tuple, values: tuple, kept: tuple, statistics: tuple
+) -> Optional[FusedUpdate]:
+    """An update by operators for all parameters at once; None where there are none for it.
+
+    Args:
+        decay: share of their old value that `averages` (of `values`) keep.
+        kept: what `statistics` were, to go back to where there is no update.
+    """
+    kind = _KINDS.get(type(optimizer))  # exact classes: a subclass may compute something else
+    others = [p for parameters in (averages, values, kept, statistics) for p in parameters]
+    if kind is None or not fits([*optimizer.parameters, *others]):
         return None
     has_tables = optimizer.dynamic_lr and all(
         isinstance(table, Parameter) and table.ndim == 1
         for table in optimizer.get_lr_parameter(list(optimizer.parameters))
     )
-    other = (
+    more = (
         optimizer.dynamic_weight_decay
         or optimizer.need_scale
         or optimizer.use_parallel
@@ -118,4 +142,7 @@ def fused_update(optimizer: nn.Optimizer) -> Optional[FusedUpdate]:
         or getattr(optimizer, "use_nesterov", False)
         or getattr(optimizer, "clip", False)
     )
-    return kind(optimizer) if has_tables and not other else None
+    if more or not has_tables:
+        return None
+    average = FusedAverage(decay, averages, values, kept, statistics) if others else None
+    return FusedUpdate(kind(optimizer), average)

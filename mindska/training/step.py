@@ -15,7 +15,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from ..kernels import operators
 from .finetune import frozen_norms, is_part
-from .multi_tensor import FusedAverage, fits, fused_update
+from .multi_tensor import fits, fused_update
 
 MIN_LOSS_SCALE, MAX_LOSS_SCALE = 2.0**-24, 2.0**24
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
@@ -192,14 +192,10 @@ class TrainStep(nn.Cell):
         self.averages = ParameterTuple([e for e, s in zip(self.ema, still) if not s]) if self.ema is not None else None
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone("accumulated", init="zeros") if accumulates else None
-        self.fused_update = fused_update(optimizer)
-        self.fused_average = self._fused_average()
-
-    def _fused_average(self) -> Optional[FusedAverage]:
         averages, values = (self.averages, self.averaged) if self.averages is not None else ((), ())
-        lists = (averages, values, self.last_good, self.statistics)
-        together = [p for parameters in lists for p in parameters]
-        return FusedAverage(self.options.ema_decay or 0.0, *lists) if together and fits(together) else None
+        self.fused_update = fused_update(
+            optimizer, options.ema_decay or 0.0, averages, values, self.last_good, self.statistics
+        )
 
     def set_train(self, mode: bool = True) -> nn.Cell:
         """As of any cell, but frozen batch norms stay in evaluation."""
@@ -249,9 +245,6 @@ class TrainStep(nn.Cell):
             self.fused_update(done, factor, gradients)
         elif finite:
             self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients) if self.scales else gradients)
-        if self.fused_average is not None:
-            self.fused_average(done)
-        elif finite:
             self.hyper_map(_assign, self.last_good, self.statistics)
             if self.ema is not None:
                 self.hyper_map(ops.partial(_average, self.options.ema_decay), self.averages, self.averaged)

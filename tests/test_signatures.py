@@ -20,6 +20,7 @@ SIZES = dict(
     B=3, C=8, H=5, W=7, D=4, O=6, K=3, L=5, P=2, Q=4, N=10, A=20, M=6, h=3, w=4, k=3, dilation=1, dilation1=2,
     dilation2=3, stride=1, relu=0, identity=1, epilogue=3, align_corners=0, ignored=255,
     top=1, left=1, high=2, wide=3, size=2, first=1, count=3, R=5, out=7, H0=8, W0=9, H1=7, W1=4, H2=3, W2=5, H3=2, W3=3,
+    averages=1,
 )  # fmt: skip
 # Sizes in conditions that others fulfil as well: more channels that stay untouched, more nodes.
 UNCONSTRAINED = dict(
@@ -86,7 +87,17 @@ def test_shapes_that_do_not_fit_are_refused(name):
         assert signature.text in str(error.value)
     assert count
     for number in numbers:  # those of a convolution and of a graph have to be positive
-        if number not in ("relu", "identity", "epilogue", "align_corners", "ignored", "top", "left", "first"):
+        if number not in (
+            "relu",
+            "identity",
+            "epilogue",
+            "align_corners",
+            "ignored",
+            "top",
+            "left",
+            "first",
+            "averages",
+        ):
             with pytest.raises(SettingError, match=f"{number} = 0"):
                 signature.infer(shapes, {**numbers, number: 0})
 
@@ -170,6 +181,8 @@ FOR_SEQUENCES = {  # they have no cell, and no gradient
     "global_avg_pool",
 }  # fmt: skip
 
+IN_PLACE = {"multi_tensor_adamw", "multi_tensor_momentum", "multi_tensor_average"}  # cells: training/multi_tensor.py
+
 
 def test_epilogues_have_one_list():
     """The C++ enumeration; every name has a gradient, and the signature admits every number."""
@@ -183,7 +196,7 @@ def test_no_operator_is_left_out():
     classes = {c for _, c in inspect.getmembers(operators, inspect.isclass) if c.__module__ == operators.__name__}
     assert set(CELLS) == classes - {operators.Float32Operator}
     made = {name for (arguments, _), cell in zip(CELLS.values(), CELLS) for name in signatures_of(cell(*arguments))}
-    assert made | FOR_SEQUENCES == set(signatures()) and not made & FOR_SEQUENCES
+    assert made | FOR_SEQUENCES | IN_PLACE == set(signatures()) and not made & (FOR_SEQUENCES | IN_PLACE)
 
 
 def signatures_of(cell):

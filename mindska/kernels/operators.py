@@ -5,12 +5,13 @@ Sizes in docstrings: batch B, channels C (of the output O), height H, width W. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.ops import signature
 
 from .build import keep_library, library
 from .signatures import enumerators, signatures
@@ -27,25 +28,41 @@ def operator(name: str, **numbers: int) -> ops.Custom:
 
     Called with tensors that its signature does not allow it raises a SettingError, before anything runs.
     """
-    signature = signatures()[name]
-    if tuple(numbers) != signature.numbers:
-        raise TypeError(f"{name} takes the numbers {signature.numbers}, not {tuple(numbers)}")
+    spec = signatures()[name]
+    if tuple(numbers) != spec.numbers:
+        raise TypeError(f"{name} takes the numbers {spec.numbers}, not {tuple(numbers)}")
     numbers = {key: int(value) for key, value in numbers.items()}
 
     def shapes(*found: list[int]) -> Any:
-        keep_library(signature.file)  # this is called when something is compiled, which then looks for the file
-        inferred = signature.infer(found, numbers)
+        keep_library(spec.file)  # this is called when something is compiled, which then looks for the file
+        inferred = spec.infer(found, numbers)
         return tuple(inferred) if len(inferred) > 1 else inferred[0]
 
     def types(*found: ms.Type) -> Any:
-        inferred = signature.check_types([_name_of(kind) for kind in found])
+        inferred = spec.check_types([_name_of(kind) for kind in found])
         return tuple(TYPES[kind] for kind in inferred) if len(inferred) > 1 else TYPES[inferred[0]]
 
-    made = ops.Custom(f"{library(signature.file)}:mindska_{name}", shapes, types, func_type="aot")
+    made = ops.Custom(f"{library(spec.file)}:mindska_{name}", shapes, types, func_type="aot")
     # PyNative mode keeps the shapes of operators with the same attributes and inputs: what else they depend on, such as
     # a stride, has to be among the attributes.
     for key, value in numbers.items():
         made.add_prim_attr(key, value)
+    return made
+
+
+def in_place_operator(name: str, written: Sequence[bool], **numbers: int) -> ops.Custom:
+    """The same for an operator that writes some of its inputs, which have to be parameters.
+
+    MindSpore orders it among all that reads and writes these parameters, as it does with its own optimisers: without
+    that, what reads them in the same step may come before or after it.
+
+    Args:
+        written: of each input, in their order, whether the operator writes it.
+    """
+    made, access = operator(name, **numbers), signature.sig_rw
+    kinds = [access.RW_WRITE if writes else access.RW_READ for writes in written]
+    made.set_signatures([signature.make_sig(f"input{i}", kind) for i, kind in enumerate(kinds)])
+    made.add_prim_attr("side_effect_mem", True)
     return made
 
 

@@ -45,8 +45,7 @@ class AdamW(mindcv.optim.adamw.AdamW):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.adam = ops.AdamWeightDecay()
-        each = self.weight_decay if self.is_group else [self.weight_decay] * len(self.parameters)
-        self.decays = tuple(float(decay) if decays else 0.0 for decay, decays in zip(each, self.decay_flags))
+        self.decays = tuple(weight_decays(self))
 
     def construct(self, gradients: tuple[Tensor, ...]) -> bool:
         self.beta1_power = self.beta1_power * self.beta1
@@ -67,6 +66,12 @@ class AdamW(mindcv.optim.adamw.AdamW):
             update = ops.partial(_update, self.adam, beta1, beta2, eps, decay_factor, rate)
             self.hyper_map(update, self.decays, self.parameters, self.moments1, self.moments2, gradients)
         return True
+
+
+def weight_decays(optimizer: nn.Optimizer) -> list[float]:
+    """The weight decay of each parameter of an optimiser."""
+    each = optimizer.weight_decay if optimizer.is_group else [optimizer.weight_decay] * len(optimizer.parameters)
+    return [float(decay) if decays else 0.0 for decay, decays in zip(each, optimizer.decay_flags)]
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:

@@ -13,9 +13,9 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from .. import kernels
 from ..kernels import operators
 from .finetune import frozen_norms, is_part
+from .multi_tensor import fits, fused_update
 
 MIN_LOSS_SCALE, MAX_LOSS_SCALE = 2.0**-24, 2.0**24
 CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
@@ -60,8 +60,7 @@ class SquareSum(nn.Cell):
 
     def __init__(self, like: tuple[Parameter, ...]) -> None:
         super().__init__(auto_prefix=False)
-        fits = kernels.available() and all(p.dtype == ms.float32 for p in like)
-        self.operator = operators.SquareSum() if fits else None
+        self.operator = operators.SquareSum() if fits(like) else None
         self.hyper_map = ops.HyperMap()
 
     def construct(self, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -193,6 +192,10 @@ class TrainStep(nn.Cell):
         self.averages = ParameterTuple([e for e, s in zip(self.ema, still) if not s]) if self.ema is not None else None
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone("accumulated", init="zeros") if accumulates else None
+        averages, values = (self.averages, self.averaged) if self.averages is not None else ((), ())
+        self.fused_update = fused_update(
+            optimizer, options.ema_decay or 0.0, averages, values, self.last_good, self.statistics
+        )
 
     def set_train(self, mode: bool = True) -> nn.Cell:
         """As of any cell, but frozen batch norms stay in evaluation."""
@@ -237,21 +240,29 @@ class TrainStep(nn.Cell):
         factor = 1.0 / divisor
         if self.options.clip_value is not None:
             factor = factor * ops.minimum(self.options.clip_value / (norm + CLIP_EPS), Tensor(1.0, ms.float32))
-        if finite:
+        done = finite.astype(ms.int32)
+        if self.fused_update is not None:
+            self.fused_update(done, factor, gradients)
+        elif finite:
             self.optimizer(self.hyper_map(ops.partial(_scale, factor), gradients) if self.scales else gradients)
             self.hyper_map(_assign, self.last_good, self.statistics)
             if self.ema is not None:
                 self.hyper_map(ops.partial(_average, self.options.ema_decay), self.averages, self.averaged)
-            self.skipped_in_a_row = Tensor(0, ms.int32)
-            self.good_steps = self.good_steps + 1
-            if self.options.dynamic_loss_scale and self.good_steps == self.options.scale_window:
-                self.loss_scale = ops.minimum(self.loss_scale * 2, Tensor(MAX_LOSS_SCALE, ms.float32))
-                self.good_steps = Tensor(0, ms.int32)
         else:
             self.hyper_map(_assign, self.statistics, self.last_good)
-            self.skipped = self.skipped + 1
-            self.skipped_in_a_row = self.skipped_in_a_row + 1
-            self.good_steps = Tensor(0, ms.int32)
-            if self.options.dynamic_loss_scale:
-                self.loss_scale = ops.maximum(self.loss_scale / 2, Tensor(MIN_LOSS_SCALE, ms.float32))
+        self.count(done)
         return norm
+
+    def count(self, done: Tensor) -> None:
+        """Counts the updates made and skipped, and adapts the loss scale; `done`: 1 for one made, else 0."""
+        skipped = 1 - done
+        self.skipped = self.skipped + skipped
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
+        good_steps = (self.good_steps + 1) * done
+        if self.options.dynamic_loss_scale:
+            is_due = good_steps == self.options.scale_window
+            raised = ops.where(is_due, ops.minimum(self.loss_scale * 2, MAX_LOSS_SCALE), self.loss_scale)
+            lowered = ops.maximum(self.loss_scale / 2, MIN_LOSS_SCALE)
+            self.loss_scale = ops.where(done == 1, raised, lowered)
+            good_steps = ops.where(is_due, 0, good_steps)
+        self.good_steps = good_steps

@@ -15,6 +15,7 @@
 #include "grouped.cc"
 #include "layer_norm.cc"
 #include "max_relative.cc"
+#include "multi_tensor.cc"
 #include "norm_folding.cc"
 #include "pointwise.cc"
 #include "pixel_cross_entropy.cc"
@@ -79,6 +80,7 @@ struct Call {
   // Every size, rank, type and number of a call that is right, made wrong.
   void check() const {
     const bool any = name == "mindska_square_sum";  // takes all sizes
+    const bool in_place = name.find("multi_tensor") != std::string::npos;
     for (size_t i = 0; i < shapes.size(); ++i) {
       const std::string where = " for tensor " + std::to_string(i);
       const bool free = any && i + 1 < shapes.size();
@@ -91,7 +93,8 @@ struct Call {
           call.refused(std::to_string(wrong) + " in place of " + std::to_string(size) + where);
         }
       }
-      const bool any_rank = free || (name == "mindska_sequence" && i > 2);  // weights and y, of the right size
+      const bool any_rank = free || (name == "mindska_sequence" && i > 2) ||  // weights and y, of the right size
+                            (in_place && is_number_or_table(i));
       Call call = *this;
       call.shapes[i].push_back(1);
       if (!any_rank) call.refused("one more dimension" + where);
@@ -116,12 +119,21 @@ struct Call {
     call.refused("no tensors");
   }
 
+  // Of an update of all parameters: a tensor that stands for one number, or for learning rates.
+  bool is_number_or_table(size_t tensor) const {
+    if (name == "mindska_multi_tensor_average") return tensor == 0;
+    const size_t numbers = name == "mindska_multi_tensor_adamw" ? 5 : 4;
+    return tensor < numbers || tensor == numbers + (numbers == 5 ? 3 : 2);
+  }
+
   // Other sizes that fit as well: an operator does not know how large the memory is.
   bool may_be(size_t tensor, size_t dimension, int64_t size) const {
     const auto is = [&](const char *other) { return name == std::string("mindska_") + other; };
     if ((is("residual") && tensor == 4) || (is("residual_grad") && tensor == 3)) {  // drop_path_mask
       return size == 1 || size == shapes[0][0];
     }
+    if (is("multi_tensor_adamw")) return tensor == 8;  // any number of learning rates
+    if (is("multi_tensor_momentum")) return tensor == 6;
     const bool is_pool = is("max_pool") || is("global_max_pool") || is("global_avg_pool");
     if (is_pool) return tensor == 0 && dimension > 1;  // whatever has these windows
     if (is("avg_pool")) {
@@ -257,6 +269,26 @@ static void check_sequences() {
   if (call.run()) fail("a sequence did not run again");
 }
 
+// The update of two parameters: one of some size, and one number.
+static void check_updates(int64_t size) {
+  const auto numbers = [](std::initializer_list<float> values) {
+    Array array({static_cast<int64_t>(values.size())});
+    std::copy(values.begin(), values.end(), array.data.get());
+    return array;
+  };
+  Array finite = integers({1}), factor({1}), power1({1}), power2({1}), step = integers({0}), decays({2}), rates({1});
+  Array options = numbers({0.9f, 0.99f, 1e-8f}), momentum({1}), table_of = integers({0, 0}), done({1});
+  Array a({size, 1}), b({1, 1, 1}), c(a.shape), d(b.shape), e(a.shape), f(b.shape), g(a.shape), h(b.shape);
+  const auto again = [&] { step.data[0] = 0; };  // the bits of an int32 0
+  RUN(mindska_multi_tensor_adamw, finite, factor, power1, power2, step, options, decays, table_of, rates, a, b, c, d, e, f, g, h, done);
+  again();
+  RUN(mindska_multi_tensor_momentum, finite, factor, momentum, step, decays, table_of, rates, a, b, c, d, e, f, done);
+  Array counts = integers({1}), decay_rest = numbers({0.9f, 0.1f});
+  RUN(mindska_multi_tensor_average, finite, decay_rest, counts, a, c, b, d, done);
+  finite = integers({0});
+  RUN(mindska_multi_tensor_average, finite, decay_rest, counts, a, c, b, d, done);
+}
+
 int main(int argc, char **argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   mindska_set_threads(threads);
@@ -270,6 +302,7 @@ int main(int argc, char **argv) {
     RUN(mindska_gelu, x, y);
     RUN(mindska_square_sum, x, total, x, total);
     RUN(mindska_gelu_grad, x, dy, y);
+    check_updates(size);
     Array dx({size});
     RUN(mindska_silu_mul, x, dy, y);
     RUN(mindska_add_relu, x, dy, y);

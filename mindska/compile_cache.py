@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import inspect
 import logging
 import os
 import shutil
@@ -293,6 +294,7 @@ def _fact(value: Any, depth: int = DEPTH) -> str:
         pairs = sorted(f"{_fact(k, depth - 1)}: {_fact(v, depth - 1)}" for k, v in value.items())
         return f"{kind}[{', '.join(pairs)}]"
     if isinstance(value, (FunctionType, MethodType, BuiltinFunctionType, type)):
+        value = inspect.unwrap(value)  # what MindSpore's jit made of a function holds the time
         held = [_fact(_content(cell), depth - 1) for cell in getattr(value, "__closure__", None) or ()]
         return f"{kind} {value.__module__}.{value.__qualname__}[{', '.join(held)}]"
     return f"{kind} {_fact(_own(value), depth - 1)}"

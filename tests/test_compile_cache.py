@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import nullcontext
 
+import mindspore as ms
 import numpy as np
 import pytest
 from commands import ROOT
@@ -264,6 +265,10 @@ def scale_by(factor):
     return scale
 
 
+def doubled(x):
+    return 2 * x
+
+
 @pytest.mark.fault("caches")
 def test_the_key_of_a_graph_is_what_its_network_computes():
     """Made anew, a network has the same key; one that differs in anything that counts has another."""
@@ -274,7 +279,8 @@ def test_the_key_of_a_graph_is_what_its_network_computes():
         lambda: Scaled(Tensor([1.0])), lambda: Scaled(Tensor([2.0])), lambda: Scaled(np.zeros(2)),
         lambda: Scaled(ops.ReduceMean()), lambda: Scaled(ops.ReduceMean(keep_dims=True)), lambda: Scaled(nn.GELU()),
         lambda: Scaled(scale_by(2)), lambda: Scaled(scale_by(3)), lambda: Scaled(np.tanh), lambda: Scaled(nn.Dense),
-        lambda: Scaled(1.0, 2.0), lambda: Scaled(1.0).set_train(), lambda: nn.SequentialCell(Scaled()),
+        lambda: Scaled(ms.jit(doubled)), lambda: Scaled(1.0, 2.0), lambda: Scaled(1.0).set_train(),
+        lambda: nn.SequentialCell(Scaled()),
     ]  # fmt: skip
     keys = [[compile_cache._digest(make(), (x,), None) for _ in range(2)] for make in variants]
     assert all(first == second for first, second in keys)

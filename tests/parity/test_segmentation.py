@@ -59,8 +59,11 @@ def test_taps_logits_and_losses(case, accelerated):
 def check_training(case, trained):
     meta, arrays = dense.golden(case)
     errors = dense.gradient_errors(trained.gradients, case)
-    # With SkaNet's swaps: PyTorch's own float32 runs have 8e-3 at worst, 1.6e-4 in the median.
-    bound, median = (8e-3, 2e-4) if "skanet" in case else (1e-4, 1e-5)
+    # With SkaNet's swaps, PyTorch's own float32 runs have 8e-3 at worst, 1.6e-4 in the median. At output stride 8, six
+    # of them, of the input times 1 + 3e-8 * normal noise, had up to 1.8e-2 and 9.8e-4.
+    bound, median = (1e-4, 1e-5)
+    if "skanet" in case:
+        bound, median = (3e-2, 2e-3) if "os8" in case else (8e-3, 2e-4)
     assert max(errors.values()) < bound, sorted(errors.items(), key=lambda item: -item[1])[:5]
     assert np.median(list(errors.values())) < median
     for key in [key for key in arrays if key.startswith("grad/") and key.endswith("/f64")]:

@@ -1,6 +1,3 @@
-import contextlib
-import ctypes
-import gc
 import os
 
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
@@ -17,16 +14,6 @@ def pytest_runtest_setup(item):
     """Tests, and fixtures of any scope, interpret the network unless they ask for `graph`: compiling takes seconds."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.set_seed(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def memory_goes_back():
-    """MindSpore keeps what it compiled: after half of the suite, three processes had 6 GB each."""
-    yield
-    gc.collect()
-    ms.ms_memory_recycle()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture

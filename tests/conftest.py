@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
@@ -14,6 +15,8 @@ def pytest_runtest_setup(item):
     """Tests, and fixtures of any scope, interpret the network unless they ask for `graph`: compiling takes seconds."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     ms.set_seed(0)
+    # A command that ran in this process may have asked to end with its reader (errors.end_with_the_reader).
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 @pytest.fixture

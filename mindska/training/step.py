@@ -8,6 +8,7 @@ whose loss is not finite.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Optional
 
 import mindspore as ms
@@ -27,6 +28,8 @@ _clear = ops.MultitypeFuncGraph("clear")
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _scale = ops.MultitypeFuncGraph("scale")
 _all_reduce = ops.MultitypeFuncGraph("all_reduce")
+_flatten = ops.MultitypeFuncGraph("flatten")
+_part = ops.MultitypeFuncGraph("part")
 
 
 @_accumulate.register("Tensor", "Tensor")
@@ -77,6 +80,37 @@ def _scale_tensor(factor, gradient):
 @_all_reduce.register("Function", "Tensor")
 def _all_reduce_tensor(reduce, gradient):
     return reduce(gradient)
+
+
+@_flatten.register("Tensor")
+def _flatten_tensor(tensor):
+    return tensor.reshape(-1)
+
+
+@_part.register("Tensor", "Number", "Tensor")
+def _part_tensor(flat, begin, like):
+    return ops.slice(flat, (begin,), (like.size,)).reshape(like.shape)
+
+
+class AllReduce(nn.Cell):
+    """The sum over the ranks of each of the tensors, which are of the shapes and types of `like`.
+
+    On the CPU they are one message: MindSpore sends each by itself, and waits for the other ranks each time. Other
+    devices send what is ready while they compute the rest.
+    """
+
+    def __init__(self, like: tuple[Parameter, ...]) -> None:
+        super().__init__(auto_prefix=False)
+        self.all_reduce = ops.AllReduce()
+        self.hyper_map = ops.HyperMap()
+        self.together = ms.get_context("device_target") == "CPU" and len({p.dtype for p in like}) == 1
+        self.begins = tuple(accumulate([p.size for p in like], initial=0))[:-1]
+
+    def construct(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.together:
+            return self.hyper_map(ops.partial(_all_reduce, self.all_reduce), tensors)
+        summed = self.all_reduce(ops.concat(self.hyper_map(_flatten, tensors)))
+        return self.hyper_map(ops.partial(_part, summed), self.begins, tensors)
 
 
 @dataclass(frozen=True)
@@ -165,6 +199,7 @@ class TrainStep(nn.Cell):
         self.gradients = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         self.world_size = world_size
         self.all_reduce = ops.AllReduce() if world_size > 1 else None
+        self.all_reduce_each = AllReduce(self.weights) if world_size > 1 else None
         self.hyper_map = ops.HyperMap()
         # Whether gradients are ever multiplied before the update: thousands of small operators, which cost their start.
         unscaled = replace(options, clip_value=None, accumulation=1, loss_scale=1.0, dynamic_loss_scale=False)
@@ -231,8 +266,8 @@ class TrainStep(nn.Cell):
 
     def update(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
         """Reduces the gradients over the ranks and applies them when all is finite; returns their norm."""
-        if self.all_reduce is not None:
-            gradients = self.hyper_map(ops.partial(_all_reduce, self.all_reduce), gradients)
+        if self.all_reduce_each is not None:
+            gradients = self.all_reduce_each(gradients)
         divisor = self.loss_scale * (self.world_size * self.options.accumulation)
         norm = ops.sqrt(self.square_sum(gradients)) / divisor
         # The norm is finite only if every gradient is; after the reduction all ranks see the same.

@@ -23,8 +23,11 @@ VISIBLE = 0.5  # least share of a digit that later ones leave in sight
 PLACES = 20  # tried for a digit before it is left out
 SIZES = (0.22, 0.5)  # of a digit's higher side, in the image's shorter one
 CLASS_NAMES = ("background", *map(str, range(10)))
+# Of 255: the background's patches and the digits' channels, from to. Digits are lighter than their background, as ink on
+# a blackboard: then a few minutes are enough to learn their shapes.
+DARK, LIGHT = (16, 110), (130, 255)
 # Of 255: least difference of a digit's brightness from the background's, and of all channels from another digit's.
-CONTRAST, DISTANCE = 70, 150
+CONTRAST, DISTANCE = 90, 120
 COLOURS = 200  # tried for a digit
 LUMA = np.array([299, 587, 114])  # red's, green's and blue's part of the brightness, in thousandths
 
@@ -159,7 +162,7 @@ def _texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) float32, whole numbers from 0 to 255: soft patches of colour, stripes, and grain."""
     height, width = size
     cells = int(rng.integers(2, 7))
-    coarse = rng.integers(56, 200, (cells, cells, 3), dtype=np.uint8)
+    coarse = rng.integers(*DARK, (cells, cells, 3), dtype=np.uint8)
     patches = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     rows, columns = np.mgrid[:height, :width]
     across, down, period = (int(value) for value in rng.integers(1, 12, 3))
@@ -170,11 +173,11 @@ def _texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def _ink(image: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """(3,) int: a colour much darker or lighter than the background, and another than those of the digits below."""
+    """(3,) int: a colour much lighter than the background, and another than those of the digits below."""
     background = int(image.sum(dtype=np.float64) / image.size)
     for _ in range(COLOURS):
-        ink = rng.integers(0, 256, 3)
-        if abs(int(ink @ LUMA) // 1000 - background) < CONTRAST:
+        ink = rng.integers(*LIGHT, 3, endpoint=True)
+        if int(ink @ LUMA) // 1000 - background < CONTRAST:
             continue
         if all(np.abs(ink - other).sum() >= DISTANCE for other in others):
             break

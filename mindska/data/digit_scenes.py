@@ -23,8 +23,8 @@ VISIBLE = 0.5  # least share of a digit that later ones leave in sight
 PLACES = 20  # tried for a digit before it is left out
 SIZES = (0.22, 0.5)  # of a digit's higher side, in the image's shorter one
 CLASS_NAMES = ("background", *map(str, range(10)))
-# Of 255: the background's patches and the digits' channels, from to. Digits are lighter than their background, as ink on
-# a blackboard: then a few minutes are enough to learn their shapes.
+# Of 255: the background's patches and the digits' channels, from to. Digits are lighter than their background, as chalk
+# on a blackboard: then a few minutes are enough to learn their shapes.
 DARK, LIGHT = (16, 110), (130, 255)
 # Of 255: least difference of a digit's brightness from the background's, and of all channels from another digit's.
 CONTRAST, DISTANCE = 90, 120

@@ -42,7 +42,10 @@ def test_counts_are_the_originals():
 
 def test_the_readme_is_short_and_repeats_the_pages_figures():
     assert len(README.splitlines()) < 150
-    pages = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("models", "parity", "speed", "faults")}
+    pages = {
+        name: (ROOT / "docs" / f"{name}.md").read_text()
+        for name in ("models", "parity", "speed", "faults", "detection")
+    }
     rows = README[README.index("## Results") : README.index("## Where things are")]
     models, everything = pages["models"], "\n".join(pages.values())
     for figure in re.findall(r"\b\d+\.\d+\b", rows):

@@ -1,8 +1,8 @@
 """The update of a step by C++ operators that take all parameters at once ("fused", "multi-tensor").
 
-An update by MindSpore's operators is eight of them a parameter, and a branch for batches that are not finite. In a
-small network starting them takes a quarter of a step's time. These few write parameters and state in place. The state
-is that of the optimisers whose update they compute, and so are the results, to rounding.
+An update by MindSpore's operators is several of them a parameter, and a branch for batches that are not finite. In a
+small network starting them takes a good part of a step. These few write parameters and state in place. The state is
+that of the optimisers whose update they compute, and so are the results, to rounding.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class TrainStep(nn.Cell):
         self.gradients = ops.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
         self.world_size = world_size
         self.all_reduce = ops.AllReduce() if world_size > 1 else None
-        self.all_reduce_each = AllReduce(self.weights) if world_size > 1 else None
+        self.all_reduce_gradients = AllReduce(self.weights) if world_size > 1 else None
         self.hyper_map = ops.HyperMap()
         # Whether gradients are ever multiplied before the update: thousands of small operators, which cost their start.
         unscaled = replace(options, clip_value=None, accumulation=1, loss_scale=1.0, dynamic_loss_scale=False)
@@ -266,8 +266,8 @@ class TrainStep(nn.Cell):
 
     def update(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
         """Reduces the gradients over the ranks and applies them when all is finite; returns their norm."""
-        if self.all_reduce_each is not None:
-            gradients = self.all_reduce_each(gradients)
+        if self.all_reduce_gradients is not None:
+            gradients = self.all_reduce_gradients(gradients)
         divisor = self.loss_scale * (self.world_size * self.options.accumulation)
         norm = ops.sqrt(self.square_sum(gradients)) / divisor
         # The norm is finite only if every gradient is; after the reduction all ranks see the same.

@@ -83,8 +83,10 @@ def test_retinanets_losses_and_gradients(accelerated):
 
 
 @pytest.mark.slow
-def test_retinanets_training_in_graph_mode(graph):
-    check_retinanet_training(port(RETINANET))
+def test_retinanet_in_graph_mode(graph):
+    net = port(RETINANET)
+    check_retinanet(net)
+    check_retinanet_training(net)
     assert ms.get_context("mode") == ms.GRAPH_MODE
 
 

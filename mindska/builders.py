@@ -491,8 +491,9 @@ def _create(config: Config, num_classes: int, in_channels: int, options: dict[st
         given = {name: value for name, value in keywords.items() if value is not None}
         if task == "detection":
             given.pop("drop_rate", None)  # their heads have no dropout
-        elif config.output_stride is not None:
-            given["output_stride"] = config.output_stride
+        else:
+            own = dict(output_stride=config.output_stride, head_channels=config.head_channels)
+            given.update((name, value) for name, value in own.items() if value is not None)
         return methods.create(config.model, num_classes=num_classes, in_channels=in_channels, **given)
     return mindcv.create_model(config.model, num_classes, pretrained, in_channels, **keywords)
 

@@ -22,9 +22,9 @@ from .models.layers.backbone import Backbone
 from .models.layers.blocks import GELU, SQRT_HALF, Attention, Block, ConvMlp, LayerNorm2d, PatchEmbed
 from .models.layers.graph import MaxRelativeConv, NearestNodes, relative_position
 from .models.layers.pooling import StemPool
-from .models.layers.pyramid import Pyramid, Stage
+from .models.layers.pyramid import Stage
 from .models.skanet import SplitKernelAttention
-from .models.sknet import ConvNorm, SelectiveKernel, SKNet, SKUnit
+from .models.sknet import ConvNorm, SelectiveKernel, SKUnit
 from .models.van import LargeKernelAttention
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; runtimes of 2022 and later read it
@@ -358,13 +358,8 @@ def _stage(graph: OnnxGraph, cell: Stage, x: str) -> str:
 def backbone_features(graph: OnnxGraph, net: Backbone, x: str) -> list[str]:
     """What `forward_stages` returns."""
     features = []
-    if isinstance(net, SKNet):
-        features.append(graph.write(net.stem, x))
-        x = graph.write(net.pool, features[0])
-    elif not isinstance(net, Pyramid):
-        raise ExportError(f"There is no way to write a {type(net).__name__} to ONNX")
-    for stage in net.stages:
-        for cell in [stage] if isinstance(stage, Stage) else stage:
+    for cells in net.stage_cells():
+        for cell in cells:
             x = graph.write(cell, x)
         features.append(x)
     return features

@@ -146,6 +146,22 @@ def test_output_strides(backbone, output_stride, strides):
         assert [layer.padding for layer in layers][1:] == dilations[1:]
 
 
+@pytest.mark.parametrize("method", factory.METHODS)
+def test_heads_of_other_widths(method, tmp_path):
+    net = small(method, head_channels=24)
+    assert net.head_channels == net.options["head_channels"] == 24
+    assert net.decode_head.channels == net.decode_head.conv_seg.in_channels == 24
+    weights = {p.name: p.asnumpy() for p in net.get_parameters()}
+    recorded = {name: value for name, value in net.options.items() if name in ("head_channels", "output_stride")}
+    write_weights(tmp_path / "a.ckpt", weights, dict(model=net.model_name, network=recorded))
+    other = open_weights(tmp_path / "a.ckpt").network()
+    x = ms.Tensor(images(1, 3, 48, 32))
+    np.testing.assert_array_equal(other(x).asnumpy(), net(x).asnumpy())
+    for channels in (0, 1, 2.5, True):
+        with pytest.raises(SettingError, match="head_channels is .*; expected a number of channels, at least 2"):
+            small(method, head_channels=channels)
+
+
 def test_unknown_output_strides():
     with pytest.raises(SettingError, match="output_stride is 12; expected one of 4, 8, 16, 32"):
         small("deeplabv3", output_stride=12)

@@ -26,7 +26,7 @@ from ..models.layers.backbone import Backbone
 from ..models.layers.blocks import ConvMlp, LayerNorm2d, PatchEmbed
 from ..models.layers.graph import MaxRelativeConv
 from ..models.layers.pooling import StemPool
-from ..models.layers.pyramid import Pyramid, Stage
+from ..models.layers.pyramid import Stage
 from ..models.skanet import SkaNet
 from ..models.sknet import ConvNorm, SelectiveKernel, SKNet, SKUnit
 from ..models.van import VAN, LargeKernelAttention
@@ -419,13 +419,8 @@ def _stage(plan: Writer, cell: Stage, x: Value) -> Value:
 def _outputs(plan: Writer, net: Backbone, x: Value) -> list[Value]:
     """The network's outputs: of `forward_stages`, or of `forward_head`."""
     features = []
-    if isinstance(net, SKNet):
-        features.append(plan.write(net.stem, x))
-        x = plan.write(net.pool, features[0])
-    elif not isinstance(net, Pyramid):
-        raise NotWritten(type(net).__name__)
-    for stage in net.stages:
-        for cell in [stage] if isinstance(stage, Stage) else stage:
+    for cells in net.stage_cells():
+        for cell in cells:
             x = plan.write(cell, x)
         features.append(x)
     if net.features_only:

@@ -32,8 +32,8 @@ OF_TASKS = {
         "corruptions_plot",
     ),
     ("segmentation",): (
-        "reduce_zero_label", "output_stride", "ratio_range", "short_side", "longest_side", "cat_max_ratio", "rotate",
-        "blur", "resize_library", "val_resize", "size_divisor", "slide_stride", "scales",
+        "reduce_zero_label", "output_stride", "head_channels", "ratio_range", "short_side", "longest_side",
+        "cat_max_ratio", "rotate", "blur", "resize_library", "val_resize", "size_divisor", "slide_stride", "scales",
     ),
     ("detection",): (
         "multi_scale", "max_boxes", "iou_crop", "train_images", "val_images", "skip_missing", "score_threshold",
@@ -237,6 +237,12 @@ class Config:
     )
     output_stride: Optional[int] = option(
         None, "stride of the backbone's last map; default: the model's (8 of deeplabv3, else 32)", (8, 16, 32)
+    )
+    head_channels: Optional[int] = option(
+        None,
+        "channels of the head; default: the method's (semantic_fpn 128, and twice as many in its neck; else 512)",
+        at_least=2,
+        at_most=4096,
     )
     img_scale: Optional[tuple[int, ...]] = option(
         None,
@@ -573,9 +579,9 @@ VALIDATION = frozenset((
     "val_skip_damaged", "image_resize", "crop_pct", "interpolation", "mean", "std", "amp_level", "result_json",
     "train_split", "val_ratio", "val_seed", "classes", "allow_outside_data_dir", "result_csv", "details",
     "mask_classes", "tta", "real_labels", "more_ckpt_paths",
-    "task", "class_csv", "reduce_zero_label", "output_stride", "img_scale", "resize_library", "val_resize",
-    "size_divisor", "slide_stride", "scales", "flip", "val_images", "skip_missing", "score_threshold", "max_detections",
-    "corruptions", "severities", "corruptions_dir", "corruptions_plot",
+    "task", "class_csv", "reduce_zero_label", "output_stride", "head_channels", "img_scale", "resize_library",
+    "val_resize", "size_divisor", "slide_stride", "scales", "flip", "val_images", "skip_missing", "score_threshold",
+    "max_detections", "corruptions", "severities", "corruptions_dir", "corruptions_plot",
 ))  # fmt: skip
 
 

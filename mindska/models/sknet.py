@@ -205,10 +205,12 @@ class SKNet(Backbone):
             features.append(x)
         return features
 
+    def stage_cells(self) -> list[list[nn.Cell]]:
+        return [[self.stem], [self.pool, *self.stages[0]], *(list(stage) for stage in self.stages[1:])]
+
     def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
-        """What each unit's softmax chooses for x (B, 3, H, W): unit, as "stages.0.0" -> (B, paths, C), summing to 1
-        over the paths, the smallest kernel first. The paper's section 5 draws its figures from these.
-        """
+        """What each unit's softmax chooses (section 5): unit, as "stages.0.0" -> (B, paths, C), summing to 1 over the
+        paths, the smallest kernel first."""
         weights, x = {}, self.pool(self.stem(x))
         for i, stage in enumerate(self.stages):
             for j, unit in enumerate(stage):

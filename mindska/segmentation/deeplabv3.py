@@ -52,7 +52,7 @@ class ASPPHead(nn.Cell):
 
 
 class DeepLabV3(Segmenter):
-    """ASPPHead of 512 channels and, in training, FCNHead of a quarter of its input's (at least 128).
+    """ASPPHead and, in training, FCNHead of a quarter of its input's channels (at least 128).
 
     Args:
         drop_rate: of the heads' channels before their classifiers.
@@ -64,12 +64,18 @@ class DeepLabV3(Segmenter):
     method = "deeplabv3"
     output_stride = 8
     has_auxiliary_head = pools_to_one = align_corners = over_valid = True
+    head_channels = 512
 
     def __init__(
-        self, backbone: Backbone, num_classes: int = 21, drop_rate: float = 0.1, auxiliary_head: bool = True
+        self,
+        backbone: Backbone,
+        num_classes: int = 21,
+        drop_rate: float = 0.1,
+        head_channels: Optional[int] = None,
+        auxiliary_head: bool = True,
     ) -> None:
-        super().__init__(backbone, num_classes)
-        self.decode_head = ASPPHead(self.feature_channels[-1], 512, num_classes, drop_rate)
+        super().__init__(backbone, num_classes, head_channels)
+        self.decode_head = ASPPHead(self.feature_channels[-1], self.head_channels, num_classes, drop_rate)
         if auxiliary_head:
             cin = self.feature_channels[-2]
             self.auxiliary_head = FCNHead(cin, max(cin // 4, 128), num_classes, drop_rate)

@@ -46,6 +46,7 @@ def create_segmenter(
     in_channels: int = 3,
     output_stride: Optional[int] = None,
     drop_rate: float = 0.1,
+    head_channels: Optional[int] = None,
     auxiliary_head: bool = True,
     **backbone_options: Any,
 ) -> Segmenter:
@@ -57,6 +58,8 @@ def create_segmenter(
         num_classes: None for the published number: 150 (ADE20K), of deeplabv3 21 (PASCAL VOC 2012).
         output_stride: of the coarsest feature; None for the method's: 8 of deeplabv3, of the others the backbone's own.
         drop_rate: of the heads' dropout.
+        head_channels: of the head; None for the method's: 128 of semantic_fpn, whose neck has twice as many, 512 of
+            upernet and deeplabv3.
         auxiliary_head: False for upernet and deeplabv3 without theirs, which only training needs.
         backbone_options: arguments of the backbone's `create_model`, as `drop_path_rate`, `norm_eps` (of VAN 1e-5
             unless it is given, as in its authors' dense backbones) and `k_size`.
@@ -81,7 +84,7 @@ def create_segmenter(
         output_stride=network.output_stride if output_stride is None else output_stride,
         **backbone_options,
     )
-    options: dict[str, Any] = dict(drop_rate=drop_rate)
+    options: dict[str, Any] = dict(drop_rate=drop_rate, head_channels=head_channels)
     if network.has_auxiliary_head:
         options["auxiliary_head"] = auxiliary_head
     classes = PUBLISHED[parts[0]].card["num_classes"] if num_classes is None else num_classes

@@ -149,6 +149,7 @@ class Segmenter(nn.Cell):
 
     method = ""
     output_stride: Optional[int] = None  # by default; None for the backbone's own
+    head_channels = 0  # by default
     auxiliary_weight = 0.4
     align_corners = False  # how logits get the images' size, see `bilinear`
     over_valid = False  # whether the loss is a mean over the labelled pixels, see `PixelCrossEntropy`
@@ -158,10 +159,14 @@ class Segmenter(nn.Cell):
     decode_head: nn.Cell
     auxiliary_head: nn.Cell
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, head_channels: Optional[int] = None) -> None:
         super().__init__()
         if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
             raise SettingError(f"num_classes is {num_classes!r}; expected a number of classes")
+        if head_channels is not None:
+            if not isinstance(head_channels, int) or isinstance(head_channels, bool) or head_channels < 2:
+                raise SettingError(f"head_channels is {head_channels!r}; expected a number of channels, at least 2")
+            self.head_channels = head_channels
         self.backbone, self.num_classes = backbone, num_classes
         self.model_name = f"{self.method}_{backbone.model_name}"
         self.in_channels = backbone.in_channels
@@ -169,9 +174,11 @@ class Segmenter(nn.Cell):
         self.levels = [i for i, info in enumerate(backbone.feature_info) if info["name"].startswith("stages.")]
         self.feature_channels = [backbone.feature_info[i]["chs"] for i in self.levels]
         self.reductions = [backbone.feature_info[i]["reduction"] for i in self.levels]
-        # Arguments of `create_segmenter` that no parameter's shape shows: checkpoints record them. The epsilon of a
-        # dense backbone may differ from the classifier's whose weights it starts from: it is the segmenter's.
-        self.options: dict[str, Any] = {**backbone.options, "output_stride": self.reductions[-1]}
+        # Arguments of `create_segmenter` that checkpoints record. The epsilon of a dense backbone may differ from the
+        # classifier's whose weights it starts from: it is the segmenter's.
+        self.options: dict[str, Any] = dict(
+            backbone.options, output_stride=self.reductions[-1], head_channels=self.head_channels
+        )
         backbone.options.pop("norm_eps", None)
         self.padded_size = size_padding(backbone)
         self.resize = Bilinear(self.align_corners)

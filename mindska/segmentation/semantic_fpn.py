@@ -63,16 +63,20 @@ class FPNHead(nn.Cell):
 
 
 class SemanticFPN(Segmenter):
-    """FPN of 256 channels, and FPNHead of 128. The other arguments, inputs and outputs are those of `Segmenter`.
+    """FPN, and FPNHead of half as many channels. The other arguments, inputs and outputs are those of `Segmenter`.
 
     Args:
         drop_rate: of the head's channels before the classifier.
     """
 
     method = "semantic_fpn"
+    head_channels = 128
 
-    def __init__(self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1) -> None:
-        super().__init__(backbone, num_classes)
-        self.neck = FPN(self.feature_channels, 256)
-        self.decode_head = FPNHead(256, 128, len(self.levels), num_classes, drop_rate)
+    def __init__(
+        self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1, head_channels: Optional[int] = None
+    ) -> None:
+        super().__init__(backbone, num_classes, head_channels)
+        channels = self.head_channels
+        self.neck = FPN(self.feature_channels, 2 * channels)
+        self.decode_head = FPNHead(2 * channels, channels, len(self.levels), num_classes, drop_rate)
         self.complete()

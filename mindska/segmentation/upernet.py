@@ -102,7 +102,7 @@ class UPerHead(nn.Cell):
 
 
 class UPerNet(Segmenter):
-    """UPerHead of 512 channels and, in training, FCNHead of 256 on the last feature but one.
+    """UPerHead and, in training, FCNHead of half as many channels on the last feature but one.
 
     Args:
         drop_rate: of the heads' channels before their classifiers.
@@ -113,12 +113,19 @@ class UPerNet(Segmenter):
 
     method = "upernet"
     has_auxiliary_head = pools_to_one = True
+    head_channels = 512
 
     def __init__(
-        self, backbone: Backbone, num_classes: int = 150, drop_rate: float = 0.1, auxiliary_head: bool = True
+        self,
+        backbone: Backbone,
+        num_classes: int = 150,
+        drop_rate: float = 0.1,
+        head_channels: Optional[int] = None,
+        auxiliary_head: bool = True,
     ) -> None:
-        super().__init__(backbone, num_classes)
-        self.decode_head = UPerHead(self.feature_channels, 512, num_classes, drop_rate)
+        super().__init__(backbone, num_classes, head_channels)
+        channels = self.head_channels
+        self.decode_head = UPerHead(self.feature_channels, channels, num_classes, drop_rate)
         if auxiliary_head:
-            self.auxiliary_head = FCNHead(self.feature_channels[-2], 256, num_classes, drop_rate)
+            self.auxiliary_head = FCNHead(self.feature_channels[-2], channels // 2, num_classes, drop_rate)
         self.complete()

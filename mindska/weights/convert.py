@@ -48,22 +48,23 @@ def check_ours(model_name: str) -> None:
         )
 
 
-def create(model_name: str, num_classes: Optional[int] = None) -> nn.Cell:
+def create(model_name: str, num_classes: Optional[int] = None, **options: Any) -> nn.Cell:
     """A model of ours with initial values, a segmenter or detector included; `num_classes` None: its default.
 
     Raises:
         ValueError: the model is unknown.
     """
     check_ours(model_name)
-    keywords = {} if num_classes is None else dict(num_classes=num_classes)
-    return methods.create(model_name, **keywords)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    return methods.create(model_name, **options)
 
 
 @cache
-def _blank(model_name: str) -> nn.Cell:
-    """A model of ours as it is made by default, without values."""
+def _blank(model_name: str, **head: int) -> nn.Cell:
+    """A model of ours as it is made by default, or with such a head (see `head_options`), without values."""
     with no_init_parameters(), kernels.plain():  # the plain cells are made faster
-        return create(model_name)
+        return create(model_name, **head)
 
 
 def classifier_prefixes(model_name: str) -> tuple[str, ...]:
@@ -74,14 +75,27 @@ def classifier_prefixes(model_name: str) -> tuple[str, ...]:
     return (f"{classifier}." if isinstance(classifier, str) and classifier else HEAD,)
 
 
-def initial_classifier(model_name: str, num_classes: int, parameters: Collection[str]) -> dict[str, np.ndarray]:
+def initial_classifier(model_name: str, num_classes: int, parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A classifier's initial values, name -> array; of an auxiliary head only where `parameters` have one."""
     ms.set_seed(0)
     heads = classifier_prefixes(model_name)
     if not any(name.startswith(heads[-1]) for name in parameters):
         heads = heads[:1]
-    new = create(model_name, num_classes).get_parameters()
+    new = create(model_name, num_classes, **head_options(model_name, parameters)).get_parameters()
     return {p.name: p.asnumpy() for p in new if p.name.startswith(heads)}
+
+
+def head_options(model_name: str, weights: Mapping[str, Any], key: str = "") -> dict[str, int]:
+    """dict(head_channels=...) of a segmenter's weights, unless it is the default; of another model nothing.
+
+    Args:
+        key: what they call the classifier's weight; empty: as we do.
+    """
+    if not split_name(model_name) or methods.is_detector(model_name):
+        return {}
+    found = _shape(weights.get(key or f"{classifier_prefixes(model_name)[0]}weight"))
+    default = default_options(model_name)["head_channels"]
+    return dict(head_channels=found[1]) if len(found) == 4 and found[1] not in (0, 1, default) else {}
 
 
 def optional_prefix(model_name: str) -> str:
@@ -101,13 +115,13 @@ def default_options(model_name: str) -> dict[str, Any]:
 
 
 @cache
-def parameter_shapes(model_name: str) -> dict[str, tuple[int, ...]]:
-    """Parameters and statistics of a model of ours: name -> shape.
+def parameter_shapes(model_name: str, **head: int) -> dict[str, tuple[int, ...]]:
+    """Parameters and statistics of a model of ours, or of one with such a head (see `head_options`): name -> shape.
 
     Raises:
         ValueError: the model is unknown.
     """
-    return {p.name: tuple(p.shape) for p in _blank(model_name).get_parameters()}
+    return {p.name: tuple(p.shape) for p in _blank(model_name, **head).get_parameters()}
 
 
 def first_weight(model_name: str) -> str:
@@ -225,10 +239,12 @@ def to_torch(model_name: str, parameters: Mapping[str, np.ndarray]) -> dict[str,
 def _differences(
     model_name: str, source: Mapping, dialect: Dialect, beside: Collection[str] = ()
 ) -> tuple[list[str], list[str], list[str]]:
-    """Missing keys, unknown keys, and keys of another shape. Numbers of classes and of input channels are left open."""
-    shapes, mapping = parameter_shapes(model_name), key_map(model_name, dialect)
-    wanted, first = set(mapping.values()), first_weight(model_name)
-    classifiers, optional = classifier_prefixes(model_name), optional_prefix(model_name)
+    """Missing keys, unknown keys, and keys of another shape. Numbers of classes, of input channels and of a segmenter's
+    head's channels are left open."""
+    mapping, classifiers = key_map(model_name, dialect), classifier_prefixes(model_name)
+    head = head_options(model_name, source, mapping.get(f"{classifiers[0]}weight", ""))
+    shapes, wanted = parameter_shapes(model_name, **head), set(mapping.values())
+    first, optional = first_weight(model_name), optional_prefix(model_name)
 
     def fits(name: str, found: tuple[int, ...]) -> bool:
         expected = shapes[name]

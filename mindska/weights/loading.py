@@ -28,6 +28,7 @@ from .convert import (
     default_options,
     first_weight,
     for_channels,
+    head_options,
     in_network,
     is_ours,
     key_map,
@@ -87,11 +88,12 @@ class Weights:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of `create_model` that the weights need and no shape tells; none of a model that is not ours."""
+        """Arguments of `create_model` that the weights need; none of a model that is not ours."""
         if self.dialect is None:
             return {}
         default = default_options(self.model)
-        return {**default, **self.dialect.network, **self.source.record.get("network", {})}
+        head = head_options(self.model, self.parameters)
+        return {**default, **self.dialect.network, **self.source.record.get("network", {}), **head}
 
     @property
     def non_default_options(self) -> dict[str, Any]:

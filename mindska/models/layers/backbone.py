@@ -208,6 +208,10 @@ class Backbone(nn.Cell):
         """The features, from the finest to the coarsest."""
         raise NotImplementedError
 
+    def stage_cells(self) -> list[list[nn.Cell]]:
+        """The cells that make each feature of the one before (the first of the images), in the order of their use."""
+        raise NotImplementedError
+
     def checked_stages(self, x: Tensor, noise: Optional[Tensor]) -> list[Tensor]:
         """As `forward_stages`, of inputs that are checked first."""
         shape = None if noise is None else noise.shape

@@ -84,3 +84,6 @@ class Pyramid(Backbone):
             x = stage(x, None if noise is None else noise[:, self.stage_columns[i] : self.stage_columns[i + 1]])
             features.append(x)
         return features
+
+    def stage_cells(self) -> list[list[nn.Cell]]:
+        return [[stage] for stage in self.stages]

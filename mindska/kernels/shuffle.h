@@ -11,7 +11,7 @@ namespace mindska {
 #endif
 #endif
 
-// The elements at even places of both vectors (at odd ones, where `odd` is 1), and both vectors' in turn.
+// The elements at even places of both vectors (at odd ones, where `odd` is 1).
 template <int odd>
 static inline Vec every_second(Vec a, Vec b) {
 #ifdef MINDSKA_SHUFFLE
@@ -24,12 +24,16 @@ static inline Vec every_second(Vec a, Vec b) {
 #endif
 }
 
-static inline void store_in_turn(float *to, Vec a, Vec b) {
+// The elements of both vectors in turn, in two.
+static inline void in_turn(Vec a, Vec b, Vec (&to)[2]) {
 #ifdef MINDSKA_SHUFFLE
-  store(to, __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-  store(to + kLanes, __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+  to[0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  to[1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #else
-  for (int i = 0; i < kLanes; ++i) to[2 * i] = a[i], to[2 * i + 1] = b[i];
+  for (int i = 0; i < kLanes; ++i) {
+    Vec &half = to[2 * i / kLanes];
+    half[2 * i % kLanes] = a[i], half[2 * i % kLanes + 1] = b[i];
+  }
 #endif
 }
 

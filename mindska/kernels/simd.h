@@ -53,6 +53,28 @@ static inline void store_some(float *p, Vec v, int count) {
   std::memcpy(p, buffer, count * sizeof(float));
 }
 
+// Where the low 16 bits of `mask` are 1 the floats at p, which need not be there elsewhere; elsewhere those of `other`.
+static inline Vec load_where(Vec other, uint32_t mask, const float *p) {
+#ifdef __AVX512F__
+  return _mm512_mask_loadu_ps(other, static_cast<__mmask16>(mask), p);
+#endif
+  if ((mask & 0xffff) == 0xffff) return load(p);
+  for (int i = 0; i < kLanes; ++i) {
+    if (mask >> i & 1) other[i] = p[i];
+  }
+  return other;
+}
+
+static inline void store_where(float *p, uint32_t mask, Vec v) {
+#ifdef __AVX512F__
+  return _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), v);
+#endif
+  if ((mask & 0xffff) == 0xffff) return store(p, v);
+  for (int i = 0; i < kLanes; ++i) {
+    if (mask >> i & 1) p[i] = v[i];
+  }
+}
+
 // Short rows, for which a call of memcpy takes longer than the copy.
 static inline void copy_row(const float *from, float *to, int64_t count) {
 #ifdef __AVX512F__

@@ -19,7 +19,9 @@ constexpr int kTaps = 9, kPlaces = 16;      // of a kernel, and of a tile
 constexpr int kBlockTiles = 3 * kLanes;     // tiles of a block
 constexpr int64_t kDepthBlock = 256;        // channels that are transformed at once
 constexpr int64_t kChunkTiles = kSumBlock;  // tiles that are summed before the sum is added to others
-constexpr int64_t kGradRows = 8 * kBlockRows, kGradColumns = 6 * kLanes;  // of a part of the gradient of the weight
+// Of a part of the gradient of the weight at most. Its rows lie in vectors of whole blocks.
+constexpr int64_t kGradRows = 8 * kBlockRows, kGradColumns = 6 * kLanes;
+constexpr int64_t kVectorRows = kLanes / kBlockRows * kBlockRows;
 // Between the 16 matrices: at a distance of a power of 2 they would share few sets of the cache.
 constexpr int64_t kGap = kLanes;
 static_assert(kBlockTiles % kPanelColumns == 0 && kGradColumns % kPanelColumns == 0, "whole panels");
@@ -82,37 +84,48 @@ struct TileGrid {
   int64_t left(int64_t i) const { return i / tile_columns + i % tile_columns * 2 * dilation; }
 };
 
-// A vector of tiles. It lies in one line where lines are filled up to whole vectors, which is faster; where that would
-// be too much, it does not.
+// A vector of tiles: without a dilation, pieces of lines, one after the other.
 class TileVector {
  public:
-  static int64_t padded_length(const TileGrid &grid) {
-    const int64_t length = grid.line_length(), padded = (length + kLanes - 1) / kLanes * kLanes;
-    return grid.dilation == 1 && 5 * length >= 4 * padded ? padded : length;
-  }
-
   // Tiles from number `first` on, of maps x that become maps y.
   void set(const TileGrid &grid, int64_t first, const FeatureMaps &x, const FeatureMaps &y) {
-    const int64_t length = padded_length(grid);
-    width_ = grid.width;
-    left_ = grid.left(first % length);
-    in_line_ = length % kLanes == 0 && grid.dilation == 1;
+    const int64_t length = grid.line_length(), tiles = grid.lines() * length;
+    pieces_ = 0;
+    for (int lane = 0; lane < kLanes && first + lane < tiles && grid.dilation == 1;) {
+      const int64_t line = (first + lane) / length, i = (first + lane) % length;
+      Piece &piece = piece_[pieces_++];
+      piece = Piece{};
+      for (int r = 0; r < 4; ++r) {
+        const int64_t row = grid.top(line) + r - 1;
+        piece.sees[r] = row >= 0 && row < grid.height;
+        piece.inputs[r] = grid.image(line) * x.step() + row * grid.width + grid.left(i) - 1 - 2 * lane;
+        if (r == 0 || r == 3) continue;
+        piece.outputs[r - 1] = grid.image(line) * y.step() + row * grid.width + grid.left(i) - 2 * lane;
+      }
+      const int last = static_cast<int>(std::min<int64_t>(kLanes, lane + length - i));
+      for (int64_t left = grid.left(i); lane < last; ++lane, left += 2) {
+        for (int64_t column = left; column < left + 2; ++column) {
+          const uint32_t bit = 1u << (2 * lane + column - left);
+          if (column > 0) piece.first |= bit;
+          if (column + 1 < grid.width) piece.second |= bit;
+          if (column < grid.width) piece.written |= bit;
+        }
+      }
+    }
+    if (grid.dilation == 1) return;
     const auto place = [&](const FeatureMaps &maps, int lane, int64_t r, int64_t c) -> int64_t {
       const int64_t line = (first + lane) / length, i = (first + lane) % length;
-      if (line >= grid.lines() || i >= grid.line_length()) return -1;
+      if (line >= grid.lines()) return -1;
       const int64_t row = grid.top(line) + r * grid.dilation, column = grid.left(i) + c * grid.dilation;
       if (row < 0 || row >= grid.height || column < 0 || column >= grid.width) return -1;
       return grid.image(line) * maps.step() + row * grid.width + column;
     };
     for (int r = 0; r < 4; ++r) {
-      rows_[r] = place(x, 0, r - 1, 0);  // the first tile exists, and its first column is inside
-      for (int c = 0; c < 4 && !in_line_; ++c) {
-        for (int lane = 0; lane < kLanes; ++lane) inputs_[r][c][lane] = place(x, lane, r - 1, c - 1);
-      }
-    }
-    for (int r = 0; r < 2; ++r) {
-      for (int c = 0; c < 2; ++c) {
-        for (int lane = 0; lane < kLanes; ++lane) outputs_[r][c][lane] = place(y, lane, r, c);
+      for (int c = 0; c < 4; ++c) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          inputs_[r][c][lane] = place(x, lane, r - 1, c - 1);
+          if (r < 2 && c < 2) outputs_[r][c][lane] = place(y, lane, r, c);
+        }
       }
     }
   }
@@ -120,8 +133,8 @@ class TileVector {
   // The 4x4 inputs that the tiles see, of a channel's maps.
   void load_inputs(const float *maps, Vec (&d)[4][4]) const {
     for (int r = 0; r < 4; ++r) {
-      if (in_line_) {
-        load_line(maps, r, d[r]);
+      if (pieces_) {
+        load_row(maps, r, d[r]);
         continue;
       }
       for (int c = 0; c < 4; ++c) {
@@ -136,8 +149,8 @@ class TileVector {
 
   void store_outputs(float *maps, const Vec (&values)[2][2]) const {
     for (int r = 0; r < 2; ++r) {
-      if (in_line_ && left_ + 2 * kLanes <= width_) {
-        if (outputs_[r][0][0] >= 0) store_in_turn(maps + outputs_[r][0][0], values[r][0], values[r][1]);
+      if (pieces_) {
+        store_row(maps, r, values[r]);
         continue;
       }
       for (int c = 0; c < 2; ++c) {
@@ -149,29 +162,45 @@ class TileVector {
   }
 
  private:
-  // A row of what the tiles of one line see.
-  void load_line(const float *maps, int row, Vec (&d)[4]) const {
-    if (rows_[row] < 0) {
-      for (Vec &v : d) v = Vec{};
-      return;
+  // Tiles of one line. `inputs`, `outputs`: places in a channel's maps at which a vector's first tile would begin, were
+  // it of this line. Two bits a lane: whether the first two columns, and the second two, of what a tile sees are there,
+  // and which outputs are.
+  struct Piece {
+    int64_t inputs[4], outputs[2];
+    bool sees[4];  // whether the row is there
+    uint32_t first, second, written;
+  };
+
+  void load_row(const float *maps, int r, Vec (&d)[4]) const {
+    Vec first[2] = {}, second[2] = {};  // the columns of all tiles in turn
+    for (int i = 0; i < pieces_; ++i) {
+      const Piece &piece = piece_[i];
+      if (!piece.sees[r]) continue;
+      for (int half = 0; half < 2; ++half) {
+        const float *from = maps + piece.inputs[r] + half * kLanes;
+        first[half] = load_where(first[half], piece.first >> (half * kLanes), from);
+        second[half] = load_where(second[half], piece.second >> (half * kLanes), from + 2);
+      }
     }
-    constexpr int64_t kCount = 2 * kLanes + 2;
-    const float *from = maps + rows_[row] - 1;
-    float buffer[kCount];
-    if (left_ == 0 || left_ - 1 + kCount > width_) {
-      const int64_t skipped = left_ == 0, end = std::min(kCount, width_ - left_ + 1);
-      std::memset(buffer, 0, sizeof buffer);
-      std::memcpy(buffer + skipped, from + skipped, (end - skipped) * sizeof(float));
-      from = buffer;
-    }
-    const Vec a = load(from), b = load(from + kLanes), a2 = load(from + 2), b2 = load(from + kLanes + 2);
-    d[0] = every_second<0>(a, b), d[1] = every_second<1>(a, b);
-    d[2] = every_second<0>(a2, b2), d[3] = every_second<1>(a2, b2);
+    d[0] = every_second<0>(first[0], first[1]), d[1] = every_second<1>(first[0], first[1]);
+    d[2] = every_second<0>(second[0], second[1]), d[3] = every_second<1>(second[0], second[1]);
   }
 
-  bool in_line_;
-  int64_t width_, left_, rows_[4];                        // of the first tile
-  int64_t inputs_[4][4][kLanes], outputs_[2][2][kLanes];  // places in a channel's maps; -1: there is none
+  void store_row(float *maps, int r, const Vec (&values)[2]) const {
+    Vec halves[2];
+    in_turn(values[0], values[1], halves);
+    for (int i = 0; i < pieces_; ++i) {
+      const Piece &piece = piece_[i];
+      if (!piece.sees[r + 1]) continue;
+      for (int half = 0; half < 2; ++half) {
+        store_where(maps + piece.outputs[r] + half * kLanes, piece.written >> (half * kLanes), halves[half]);
+      }
+    }
+  }
+
+  int pieces_;
+  Piece piece_[kLanes];
+  int64_t inputs_[4][4][kLanes], outputs_[2][2][kLanes];  // with a dilation: places in a channel's maps; -1: none
 };
 
 // G g G' of all kernels: for each kBlockRows outputs and each place a matrix, packed as by PackedMatrix.
@@ -185,25 +214,26 @@ struct TransformedWeight {
       : rows(rows), depth(depth), workspace(Slot::kPackedWeight, blocks() * kPlaces * place_size()) {
     parallel_for(blocks(), rows * depth * kPlaces, [&](int64_t block) {
       float *to = workspace.data() + block * kPlaces * place_size();
-      for (int64_t k = 0; k < depth; ++k, to += kBlockRows) {
-        float g[kTaps][kBlockRows] = {}, s[12][kBlockRows];  // G g is s
-        for (int64_t i = 0; i < std::min<int64_t>(kBlockRows, rows - block * kBlockRows); ++i) {
-          for (int tap = 0; tap < kTaps; ++tap) g[tap][i] = weight(block * kBlockRows + i, k, tap);
-        }
-        for (int c = 0; c < 3; ++c) {
-          for (int i = 0; i < kBlockRows; ++i) {
-            const float outer = g[c][i] + g[6 + c][i];
-            s[c][i] = g[c][i], s[9 + c][i] = g[6 + c][i];
-            s[3 + c][i] = 0.5f * (outer + g[3 + c][i]), s[6 + c][i] = 0.5f * (outer - g[3 + c][i]);
+      const int64_t first = block * kBlockRows, used = std::min<int64_t>(kBlockRows, rows - first);
+      constexpr int64_t kStep = kLanes / kBlockRows;  // so many channels are one vector
+      for (int64_t k = 0; k < depth; k += kStep, to += kStep * kBlockRows) {
+        const int64_t count = std::min(kStep, depth - k);
+        float g[kTaps][kLanes] = {};
+        for (int64_t j = 0; j < count; ++j) {
+          for (int64_t i = 0; i < used; ++i) {
+            for (int tap = 0; tap < kTaps; ++tap) g[tap][j * kBlockRows + i] = weight(first + i, k + j, tap);
           }
         }
+        Vec s[4][3];  // G g
+        for (int c = 0; c < 3; ++c) {
+          const Vec top = load(g[c]), middle = load(g[3 + c]), bottom = load(g[6 + c]), outer = top + bottom;
+          s[0][c] = top, s[1][c] = 0.5f * (outer + middle), s[2][c] = 0.5f * (outer - middle), s[3][c] = bottom;
+        }
         for (int r = 0; r < 4; ++r) {
-          float *place = to + 4 * r * place_size();
-          for (int i = 0; i < kBlockRows; ++i) {
-            const float outer = s[3 * r][i] + s[3 * r + 2][i], middle = s[3 * r + 1][i];
-            place[i] = s[3 * r][i], place[3 * place_size() + i] = s[3 * r + 2][i];
-            place[place_size() + i] = 0.5f * (outer + middle);
-            place[2 * place_size() + i] = 0.5f * (outer - middle);
+          const Vec outer = s[r][0] + s[r][2];
+          const Vec values[4] = {s[r][0], 0.5f * (outer + s[r][1]), 0.5f * (outer - s[r][1]), s[r][2]};
+          for (int c = 0; c < 4; ++c) {
+            store_some(to + (4 * r + c) * place_size(), values[c], static_cast<int>(count * kBlockRows));
           }
         }
       }
@@ -221,7 +251,7 @@ struct TransformedWeight {
 template <typename Epilogue>
 static void convolve(const TransformedWeight &weight, const TileGrid &grid, const FeatureMaps &x, const FeatureMaps &y,
                      Epilogue epilogue) {
-  const int64_t columns = grid.lines() * TileVector::padded_length(grid);
+  const int64_t columns = grid.lines() * grid.line_length();
   const int64_t tile_blocks = (columns + kBlockTiles - 1) / kBlockTiles, blocks = weight.blocks();
   // The rows in parts, where tiles alone do not keep the threads busy.
   const int64_t parts = std::min(blocks, std::max<int64_t>(1, mindska_threads() / tile_blocks));
@@ -342,15 +372,23 @@ class PixelVectors {
   const Workspace workspace_;
 };
 
+// A block of rows that lie in vectors: that of row i and column k is at k * kLanes + i.
+struct VectorBlock {
+  const float *data;
+
+  float operator()(int i, int64_t k) const { return data[k * kLanes + i]; }
+  VectorBlock from(int64_t k) const { return {data + k * kLanes}; }
+};
+
 // A part of the gradient of the weight: outputs [first, last), input channels [from, to).
 static void weight_gradient(const TileGrid &grid, const FeatureMaps &x, const FeatureMaps &dy, int64_t first,
                             int64_t last, int64_t from, int64_t to, float *dweight) {
   const int64_t row_blocks = (last - first + kBlockRows - 1) / kBlockRows;
   const int vectors = static_cast<int>((to - from + kLanes - 1) / kLanes);
-  const int64_t row_vectors = (last - first + kLanes - 1) / kLanes;
+  const int64_t row_vectors = (last - first + kVectorRows - 1) / kVectorRows;
   const int64_t sums_size = kPlaces * row_blocks * kBlockRows * vectors * kLanes;
   const Workspace inputs(Slot::kPackedColumns, kPlaces * (vectors * kLanes * kChunkTiles + kGap));
-  const Workspace gradients(Slot::kHiddenGradient, kPlaces * (row_blocks * kBlockRows * kChunkTiles + kGap));
+  const Workspace gradients(Slot::kHiddenGradient, kPlaces * (row_vectors * kLanes * kChunkTiles + kGap));
   const Workspace accumulator(Slot::kAccumulator, sums_size);
   float *sums = accumulator.data();
   std::fill(sums, sums + sums_size, 0.0f);
@@ -360,8 +398,8 @@ static void weight_gradient(const TileGrid &grid, const FeatureMaps &x, const Fe
     const auto panel = [&](int place, int v) {
       return inputs.data() + (place * vectors + v) * kLanes * count + place * kGap;
     };
-    const auto rows = [&](int place, int64_t block) {
-      return gradients.data() + (place * row_blocks + block) * kBlockRows * count + place * kGap;
+    const auto rows = [&](int place, int64_t v) {
+      return gradients.data() + (place * row_vectors + v) * kLanes * count + place * kGap;
     };
     {
       PixelVectors pixels(grid, 4, 1, start, start + count);
@@ -382,22 +420,13 @@ static void weight_gradient(const TileGrid &grid, const FeatureMaps &x, const Fe
     {
       PixelVectors pixels(grid, 2, 0, start, start + count);
       for (int64_t v = 0; v < row_vectors; ++v) {
-        const int64_t channel = v * kLanes, used = std::min<int64_t>(kLanes, row_blocks * kBlockRows - channel);
-        pixels.load_channels(dy, first + channel, static_cast<int>(std::min<int64_t>(kLanes, last - first - channel)));
+        const int64_t channel = first + v * kVectorRows;
+        pixels.load_channels(dy, channel, static_cast<int>(std::min(kVectorRows, last - channel)));
         for (int64_t t = 0; t < count; ++t) {
           Vec d[2][2], m[4][4];
           pixels.tile(start + t, d);
           transform_gradient(d, m);
-          for (int place = 0; place < kPlaces; ++place) {
-            float values[kLanes];
-            store(values, m[place / 4][place % 4]);
-            for (int64_t i = 0; i < used;) {  // pieces of blocks of rows
-              const int64_t row = channel + i, piece = std::min(used - i, kBlockRows - row % kBlockRows);
-              float *to = rows(place, row / kBlockRows) + t * kBlockRows + row % kBlockRows;
-              std::memcpy(to, values + i, piece * sizeof(float));
-              i += piece;
-            }
-          }
+          for (int place = 0; place < kPlaces; ++place) store(rows(place, v) + t * kLanes, m[place / 4][place % 4]);
         }
       }
     }
@@ -405,7 +434,9 @@ static void weight_gradient(const TileGrid &grid, const FeatureMaps &x, const Fe
       for (int v = 0; v < vectors; v += kBlockVectors) {
         for (int64_t block = 0; block < row_blocks; ++block) {
           float *part = sums + ((place * row_blocks + block) * kBlockRows * vectors + v) * kLanes;
-          multiply_panel(count, PackedBlock{rows(place, block)}, panel(place, v), std::min(kBlockVectors, vectors - v),
+          const int64_t row = block * kBlockRows;
+          const VectorBlock left{rows(place, row / kVectorRows) + row % kVectorRows};
+          multiply_panel(count, left, panel(place, v), std::min(kBlockVectors, vectors - v),
                          [&](int i, int j, Vec value) {
                            float *sum = part + (i * vectors + j) * kLanes;
                            store(sum, load(sum) + value);
@@ -479,12 +510,16 @@ MINDSKA_OPERATOR(mindska_winograd_weight_grad,
   const FeatureMaps x(params[0], shapes[0]), dy(params[2], shapes[2]);
   const TileGrid grid(shapes[0], *static_cast<int32_t *>(params[1]));
   float *dweight = static_cast<float *>(params[3]), *dbias = static_cast<float *>(params[4]);
-  const int64_t row_parts = (dy.channels + kGradRows - 1) / kGradRows;
-  const int64_t column_parts = (x.channels + kGradColumns - 1) / kGradColumns;
-  parallel_for(row_parts * column_parts, kAlwaysParallel, [&](int64_t task) {
-    const int64_t first = task / column_parts * kGradRows, from = task % column_parts * kGradColumns;
-    weight_gradient(grid, x, dy, first, std::min(first + kGradRows, dy.channels), from,
-                    std::min(from + kGradColumns, x.channels), dweight);
+  int64_t rows = kGradRows, columns = kGradColumns;
+  const auto row_parts = [&] { return (dy.channels + rows - 1) / rows; };
+  const auto column_parts = [&] { return (x.channels + columns - 1) / columns; };
+  while (row_parts() * column_parts() < mindska_threads() && rows > kVectorRows) {  // smaller parts, to keep all busy
+    columns > kPanelColumns ? columns = kPanelColumns : rows = kVectorRows;
+  }
+  parallel_for(row_parts() * column_parts(), kAlwaysParallel, [&](int64_t task) {
+    const int64_t first = task / column_parts() * rows, from = task % column_parts() * columns;
+    weight_gradient(grid, x, dy, first, std::min(first + rows, dy.channels), from, std::min(from + columns, x.channels),
+                    dweight);
   });
   parallel_for(dy.channels, dy.channels * dy.columns(), [&](int64_t channel) {
     float total = 0;

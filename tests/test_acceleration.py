@@ -245,7 +245,8 @@ def test_every_form_has_a_case():
     assert len(elsewhere) == 4 + 3 and met == set(FORMS) - elsewhere
 
 
-@pytest.mark.parametrize("level", [pytest.param("O2", marks=pytest.mark.slow), "O3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["O2", "O3"])
 def test_half_precision_goes_by_the_plain_equations(level):
     """To the bit, but for norms, which O2 leaves in float32: a rounding of their results to float16.
 

@@ -90,7 +90,9 @@ def distance(step, expected):
     return max(abs(o - e).max() / abs(e).max() for o, e in zip(ours, [*weights, *averages, statistic]))
 
 
-@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(ms.GRAPH_MODE, marks=pytest.mark.slow), ms.PYNATIVE_MODE], ids=["graph", "pynative"]
+)
 @pytest.mark.parametrize("opt, grouped", [("adamw", True), ("adamw", False), ("momentum", True)])
 def test_updates_are_those_of_float64(opt, grouped, mode):
     """As near as the plain path's, with a rate for each layer and one for all; a bad batch in between moves nothing."""

@@ -96,6 +96,7 @@ def test_other_strides_and_stems():
             compare(net, x, exact=False)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("sequence")
 def test_changed_weights_are_seen():
     net, x = fold(settled("van_tiny_lska_k7")), images(1, 3, 64, 64)
@@ -109,6 +110,7 @@ def test_changed_weights_are_seen():
             np.testing.assert_allclose(after, cell_by_cell(net, x)[0], atol=ROUNDING * np.abs(after).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_one_network_takes_many_shapes_and_another_classifier():
     net = fold(settled("van_tiny_lska_k7"))
     for shape in ((1, 3, 64, 64), (2, 3, 64, 64), (1, 3, 40, 72), (1, 3, 64, 64), (2, 3, 9, 7)):
@@ -129,6 +131,7 @@ def test_networks_of_the_same_shapes_have_their_own():
         np.testing.assert_allclose(net(x).asnumpy(), cell_by_cell(net, x)[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_where_it_is_not_used():
     net, x = folded("van_tiny_lska_k7"), images(1, 3, 64, 64)
     assert isinstance(net, sequence.SequencedBackbone)
@@ -163,6 +166,7 @@ def test_half_precision_weights_have_no_sequence():
     assert np.isfinite(net(x).asnumpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("sequence")
 def test_it_says_that_it_has_no_gradient():
     net, x = folded("van_tiny_lska_k7"), images(1, 3, 64, 64)

@@ -201,7 +201,8 @@ def test_neighbour_search_stays_in_float32_under_mixed_precision(level, mode):
     np.testing.assert_array_equal(found.asnumpy(), NearestNodes(4, 1)(*exact).asnumpy())
 
 
-@pytest.mark.parametrize("level", ["O2", *SLOW_LEVELS])
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["O2", "O3", "auto"])
 def test_whole_network_under_mixed_precision(level):
     net = nano()
     exact = net(images(2, 3, 64, 64)).asnumpy()

@@ -98,10 +98,16 @@ def test_the_originals_keys_and_shapes(original):
 @pytest.mark.parametrize(
     "model, size",
     [
-        *((name, (64, 64)) for name in ("van_tiny", "van_tiny_lska_k53")),
-        *(pytest.param(name, (64, 64), marks=pytest.mark.slow) for name in ("sk_resnet34", "sk_resnet50")),
-        *((name, (97, 74)) for name in ("van_tiny", "van_tiny_lska_k53", "sk_resnet34", "sk_resnet50")),
-        *(pytest.param(name, (97, 74), marks=pytest.mark.slow) for name in ("sknet101", "sknet29_16x32d")),
+        ("van_tiny", (64, 64)),
+        *(
+            pytest.param(name, (64, 64), marks=pytest.mark.slow)
+            for name in ("van_tiny_lska_k53", "sk_resnet34", "sk_resnet50")
+        ),
+        *((name, (97, 74)) for name in ("van_tiny_lska_k53", "sk_resnet34")),
+        *(
+            pytest.param(name, (97, 74), marks=pytest.mark.slow)
+            for name in ("van_tiny", "sk_resnet50", "sknet101", "sknet29_16x32d")
+        ),
     ],
     ids=str,
 )

@@ -94,6 +94,7 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
     package = types.ModuleType("mindska")
     package.__path__ = [str(Path(__file__).parent.parent)]
     sys.modules.setdefault("mindska", package)
+    import numpy as np
     import torch
 
     from mindska import reference
@@ -111,8 +112,13 @@ def pytorch_step(variant: Variant, images: Any) -> Callable[[], Any]:
         return forward
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
-    compared = [torch.from_numpy(array) for array in targets(variant)]
-    compared = [array.long() if array.dtype == torch.int32 else array for array in compared]
+    compared = targets(variant)
+    if variant.task != "detection":  # detectors match objects in NumPy
+        compared = [torch.from_numpy(array).long() for array in compared]
+    elif variant.model.startswith("mask_rcnn_"):
+        from mindska.reference.detection import KEY_NOISE
+
+        compared.append(np.random.default_rng(0).random((variant.batch, 2 * KEY_NOISE), dtype=np.float32))
 
     def loss() -> Any:
         if variant.task == "classification":

@@ -11,7 +11,7 @@ import pytest
 from commands import script
 
 from mindska.benchmark import measure, tables
-from mindska.benchmark.worker import Variant, targets
+from mindska.benchmark.worker import Variant, pytorch_step, targets
 from mindska.names import task_of
 from mindska.recipes import find
 
@@ -75,6 +75,14 @@ def test_targets_are_what_training_takes(model):
         boxes, masks = arrays[0].astype(int), np.unpackbits(arrays[3], axis=3).astype(bool)
         area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
         assert masks.shape == (2, 10, 64, 96) and np.array_equal(masks.sum((2, 3)), area)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["semantic_fpn", "upernet", "deeplabv3", "retinanet", "mask_rcnn", "ssdlite"])
+def test_pytorch_trains_every_method(method):
+    model = f"{method}_skanet_nano"
+    variant = Variant("pytorch", model, "train", 128, 2, width=96, task=task_of(model))
+    pytorch_step(variant, np.random.default_rng(0).random((2, 3, 128, 96), np.float32))()
 
 
 @pytest.mark.parametrize(

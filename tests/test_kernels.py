@@ -380,8 +380,8 @@ WINOGRAD = [  # batch, channels in and out, height, width, dilation
     (1, 3, 20, 1, 40, 1),
     (2, 20, 6, 40, 1, 1),
     (1, 17, 9, 32, 32, 1),  # tiles fill their vectors
-    (1, 7, 33, 65, 57, 1),  # nearly
-    (3, 16, 8, 7, 7, 1),
+    (1, 7, 33, 65, 57, 1),  # vectors hold the end of a line and the beginning of the next
+    (3, 16, 8, 7, 7, 1),  # ... several lines, and several images
     (1, 5, 49, 3, 150, 1),  # several parts of a line
     (1, 300, 70, 6, 5, 1),  # several blocks of channels
     (2, 9, 10, 9, 20, 2),

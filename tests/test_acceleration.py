@@ -119,7 +119,7 @@ FOLDED = (
 )  # fmt: skip
 STATES = [("cells", TRAINING), ("cells", INFERENCE), ("cells", NORMS_ALONE), ("folded", INFERENCE)]
 STATES += [("dense", state) for state in (TRAINING, INFERENCE, NORMS_ALONE)]
-QUICK = [("pynative", "cells", TRAINING)]
+QUICK = [("pynative", "folded", INFERENCE), *(("pynative", "dense", state) for state in (TRAINING, INFERENCE))]
 
 
 class SideBySide(nn.Cell):

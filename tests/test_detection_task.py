@@ -139,6 +139,7 @@ def test_an_exported_model_is_refused(scenes):
         open_detector(settings(scenes, "out", ckpt_path="detector.onnx"))
 
 
+@pytest.mark.slow
 def test_a_detector_starts_from_a_segmenters_backbone(scenes, tmp_path):
     """And not from one that is built on another backbone."""
     for backbone in ("skanet_nano", "sk_resnet18"):

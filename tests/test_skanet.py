@@ -184,11 +184,9 @@ class Searches(nn.Cell):
         return queries, keys, self.graph.search(queries, keys), self.graph(x)
 
 
-SLOW_LEVELS = [pytest.param(level, marks=pytest.mark.slow) for level in ("O3", "auto")]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
-@pytest.mark.parametrize("level", ["O2", *SLOW_LEVELS])
+@pytest.mark.parametrize("level", ["O2", "O3", "auto"])
 def test_neighbour_search_stays_in_float32_under_mixed_precision(level, mode):
     """Features whose distances differ by less than half precision resolves are still told apart."""
     ms.set_context(mode=mode)

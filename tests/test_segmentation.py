@@ -16,6 +16,7 @@ from mindska.modes import pynative_mode
 from mindska.segmentation import factory
 from mindska.segmentation.upernet import AdaptivePool, pooling_matrix
 from mindska.weights import from_torch, open_weights, to_torch
+from mindska.weights.convert import head_options
 from mindska.weights.write import write_weights
 
 # Trainable parameters, as the published networks have them (of the others VAN's README gives 44, 57 and 75 M).
@@ -160,6 +161,18 @@ def test_heads_of_other_widths(method, tmp_path):
     for channels in (0, 1, 2.5, True):
         with pytest.raises(SettingError, match="head_channels is .*; expected a number of channels, at least 2"):
             small(method, head_channels=channels)
+
+
+def test_a_file_does_not_say_how_large_a_network_is_made():
+    for channels, found in (
+        (24, dict(head_channels=24)),
+        (4096, dict(head_channels=4096)),
+        (4097, {}),
+        (128, {}),
+        (1, {}),
+    ):
+        weights = {"decode_head.conv_seg.weight": np.zeros((1, channels, 1, 1), np.float32)}
+        assert head_options("semantic_fpn_skanet_nano", weights) == found
 
 
 def test_unknown_output_strides():

@@ -39,6 +39,9 @@ def is_ours(model_name: str) -> bool:
     return model_name in OUR_MODELS or split_name(model_name) is not None
 
 
+WIDEST_HEAD = 4096  # channels; a file that claims more makes no network of that size
+
+
 def check_ours(model_name: str) -> None:
     """ValueError where it is no model of ours."""
     if not is_ours(model_name):
@@ -95,7 +98,8 @@ def head_options(model_name: str, weights: Mapping[str, Any], key: str = "") -> 
         return {}
     found = _shape(weights.get(key or f"{classifier_prefixes(model_name)[0]}weight"))
     default = default_options(model_name)["head_channels"]
-    return dict(head_channels=found[1]) if len(found) == 4 and found[1] not in (0, 1, default) else {}
+    known = len(found) == 4 and found[1] != default and 2 <= found[1] <= WIDEST_HEAD
+    return dict(head_channels=found[1]) if known else {}
 
 
 def optional_prefix(model_name: str) -> str:

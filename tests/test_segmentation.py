@@ -175,6 +175,13 @@ def test_a_file_does_not_say_how_large_a_network_is_made():
         assert head_options("semantic_fpn_skanet_nano", weights) == found
 
 
+def test_a_records_width_is_not_believed(tmp_path):
+    net = small()
+    weights = {p.name: p.asnumpy() for p in net.get_parameters()}
+    write_weights(tmp_path / "a.ckpt", weights, dict(model=net.model_name, network=dict(head_channels=1_000_000)))
+    assert open_weights(tmp_path / "a.ckpt").network().head_channels == 128
+
+
 def test_unknown_output_strides():
     with pytest.raises(SettingError, match="output_stride is 12; expected one of 4, 8, 16, 32"):
         small("deeplabv3", output_stride=12)

@@ -92,8 +92,9 @@ class Weights:
         if self.dialect is None:
             return {}
         default = default_options(self.model)
-        head = head_options(self.model, self.parameters)
-        return {**default, **self.dialect.network, **self.source.record.get("network", {}), **head}
+        recorded = dict(self.source.record.get("network", {}))
+        recorded.pop("head_channels", None)  # the shapes tell it, whatever the record claims
+        return {**default, **self.dialect.network, **recorded, **head_options(self.model, self.parameters)}
 
     @property
     def non_default_options(self) -> dict[str, Any]:
